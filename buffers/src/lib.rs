@@ -1,0 +1,30 @@
+//! Experience on the host, and the bounded queues it moves through.
+//!
+//! The way of the data, in the order of the modules:
+//!
+//! - [`prompt`]: what the policy is asked ([`Prompt`], a list of typed [`Message`]s);
+//! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s with the provenance of every
+//!   token, the [`ScoredGroup`] that a scorer makes of it;
+//! - [`selection`]: the rejection sampler's rules, from a scored group to a training [`Tree`];
+//! - [`tree`]: a prompt with its responses as the learner sees them;
+//! - [`buffer`]: the bounded, ordered store of trees from which the learner draws minibatches;
+//! - [`queue`]: the bounded queues between the actors, with leases and exact accounting;
+//! - [`random`]: counter-based random numbers, keyed by what is drawn and not by when.
+//!
+//! Everything here is plain serialisable data: no tensors, no threads, no I/O.
+
+pub mod buffer;
+pub mod experience;
+pub mod prompt;
+pub mod queue;
+pub mod random;
+pub mod selection;
+pub mod tree;
+
+pub use buffer::{BufferError, ExperienceBuffer};
+pub use experience::{Completion, Finish, Group, Score, ScoredGroup};
+pub use prompt::{Message, Prompt, Role};
+
+pub use queue::{Leased, PushError, Queue, QueueStats};
+pub use selection::{Selection, SelectionConfig, SelectionRule, select};
+pub use tree::{Branch, Tree};

@@ -1,0 +1,180 @@
+//! The rejection sampler's rules: from a scored group to a training tree, or to a reason why not.
+
+use serde::{Deserialize, Serialize};
+
+use crate::experience::ScoredGroup;
+use crate::tree::{Branch, Tree};
+
+/// What the algorithm that follows wants to learn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelectionRule {
+    /// The best completion (for SFT).
+    BestOfN,
+    /// The best against the worst (for DPO).
+    BestAgainstWorst,
+}
+
+/// The rule's bounds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SelectionConfig {
+    /// The least reward that a best (chosen) completion must have. Default 0: any.
+    pub min_reward: f32,
+    /// The least difference of rewards between chosen and rejected. Default 0: any above zero.
+    pub min_margin: f32,
+}
+
+impl Default for SelectionConfig {
+    fn default() -> Self {
+        SelectionConfig { min_reward: 0.0, min_margin: 0.0 }
+    }
+}
+
+/// What became of a group.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Selection {
+    /// Train on this.
+    Accepted(Tree),
+    /// Not used, for this reason (a metric's name: snake case).
+    Dropped(&'static str),
+}
+
+/// Applies `rule` to a scored group. `is_format` tells formatting tokens from text.
+///
+/// Ties go to the lowest sample number, so that the result does not depend on timing. A reward that
+/// is not finite drops its completion from the choice; a group where no usable completion is left
+/// is dropped.
+pub fn select(
+    scored: &ScoredGroup,
+    rule: SelectionRule,
+    config: &SelectionConfig,
+    is_format: impl Fn(u32) -> bool,
+) -> Selection {
+    let usable = || {
+        scored.scores.iter().enumerate().filter(|(index, score)| {
+            score.reward.is_finite() && !scored.group.completions[*index].tokens.is_empty()
+        })
+    };
+    let better = |best: Option<(usize, f32)>, (index, reward): (usize, f32)| match best {
+        Some((_, highest)) if reward <= highest => best,
+        _ => Some((index, reward)),
+    };
+    let worse = |worst: Option<(usize, f32)>, (index, reward): (usize, f32)| match worst {
+        Some((_, lowest)) if reward >= lowest => worst,
+        _ => Some((index, reward)),
+    };
+    let rewards = || usable().map(|(index, score)| (index, score.reward));
+    let Some((best, highest)) = rewards().fold(None, better) else {
+        return Selection::Dropped("no_usable_completion");
+    };
+    if highest < config.min_reward {
+        return Selection::Dropped("best_below_min_reward");
+    }
+    let chosen = match rule {
+        SelectionRule::BestOfN => vec![best],
+        SelectionRule::BestAgainstWorst => {
+            let Some((worst, lowest)) = rewards().fold(None, worse) else {
+                return Selection::Dropped("no_usable_completion");
+            };
+            if highest <= lowest {
+                return Selection::Dropped("all_rewards_equal");
+            }
+            if highest - lowest < config.min_margin {
+                return Selection::Dropped("margin_below_min_margin");
+            }
+            vec![best, worst]
+        }
+    };
+    let branch = |index: usize| {
+        let completion = &scored.group.completions[index];
+        Branch {
+            sample: completion.sample,
+            tokens: completion.tokens.clone(),
+            is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
+            behaviour_logps: completion.logps.clone(),
+            reference_logps: Vec::new(),
+            reward: scored.scores[index].reward,
+        }
+    };
+    Selection::Accepted(Tree {
+        prompt_id: scored.group.prompt.id,
+        prompt: scored.group.prompt_tokens.clone(),
+        branches: chosen.into_iter().map(branch).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::experience::{Completion, Finish, Group, Score};
+    use crate::prompt::{Message, Prompt};
+
+    fn scored(rewards: &[f32]) -> ScoredGroup {
+        let completion = |sample: u32| Completion {
+            sample,
+            tokens: vec![10 + sample, 2],
+            logps: vec![-0.5, -0.25],
+            sampled_logps: vec![-0.5, -0.25],
+            weight_versions: vec![0, 0],
+            text: String::new(),
+            finish: Finish::EndOfTurn,
+        };
+        let prompt = Prompt { id: 4, messages: vec![Message::user("hi")], checks: serde_json::Value::Null };
+        ScoredGroup {
+            group: Group {
+                prompt: Arc::new(prompt),
+                prompt_tokens: vec![1, 5],
+                completions: (0..rewards.len() as u32).map(completion).collect(),
+            },
+            scores: rewards.iter().map(|&reward| Score { reward, components: BTreeMap::new() }).collect(),
+        }
+    }
+
+    fn samples(selection: &Selection) -> Vec<u32> {
+        match selection {
+            Selection::Accepted(tree) => tree.branches.iter().map(|branch| branch.sample).collect(),
+            Selection::Dropped(reason) => panic!("dropped: {reason}"),
+        }
+    }
+
+    fn apply(rewards: &[f32], rule: SelectionRule, config: &SelectionConfig) -> Selection {
+        select(&scored(rewards), rule, config, |token| token == 2)
+    }
+
+    #[test]
+    fn best_of_n_takes_the_first_of_the_best_and_ignores_what_is_not_finite() {
+        let config = SelectionConfig::default();
+        let rewards = [0.0, f32::NAN, 1.0, 1.0, f32::INFINITY];
+        assert_eq!(samples(&apply(&rewards, SelectionRule::BestOfN, &config)), [2]);
+    }
+
+    #[test]
+    fn best_against_worst_takes_the_first_of_each() {
+        let config = SelectionConfig::default();
+        let selection = apply(&[0.5, 1.0, 0.0, 0.0, 1.0], SelectionRule::BestAgainstWorst, &config);
+        assert_eq!(samples(&selection), [1, 2]);
+        let Selection::Accepted(tree) = selection else { unreachable!() };
+        assert_eq!((tree.prompt_id, &tree.prompt[..]), (4, &[1, 5][..]));
+        assert_eq!(tree.branches[0].is_format, [false, true]);
+        assert_eq!(tree.branches[0].behaviour_logps, [-0.5, -0.25]);
+    }
+
+    #[test]
+    fn a_group_without_use_is_dropped_with_its_reason() {
+        let config = SelectionConfig { min_reward: 0.5, min_margin: 0.4 };
+        let pair = SelectionRule::BestAgainstWorst;
+        for (rewards, rule, reason) in [
+            (&[][..], pair, "no_usable_completion"),
+            (&[f32::NAN], pair, "no_usable_completion"),
+            (&[0.4, 0.1], SelectionRule::BestOfN, "best_below_min_reward"),
+            (&[0.6, 0.6], pair, "all_rewards_equal"),
+            (&[0.6, 0.3], pair, "margin_below_min_margin"),
+        ] {
+            assert_eq!(apply(rewards, rule, &config), Selection::Dropped(reason));
+        }
+    }
+}
