@@ -47,6 +47,21 @@ impl ExperienceBuffer {
         Ok(())
     }
 
+    /// A copy of the first tree, by prompt, that has a branch without reference log-probabilities.
+    pub fn without_reference(&self) -> Option<Tree> {
+        let lacks = |tree: &&Tree| {
+            tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.tokens.len())
+        };
+        self.trees.values().find(lacks).cloned()
+    }
+
+    /// Replaces the stored tree of the same prompt; does nothing if there is none.
+    pub fn replace(&mut self, tree: Tree) {
+        if let Some(stored) = self.trees.get_mut(&tree.prompt_id) {
+            *stored = tree;
+        }
+    }
+
     /// Trees stored.
     pub fn len(&self) -> usize {
         self.trees.len()

@@ -1,0 +1,98 @@
+//! What a run tells its spectator.
+
+use std::collections::BTreeMap;
+
+pub use arriero_store::EventLevel;
+
+use crate::summary::HeldOut;
+
+/// What the system is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PhaseKind {
+    /// Measuring the model that every arm starts from.
+    Baseline,
+    /// Sampling, scoring and selecting.
+    Sampling,
+    /// Scoring reference log-probabilities.
+    Reference,
+    /// Training.
+    Training,
+    /// Measuring the trained model.
+    Evaluation,
+    /// Writing weights.
+    Checkpoint,
+}
+
+impl PhaseKind {
+    /// One word for a progress bar.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PhaseKind::Baseline => "baseline",
+            PhaseKind::Sampling => "sampling",
+            PhaseKind::Reference => "reference",
+            PhaseKind::Training => "training",
+            PhaseKind::Evaluation => "evaluation",
+            PhaseKind::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// Something to show. Figures that matter are in the store as well.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RunEvent {
+    /// The run begins: its folder, and what computes.
+    Started {
+        /// `runs/NAME`.
+        directory: String,
+        /// Model, device, precision.
+        description: String,
+    },
+    /// A phase begins.
+    Phase {
+        /// Which.
+        kind: PhaseKind,
+        /// The arm; empty for the baseline.
+        arm: String,
+        /// The round, from 1, where the arm has several.
+        round: Option<usize>,
+        /// The algorithm of the stage.
+        stage: &'static str,
+        /// Units of work.
+        total: u64,
+    },
+    /// The phase's state.
+    Progress {
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+        /// Mean reward so far.
+        reward: Option<f64>,
+        /// Tokens a second.
+        rate: Option<f64>,
+    },
+    /// An optimiser step.
+    Step {
+        /// Steps of this phase.
+        done: u64,
+        /// Its metrics.
+        metrics: BTreeMap<String, f64>,
+    },
+    /// Held-out figures.
+    Evaluated {
+        /// The figures.
+        figures: HeldOut,
+    },
+    /// An arm is complete.
+    ArmDone {
+        /// Which.
+        arm: String,
+    },
+    /// Something worth knowing.
+    Note {
+        /// How bad.
+        level: EventLevel,
+        /// What.
+        message: String,
+    },
+}

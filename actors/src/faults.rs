@@ -1,0 +1,95 @@
+//! Faults on purpose: an actor that panics at a given unit of its work, to see what the others do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The actors of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Samples completions.
+    Generator,
+    /// Scores groups.
+    RewardWorker,
+    /// Selects training examples.
+    RejectionSampler,
+    /// Scores reference log-probabilities.
+    Reference,
+    /// Trains.
+    Learner,
+    /// Measures on held-out prompts.
+    Evaluator,
+    /// Writes the run.
+    Recorder,
+}
+
+impl Role {
+    /// All of them, in the order of the data.
+    pub const ALL: [Role; 7] = [
+        Role::Generator,
+        Role::RewardWorker,
+        Role::RejectionSampler,
+        Role::Reference,
+        Role::Learner,
+        Role::Evaluator,
+        Role::Recorder,
+    ];
+
+    /// The name in events and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Generator => "generator",
+            Role::RewardWorker => "reward worker",
+            Role::RejectionSampler => "rejection sampler",
+            Role::Reference => "reference",
+            Role::Learner => "learner",
+            Role::Evaluator => "evaluator",
+            Role::Recorder => "recorder",
+        }
+    }
+}
+
+/// An actor panics when it begins its unit of work number `at` (from 1), and at each of the
+/// `repeats` following ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// Who.
+    pub role: Role,
+    /// When first.
+    pub at: u64,
+    /// How often again.
+    pub repeats: u64,
+}
+
+/// The faults of a run, with the count of each actor's work, which survives its restarts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    planned: Arc<Vec<Fault>>,
+    begun: Arc<Mutex<BTreeMap<Role, u64>>>,
+}
+
+impl Faults {
+    pub fn new(planned: Vec<Fault>) -> Self {
+        Faults { planned: Arc::new(planned), begun: Arc::default() }
+    }
+
+    /// Called by an actor before each unit of its work.
+    ///
+    /// # Panics
+    /// If a fault is planned here.
+    pub fn begin(&self, role: Role) {
+        if self.planned.is_empty() {
+            return;
+        }
+        let count = {
+            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = begun.entry(role).or_default();
+            *count += 1;
+            *count
+        };
+        for fault in self.planned.iter() {
+            if fault.role == role && (fault.at..=fault.at + fault.repeats).contains(&count) {
+                panic!("planned fault of the {} at unit {count}", role.as_str());
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The generator: samples the completions of a phase's prompts.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arriero_buffers::Prompt;
+use arriero_policy::generate::{GenerationConfig, Generator as Engine};
+use arriero_policy::snapshot::WeightSource;
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef};
+
+use crate::conductor::ConductorMessage;
+use crate::faults::Role;
+use crate::wiring::Wiring;
+
+/// Decode steps in one handler call: long enough to cost nothing, short enough to stop promptly.
+pub(crate) const DECODE_STEPS: usize = 8;
+
+/// The prompts of a phase, and which of their groups have been delivered: a generator that is
+/// restarted goes on with the others.
+#[derive(Debug, Clone)]
+pub(crate) struct GenerationJob {
+    pub version: u32,
+    pub prompts: Arc<Vec<Arc<Prompt>>>,
+    pub delivered: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl GenerationJob {
+    pub fn new(version: u32, prompts: Vec<Arc<Prompt>>) -> Self {
+        GenerationJob { version, prompts: Arc::new(prompts), delivered: Arc::default() }
+    }
+
+    fn is_delivered(&self, prompt_id: u64) -> bool {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).contains(&prompt_id)
+    }
+
+    fn deliver(&self, prompt_id: u64) {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).insert(prompt_id);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum GeneratorMessage {
+    /// Begin a phase.
+    Generate(GenerationJob),
+    /// Go on with it.
+    Step,
+}
+
+
+#[derive(Default)]
+pub(crate) struct Generator;
+
+pub(crate) struct GeneratorState {
+    wiring: Wiring,
+    work: Option<Work>,
+}
+
+struct Work {
+    engine: Engine,
+    job: GenerationJob,
+    began: Instant,
+}
+
+impl ThreadLocalActor for Generator {
+    type Msg = GeneratorMessage;
+    type State = GeneratorState;
+    type Arguments = Wiring;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        wiring: Wiring,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(GeneratorState { wiring, work: None })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        if state.wiring.shutdown.has_begun() {
+            state.work = None;
+            return Ok(());
+        }
+        state.wiring.faults.begin(Role::Generator);
+        if let GeneratorMessage::Generate(job) = message {
+            state.work = Some(begin(&state.wiring, job)?);
+        }
+        let Some(work) = &mut state.work else { return Ok(()) };
+        for _ in 0..DECODE_STEPS {
+            for group in work.engine.step()? {
+                let prompt_id = group.prompt.id;
+                state.wiring.push(&state.wiring.completed, Arc::new(group))?;
+                work.job.deliver(prompt_id);
+            }
+        }
+        let tokens = work.engine.sampled_tokens();
+        let seconds = work.began.elapsed().as_secs_f64();
+        if work.engine.is_idle() {
+            state.work = None;
+            state.wiring.tell(ConductorMessage::Generated { tokens, seconds });
+        } else {
+            state.wiring.tell(ConductorMessage::Sampling { tokens, seconds });
+            myself.cast(GeneratorMessage::Step)?;
+        }
+        Ok(())
+    }
+}
+
+fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr> {
+    let generator = &wiring.plan.generator;
+    let config = GenerationConfig {
+        sampling: generator.sampling.clone(),
+        samples: generator.samples,
+        batch: generator.batch,
+        seed: wiring.plan.seed,
+    };
+    let model = wiring.weights.pull(job.version)?.model()?;
+    let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
+        engine.submit(Arc::clone(prompt))?;
+    }
+    Ok(Work { engine, job, began: Instant::now() })
+}

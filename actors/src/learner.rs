@@ -1,0 +1,222 @@
+//! The learner: trains on the buffer, one optimiser step a message, and publishes the weights.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use arriero_buffers::Tree;
+use arriero_policy::checkpoint::{self, Weights};
+use arriero_policy::device::Compute;
+use arriero_policy::snapshot::Snapshot;
+use arriero_policy::trainer::Trainer;
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef};
+use std::sync::Arc;
+
+use crate::conductor::ConductorMessage;
+use crate::experiment::Stage;
+use crate::faults::Role;
+use crate::recorder::Record;
+use crate::wiring::Wiring;
+
+/// One stage's training.
+#[derive(Debug, Clone)]
+pub(crate) struct TrainingJob {
+    pub arm: String,
+    pub stage_name: String,
+    pub stage: Stage,
+    pub round: u64,
+}
+
+/// What there is to save beside the model.
+#[derive(Debug, Clone)]
+pub(crate) struct CheckpointJob {
+    pub directory: PathBuf,
+    pub optimizer: bool,
+    /// Written as `state.json`: the position of every stream.
+    pub state: serde_json::Value,
+}
+
+#[derive(Debug)]
+pub(crate) enum LearnerMessage {
+    /// Go back to the initial weights: an arm begins.
+    Begin,
+    /// Train on what the buffer holds.
+    Train(Box<TrainingJob>),
+    /// Take the next step.
+    Step,
+    /// Write the weights.
+    Checkpoint(CheckpointJob),
+}
+
+/// The learner's own facts: weights never travel in messages.
+#[derive(Clone)]
+pub(crate) struct LearnerArguments {
+    pub wiring: Wiring,
+    pub compute: Compute,
+    /// The weights that every arm starts from, in f32.
+    pub masters: Arc<Snapshot>,
+}
+
+#[derive(Default)]
+pub(crate) struct Learner;
+
+pub(crate) struct LearnerState {
+    wiring: Wiring,
+    compute: Compute,
+    masters: Arc<Snapshot>,
+    /// Handles of the f32 weights as they are now.
+    weights: Weights,
+    trainer: Option<Trainer>,
+    work: Option<Work>,
+    /// Optimiser steps since the arm began: the version of the weights.
+    version: u32,
+}
+
+struct Work {
+    job: TrainingJob,
+    batches: VecDeque<Vec<Tree>>,
+    tokens: u64,
+    began: Instant,
+}
+
+impl ThreadLocalActor for Learner {
+    type Msg = LearnerMessage;
+    type State = LearnerState;
+    type Arguments = LearnerArguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        arguments: LearnerArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let LearnerArguments { wiring, compute, masters } = arguments;
+        let weights = masters.weights();
+        Ok(LearnerState { wiring, compute, masters, weights, trainer: None, work: None, version: 0 })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            LearnerMessage::Begin => state.begin(),
+            LearnerMessage::Train(job) => {
+                state.train(*job)?;
+                myself.cast(LearnerMessage::Step)?;
+            }
+            LearnerMessage::Step if state.wiring.shutdown.has_begun() => {}
+            LearnerMessage::Step => {
+                if state.step()? {
+                    myself.cast(LearnerMessage::Step)?;
+                }
+            }
+            LearnerMessage::Checkpoint(job) => {
+                let reply = match state.checkpoint(&job) {
+                    Ok(()) => ConductorMessage::Checkpointed { directory: job.directory, version: state.version },
+                    Err(cause) => ConductorMessage::Failed { role: Role::Learner, cause },
+                };
+                state.wiring.tell(reply);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LearnerState {
+    fn begin(&mut self) {
+        self.trainer = None;
+        self.work = None;
+        self.version = 0;
+        self.weights = self.masters.weights();
+        self.wiring.weights.publish(Arc::clone(&self.wiring.initial));
+        self.wiring.tell(ConductorMessage::Begun);
+    }
+
+    fn train(&mut self, job: TrainingJob) -> Result<(), ActorProcessingErr> {
+        let training = &job.stage.training;
+        let batches: VecDeque<Vec<Tree>> = {
+            let mut buffer = self.wiring.buffer();
+            let batches = (0..training.epochs as u64)
+                .flat_map(|epoch| {
+                    buffer.minibatches(self.wiring.plan.seed, job.round, epoch, training.batch_size)
+                })
+                .map(|batch| batch.into_iter().cloned().collect())
+                .collect();
+            buffer.clear();
+            batches
+        };
+        // The old optimiser goes before the new one comes: both at once would set the peak memory.
+        self.trainer = None;
+        self.trainer = Some(Trainer::new(
+            &self.wiring.model,
+            &self.weights,
+            self.compute,
+            job.stage.algorithm.objective(),
+            training.clone(),
+            batches.len(),
+        )?);
+        self.work = Some(Work { job, batches, tokens: 0, began: Instant::now() });
+        Ok(())
+    }
+
+    /// One optimiser step; false when there is no more to do.
+    fn step(&mut self) -> Result<bool, ActorProcessingErr> {
+        let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
+        if let Some(batch) = work.batches.pop_front() {
+            self.wiring.faults.begin(Role::Learner);
+            let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
+                Ok(report) => report,
+                Err(error) => {
+                    self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause: error.to_string() });
+                    return Ok(false);
+                }
+            };
+            self.version += 1;
+            work.tokens += report.tokens;
+            let record = Record::Metrics {
+                arm: work.job.arm.clone(),
+                stage: work.job.stage_name.clone(),
+                step: self.version.into(),
+                metrics: report.metrics.clone(),
+            };
+            self.wiring.push(&self.wiring.records, record)?;
+            self.wiring.tell(ConductorMessage::Stepped { metrics: report.metrics });
+        }
+        if !work.batches.is_empty() {
+            return Ok(true);
+        }
+        self.weights = trainer.weights();
+        self.wiring.weights.publish(trainer.snapshot(self.version));
+        self.wiring.tell(ConductorMessage::Trained {
+            version: self.version,
+            tokens: work.tokens,
+            seconds: work.began.elapsed().as_secs_f64(),
+        });
+        self.work = None;
+        Ok(false)
+    }
+
+    /// Writes everything beside the final place, then puts it there by one rename.
+    fn checkpoint(&self, job: &CheckpointJob) -> Result<(), String> {
+        let weights = match &self.trainer {
+            Some(trainer) => trainer.weights(),
+            None => self.weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
+        };
+        let optimizer = match (&self.trainer, job.optimizer) {
+            (Some(trainer), true) => Some(trainer.optimizer_state()),
+            _ => None,
+        };
+        checkpoint::write_training(
+            &job.directory,
+            &self.wiring.model,
+            &self.wiring.tokenizer,
+            &weights,
+            optimizer.as_ref(),
+            &job.state,
+        )
+        .map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,190 @@
+//! The recorder: owns the run on disk, and sends every metric to the `metrics` crate as well.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arriero_buffers::{ScoredGroup, Selection};
+use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleRecord};
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
+
+use crate::faults::Role;
+use crate::wiring::{TAKE_PATIENCE, Wiring};
+
+const WORKER: &str = "recorder";
+
+/// Records written in one handler call.
+const BATCH: usize = 64;
+
+/// Something to write down.
+#[derive(Debug, Clone)]
+pub(crate) enum Record {
+    /// A logged step.
+    Metrics { arm: String, stage: String, step: u64, metrics: BTreeMap<String, f64> },
+    /// A scored group and what became of it.
+    Group { arm: String, stage: String, round: u64, scored: Arc<ScoredGroup>, selection: Selection },
+    /// Something that happened; without an arm it concerns all of them.
+    Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
+    /// Groups that were not used.
+    Drops { arm: String, stage: String, reason: &'static str, count: u64 },
+    /// Weights were written.
+    Checkpoint { arm: String, step: u64, path: std::path::PathBuf, manifest: serde_json::Value },
+    /// An arm's part of the final table.
+    Summary { arm: String, summary: serde_json::Value },
+}
+
+pub(crate) enum RecorderMessage {
+    /// Look for records.
+    Work,
+    /// Write all that waits, and make it durable.
+    Flush(RpcReplyPort<Result<(), String>>),
+}
+
+/// The stores by arm.
+pub(crate) struct RecorderArguments {
+    pub wiring: Wiring,
+    pub stores: BTreeMap<String, ArmStore>,
+}
+
+#[derive(Default)]
+pub(crate) struct Recorder;
+
+pub(crate) struct RecorderState {
+    wiring: Wiring,
+    stores: BTreeMap<String, ArmStore>,
+}
+
+impl ThreadLocalActor for Recorder {
+    type Msg = RecorderMessage;
+    type State = RecorderState;
+    type Arguments = RecorderArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: RecorderArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        myself.cast(RecorderMessage::Work)?;
+        Ok(RecorderState { wiring: arguments.wiring, stores: arguments.stores })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            RecorderMessage::Work => {
+                for _ in 0..BATCH {
+                    let Some(lease) = state.wiring.records.take(WORKER, TAKE_PATIENCE) else { break };
+                    state.wiring.faults.begin(Role::Recorder);
+                    state.write(&lease.item)?;
+                    state.wiring.records.done(WORKER);
+                }
+                myself.cast(RecorderMessage::Work)?;
+            }
+            RecorderMessage::Flush(reply) => {
+                let _ = reply.send(state.flush().map_err(|error| error.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RecorderState {
+    fn flush(&mut self) -> Result<(), ActorProcessingErr> {
+        while let Some(lease) = self.wiring.records.take(WORKER, std::time::Duration::ZERO) {
+            self.write(&lease.item)?;
+            self.wiring.records.done(WORKER);
+        }
+        for store in self.stores.values_mut() {
+            store.flush()?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, arm: &str) -> Result<&mut ArmStore, ActorProcessingErr> {
+        self.stores.get_mut(arm).ok_or_else(|| format!("there is no store of arm \"{arm}\"").into())
+    }
+
+    fn write(&mut self, record: &Record) -> Result<(), ActorProcessingErr> {
+        match record {
+            Record::Metrics { arm, stage, step, metrics } => {
+                publish(arm, stage, metrics);
+                let record = MetricRecord {
+                    arm: arm.clone(),
+                    stage: stage.clone(),
+                    step: *step,
+                    metrics: metrics.clone(),
+                };
+                self.store(arm)?.log(&record)?;
+            }
+            Record::Group { arm, stage, round, scored, selection } => {
+                for sample in sample_records(stage, *round, scored, selection) {
+                    self.store(arm)?.sample(&sample)?;
+                }
+            }
+            Record::Event { arm: Some(arm), level, actor, message } => {
+                self.store(arm)?.event(*level, actor, message)?;
+            }
+            Record::Event { arm: None, level, actor, message } => {
+                for store in self.stores.values_mut() {
+                    store.event(*level, actor, message)?;
+                }
+            }
+            Record::Drops { arm, stage, reason, count } => self.store(arm)?.drops(stage, reason, *count)?,
+            Record::Checkpoint { arm, step, path, manifest } => {
+                self.store(arm)?.record_checkpoint(*step, path, manifest)?;
+            }
+            Record::Summary { arm, summary } => self.store(arm)?.write_summary(summary)?,
+        }
+        Ok(())
+    }
+}
+
+/// Sets the gauges `arriero_NAME{arm, stage}`.
+fn publish(arm: &str, stage: &str, values: &BTreeMap<String, f64>) {
+    for (name, value) in values {
+        let name: String =
+            name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
+        metrics::gauge!(format!("arriero_{name}"), "arm" => arm.to_string(), "stage" => stage.to_string())
+            .set(*value);
+    }
+}
+
+fn sample_records(stage: &str, round: u64, scored: &ScoredGroup, selection: &Selection) -> Vec<SampleRecord> {
+    let group = &scored.group;
+    let (selected, dropped): (Vec<u32>, Option<&'static str>) = match selection {
+        Selection::Accepted(tree) => (tree.branches.iter().map(|branch| branch.sample).collect(), None),
+        Selection::Dropped(reason) => (Vec::new(), Some(reason)),
+    };
+    let prompt: String = group.prompt.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n");
+    let mark = |sample: u32| {
+        let position = selected.iter().position(|&chosen| chosen == sample)?;
+        Some(match (selected.len(), position) {
+            (1, _) => "best",
+            (_, 0) => "chosen",
+            _ => "rejected",
+        })
+    };
+    let records = group.completions.iter().zip(&scored.scores).map(|(completion, score)| SampleRecord {
+        stage: stage.to_string(),
+        round,
+        prompt_id: group.prompt.id,
+        prompt: prompt.clone(),
+        sample: completion.sample,
+        text: completion.text.clone(),
+        reward: score.reward,
+        components: score.components.clone(),
+        tokens: completion.tokens.clone(),
+        logps: completion.logps.clone(),
+        sampled_logps: completion.sampled_logps.clone(),
+        reference_logps: None,
+        weight_versions: completion.weight_versions.clone(),
+        finish: completion.finish,
+        selected: mark(completion.sample).map(str::to_string),
+        dropped: dropped.map(str::to_string),
+    });
+    records.collect()
+}

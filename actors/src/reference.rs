@@ -1,0 +1,69 @@
+//! The reference: the frozen policy, which scores every response once and keeps the result with it.
+
+use arriero_buffers::Tree;
+use arriero_policy::model::Model;
+use arriero_policy::scoring::score_reference;
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef};
+
+use crate::conductor::ConductorMessage;
+use crate::faults::Role;
+use crate::wiring::Wiring;
+
+#[derive(Debug)]
+pub(crate) enum ReferenceMessage {
+    /// Score what in the buffer has no score yet, one tree a message.
+    Score,
+}
+
+#[derive(Default)]
+pub(crate) struct Reference;
+
+pub(crate) struct ReferenceState {
+    wiring: Wiring,
+    /// Built when first needed: it shares the initial weights.
+    model: Option<Model>,
+}
+
+impl ThreadLocalActor for Reference {
+    type Msg = ReferenceMessage;
+    type State = ReferenceState;
+    type Arguments = Wiring;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        wiring: Wiring,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(ReferenceState { wiring, model: None })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        ReferenceMessage::Score: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let ReferenceState { wiring, model } = state;
+        if wiring.shutdown.has_begun() {
+            return Ok(());
+        }
+        let Some(tree) = wiring.buffer().without_reference() else {
+            wiring.tell(ConductorMessage::Referenced);
+            return Ok(());
+        };
+        wiring.faults.begin(Role::Reference);
+        let model = match model {
+            Some(model) => model,
+            None => model.insert(wiring.initial.model()?),
+        };
+        // A tree is scored alone, so that its scores do not depend on what else was there.
+        let mut trees: [Tree; 1] = [tree];
+        score_reference(model, &mut trees, usize::MAX)?;
+        let [tree] = trees;
+        wiring.buffer().replace(tree);
+        wiring.tell(ConductorMessage::ReferenceScored);
+        myself.cast(ReferenceMessage::Score)?;
+        Ok(())
+    }
+}

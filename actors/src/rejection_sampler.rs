@@ -1,0 +1,127 @@
+//! The rejection sampler: turns scored groups into training trees. It owns nothing but its rule.
+
+use std::sync::Arc;
+
+use arriero_buffers::{ScoredGroup, Selection, SelectionRule, select};
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef};
+
+use crate::conductor::ConductorMessage;
+use crate::faults::Role;
+use crate::recorder::Record;
+use crate::wiring::{TAKE_PATIENCE, Wiring};
+
+const WORKER: &str = "rejection sampler";
+
+/// What the phase's algorithm learns from, and where the samples are recorded.
+#[derive(Debug, Clone)]
+pub(crate) struct SelectionJob {
+    pub rule: SelectionRule,
+    pub arm: String,
+    pub stage: String,
+    pub round: u64,
+}
+
+#[derive(Debug)]
+pub(crate) enum RejectionSamplerMessage {
+    /// Apply this rule from now on.
+    Use(SelectionJob),
+    /// Look for a group.
+    Work,
+}
+
+#[derive(Default)]
+pub(crate) struct RejectionSampler;
+
+pub(crate) struct RejectionSamplerState {
+    wiring: Wiring,
+    job: Option<SelectionJob>,
+}
+
+impl ThreadLocalActor for RejectionSampler {
+    type Msg = RejectionSamplerMessage;
+    type State = RejectionSamplerState;
+    type Arguments = Wiring;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        wiring: Wiring,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        myself.cast(RejectionSamplerMessage::Work)?;
+        Ok(RejectionSamplerState { wiring, job: None })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            RejectionSamplerMessage::Use(job) => state.job = Some(job),
+            RejectionSamplerMessage::Work => {
+                // Without a rule groups wait in the queue: after a restart the conductor sends the
+                // rule again.
+                if let Some(job) = &state.job {
+                    work(&state.wiring, job)?;
+                } else {
+                    std::thread::sleep(TAKE_PATIENCE);
+                }
+                if !state.wiring.shutdown.has_begun() {
+                    myself.cast(RejectionSamplerMessage::Work)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
+    let Some(lease) = wiring.scored.take(WORKER, TAKE_PATIENCE) else { return Ok(()) };
+    wiring.faults.begin(Role::RejectionSampler);
+    let scored: Arc<ScoredGroup> = lease.item;
+    let selection = select(&scored, job.rule, &wiring.plan.selection, |token| wiring.tokenizer.is_special(token));
+    let record = Record::Group {
+        arm: job.arm.clone(),
+        stage: job.stage.clone(),
+        round: job.round,
+        scored: Arc::clone(&scored),
+        selection: selection.clone(),
+    };
+    let prompt_id = scored.group.prompt.id;
+    let outcome = match selection {
+        Selection::Dropped(reason) => ConductorMessage::Dropped { prompt_id, reason },
+        Selection::Accepted(tree) => match wiring.buffer().insert(tree) {
+            Ok(()) => ConductorMessage::Accepted { prompt_id },
+            Err(error) => ConductorMessage::Failed { role: Role::RejectionSampler, cause: error.to_string() },
+        },
+    };
+    wiring.push(&wiring.records, record)?;
+    wiring.tell(ConductorMessage::Scored(GroupSummary::of(&scored)));
+    wiring.tell(outcome);
+    wiring.scored.done(WORKER);
+    Ok(())
+}
+
+/// A group in a few numbers, for the phase's metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupSummary {
+    pub rewards: Vec<f32>,
+    pub lengths: Vec<usize>,
+    pub unfinished: usize,
+}
+
+impl GroupSummary {
+    fn of(scored: &ScoredGroup) -> Self {
+        let completions = &scored.group.completions;
+        GroupSummary {
+            rewards: scored.rewards().collect(),
+            lengths: completions.iter().map(|completion| completion.tokens.len()).collect(),
+            unfinished: completions
+                .iter()
+                .filter(|completion| completion.finish == arriero_buffers::Finish::Length)
+                .count(),
+        }
+    }
+}

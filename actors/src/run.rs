@@ -1,0 +1,304 @@
+//! A run from its plan to its summary.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
+use arriero_policy::PolicyError;
+use arriero_policy::checkpoint::Checkpoint;
+use arriero_policy::config::ModelConfig;
+use arriero_policy::device::Compute;
+use arriero_policy::snapshot::{Snapshot, WeightCell};
+use arriero_policy::tokenizer::Tokenizer;
+use arriero_store::{ArmStore, RunDir, StoreError};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use ractor::{Actor, ActorRef};
+
+use crate::conductor::{Conductor, ConductorMessage};
+use crate::event::RunEvent;
+use crate::experiment::{ExperimentError, Plan, Split};
+use crate::faults::{Fault, Faults};
+use crate::summary::{ArmSummary, RunSummary, Status};
+use crate::wiring::{Shutdown, Wiring};
+
+/// How long the actors' threads may take to end after a run.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is not part of the experiment.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// The folder that holds the runs.
+    pub runs: PathBuf,
+    /// Where to serve metrics in Prometheus' text format.
+    pub metrics: Option<SocketAddr>,
+    /// Faults to inject.
+    pub faults: Vec<Fault>,
+    /// End the run cleanly on ctrl-c.
+    pub handle_ctrl_c: bool,
+}
+
+/// Why a run did not start, or did not complete.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The experiment is wrong.
+    #[error(transparent)]
+    Experiment(#[from] ExperimentError),
+    /// The model cannot be used.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The run cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The metrics cannot be served.
+    #[error("metrics cannot be served on {address}: {cause}; choose another address with --metrics")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        cause: String,
+    },
+    /// The runtime could not start.
+    #[error("the actor runtime could not start: {0}")]
+    Runtime(String),
+    /// The run was under way and failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl RunError {
+    /// True where nothing had begun: the input is wrong, not the run.
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            RunError::Experiment(_) | RunError::Policy(_) | RunError::Store(_) | RunError::Metrics { .. }
+        )
+    }
+}
+
+/// What the conductor is given.
+#[derive(Clone)]
+pub(crate) struct RunContext {
+    pub plan: Arc<Plan>,
+    pub compute: Compute,
+    /// The initial weights in f32, and in the precision of the computation.
+    pub masters: Arc<Snapshot>,
+    pub initial: Arc<Snapshot>,
+    pub held_out: Arc<Vec<Arc<Prompt>>>,
+    train: Arc<Vec<Arc<Prompt>>>,
+    model: Arc<ModelConfig>,
+    tokenizer: Tokenizer,
+    stores: Arc<Mutex<BTreeMap<String, ArmStore>>>,
+    checkpoint_roots: Arc<BTreeMap<String, PathBuf>>,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+    faults: Faults,
+    observer: Arc<dyn Fn(RunEvent) + Send + Sync>,
+    began: Instant,
+}
+
+/// How it went.
+struct Outcome {
+    summary: RunSummary,
+    /// Why the last records may be missing.
+    unrecorded: Option<String>,
+}
+
+impl RunContext {
+    pub fn wiring(&self, conductor: ActorRef<ConductorMessage>) -> Wiring {
+        let capacity = self.plan.queue_capacity;
+        Wiring {
+            plan: Arc::clone(&self.plan),
+            model: Arc::clone(&self.model),
+            tokenizer: self.tokenizer.clone(),
+            completed: Queue::bounded("completed", capacity),
+            scored: Queue::bounded("scored", capacity),
+            records: Queue::bounded("records", capacity),
+            buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
+            weights: WeightCell::new(Arc::clone(&self.initial)),
+            initial: Arc::clone(&self.initial),
+            shutdown: Shutdown::default(),
+            faults: self.faults.clone(),
+            conductor,
+        }
+    }
+
+    pub fn emit(&self, event: RunEvent) {
+        (self.observer)(event);
+    }
+
+    /// The stores, once: they belong to the recorder.
+    pub fn take_stores(&self) -> BTreeMap<String, ArmStore> {
+        std::mem::take(&mut *self.stores.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The prompts of a round: the next `per_round` of the stream.
+    pub fn round_prompts(&self, round: usize) -> Vec<Arc<Prompt>> {
+        let per_round = self.plan.prompts.per_round();
+        self.train.iter().skip(round * per_round).take(per_round).cloned().collect()
+    }
+
+    pub fn checkpoint_directory(&self, arm: &str, step: u64) -> Option<PathBuf> {
+        self.checkpoint_roots.get(arm).map(|root| root.join(format!("step-{step}")))
+    }
+
+    pub fn summary(&self, status: Status, cause: Option<String>, arms: Vec<ArmSummary>) -> RunSummary {
+        RunSummary {
+            name: self.plan.name.clone(),
+            status,
+            cause,
+            seed: self.plan.seed,
+            model: self.plan.model.path.display().to_string(),
+            compute: self.compute.to_string(),
+            held_out: self.held_out.len(),
+            seconds: self.began.elapsed().as_secs_f64(),
+            arms,
+        }
+    }
+
+    pub fn settle(&self, summary: RunSummary) {
+        let outcome = Outcome { summary, unrecorded: None };
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
+
+    pub fn unrecorded(&self, cause: Option<String>) {
+        if let Some(outcome) = &mut *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) {
+            outcome.unrecorded = cause;
+        }
+    }
+}
+
+/// Runs an experiment to its end. Everything that can be wrong with the input is found before
+/// weights are loaded or anything is written.
+///
+/// # Errors
+/// See [`RunError`]; of a run that was under way, the store holds what had happened.
+pub fn run(
+    plan: Plan,
+    options: RunOptions,
+    observer: impl Fn(RunEvent) + Send + Sync + 'static,
+) -> Result<RunSummary, RunError> {
+    let began = Instant::now();
+    let (model, tokenizer) = Checkpoint::inspect(&plan.model.path)?;
+    let compute = Compute::resolve(plan.model.device, plan.model.dtype)?;
+    RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
+    let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;
+    let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer)?;
+    if let Some(address) = options.metrics {
+        serve_metrics(address)?;
+    }
+
+    let checkpoint = Checkpoint::open(&plan.model.path)?;
+    let masters = Snapshot::new(0, model.clone(), compute.master(), checkpoint.weights);
+    let initial = masters.in_precision(compute);
+
+    let directory = RunDir::create(&options.runs, &plan.name, &plan.resolved, needed_bytes(&plan, &model))?;
+    let mut stores = BTreeMap::new();
+    let mut checkpoint_roots = BTreeMap::new();
+    for arm in &plan.arms {
+        let store = directory.arm(&arm.name, plan.seed)?;
+        checkpoint_roots.insert(arm.name.clone(), store.checkpoints().to_path_buf());
+        stores.insert(arm.name.clone(), store);
+    }
+    let outcome = Arc::default();
+    let context = RunContext {
+        plan: Arc::new(plan),
+        compute,
+        masters,
+        initial,
+        held_out: Arc::new(held_out),
+        train: Arc::new(train),
+        model: Arc::new(model),
+        tokenizer,
+        stores: Arc::new(Mutex::new(stores)),
+        checkpoint_roots: Arc::new(checkpoint_roots),
+        outcome: Arc::clone(&outcome),
+        faults: Faults::new(options.faults),
+        observer: Arc::new(observer),
+        began,
+    };
+    context.emit(RunEvent::Started {
+        directory: directory.path().display().to_string(),
+        description: format!("{}, {}", context.plan.model.path.display(), context.compute),
+    });
+    conduct(context, options.handle_ctrl_c)?;
+
+    let outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(Outcome { summary, unrecorded }) = outcome else {
+        return Err(RunError::Failed("the conductor died; its panic message stands above".to_string()));
+    };
+    let value = serde_json::to_value(&summary).map_err(|error| RunError::Failed(error.to_string()))?;
+    directory.write_summary(&value)?;
+    match (&summary.cause, unrecorded) {
+        (Some(cause), _) if summary.status == Status::Failed => {
+            Err(RunError::Failed(format!("run {}: {cause}", summary.name)))
+        }
+        (_, Some(cause)) => {
+            Err(RunError::Failed(format!("run {}: the last records could not be written: {cause}", summary.name)))
+        }
+        _ => Ok(summary),
+    }
+}
+
+/// Starts the conductor and waits until it is gone.
+fn conduct(context: RunContext, handle_ctrl_c: bool) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| RunError::Runtime(error.to_string()))?;
+    let result = runtime.block_on(async {
+        let (conductor, finished) = Conductor::spawn(None, Conductor, context)
+            .await
+            .map_err(|error| RunError::Failed(format!("the actors could not start: {error}")))?;
+        if handle_ctrl_c {
+            tokio::spawn(async move {
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    let _ = conductor.cast(ConductorMessage::Interrupt);
+                }
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    std::process::exit(130);
+                }
+            });
+        }
+        let _ = finished.await;
+        Ok(())
+    });
+    runtime.shutdown_timeout(LEAVE_PATIENCE);
+    result
+}
+
+/// The prompts of a split, each known to fit the model's context.
+fn checked_prompts(
+    plan: &Plan,
+    split: Split,
+    model: &ModelConfig,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Arc<Prompt>>, RunError> {
+    let prompts = plan.load_prompts(split)?;
+    for prompt in &prompts {
+        let tokens = tokenizer.prompt_tokens(&prompt.messages)?.len();
+        if tokens >= model.max_positions {
+            let limit = model.max_positions;
+            return Err(PolicyError::PromptTooLong { prompt_id: prompt.id, tokens, limit }.into());
+        }
+    }
+    Ok(prompts.into_iter().map(Arc::new).collect())
+}
+
+/// What the checkpoints will take: f32 weights of each arm, twice that again with the optimiser's
+/// moments, and a little for the records.
+fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
+    let parameters: i64 = model.tensor_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
+    let copies = if plan.checkpoint.optimizer { 3 } else { 1 };
+    const RECORDS: u64 = 64 << 20;
+    plan.arms.len() as u64 * (parameters.unsigned_abs() * 4 * copies + RECORDS)
+}
+
+fn serve_metrics(address: SocketAddr) -> Result<(), RunError> {
+    PrometheusBuilder::new()
+        .with_http_listener(address)
+        .install()
+        .map_err(|error| RunError::Metrics { address, cause: error.to_string() })
+}

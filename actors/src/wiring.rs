@@ -1,0 +1,86 @@
+//! What the actors of a run share: read-only facts, the bounded queues, and the way back to the
+//! conductor.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arriero_buffers::{ExperienceBuffer, Group, PushError, Queue, ScoredGroup};
+use arriero_policy::config::ModelConfig;
+use arriero_policy::snapshot::{Snapshot, WeightCell};
+use arriero_policy::tokenizer::Tokenizer;
+use ractor::ActorRef;
+
+use crate::conductor::ConductorMessage;
+use crate::experiment::Plan;
+use crate::faults::Faults;
+use crate::recorder::Record;
+
+/// How long a worker waits for an item before it looks at its mailbox again.
+pub(crate) const TAKE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a producer waits for room before the run fails: a consumer that does not move for this
+/// long is not slow, it is stuck.
+const PUSH_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Handed to every actor when it is spawned.
+#[derive(Clone)]
+pub(crate) struct Wiring {
+    pub plan: Arc<Plan>,
+    pub model: Arc<ModelConfig>,
+    pub tokenizer: Tokenizer,
+    /// Generator → reward worker.
+    pub completed: Queue<Arc<Group>>,
+    /// Reward worker → rejection sampler.
+    pub scored: Queue<Arc<ScoredGroup>>,
+    /// Everybody → recorder.
+    pub records: Queue<Record>,
+    /// Rejection sampler → reference → learner.
+    pub buffer: Arc<Mutex<ExperienceBuffer>>,
+    /// The policy's newest weights: learner → generator, evaluator.
+    pub weights: Arc<WeightCell>,
+    /// The weights that every arm starts from: the frozen reference.
+    pub initial: Arc<Snapshot>,
+    pub shutdown: Shutdown,
+    pub faults: Faults,
+    pub conductor: ActorRef<ConductorMessage>,
+}
+
+impl Wiring {
+    /// Puts an item on a queue. A queue that is closed because the run ends takes nothing, and that
+    /// is no error; a queue that stays full is one.
+    pub fn push<T: Clone>(&self, queue: &Queue<T>, item: T) -> Result<(), String> {
+        match queue.push(item, PUSH_PATIENCE) {
+            Ok(()) | Err(PushError::Closed(_)) => Ok(()),
+            Err(PushError::Full(_)) => Err(format!(
+                "the queue \"{}\" was full for {} s: its consumer is stuck",
+                queue.name(),
+                PUSH_PATIENCE.as_secs()
+            )),
+        }
+    }
+
+    /// Tells the conductor. It can only be gone when the run is over.
+    pub fn tell(&self, message: ConductorMessage) {
+        let _ = self.conductor.cast(message);
+    }
+
+    /// The shared buffer. A panic of another holder leaves it whole: every change is one insertion.
+    pub fn buffer(&self) -> MutexGuard<'_, ExperienceBuffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Set once, when the run is to end early; whoever works in steps looks at it between two.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shutdown(Arc<AtomicBool>);
+
+impl Shutdown {
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,69 @@
+//! The program: parse, call, render.
+//!
+//! Each command is one file here; everything it does lives in the crates below. Exit codes: 0 for
+//! success, 1 for a run that failed, 2 for wrong input, 130 after ctrl-c.
+
+mod chat;
+mod generate;
+mod model;
+mod progress;
+mod run;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains and compares alignment algorithms.
+#[derive(Debug, Parser)]
+#[command(name = "arriero", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an experiment file.
+    Run(run::Arguments),
+    /// Sample completions of prompts.
+    Generate(generate::Arguments),
+    /// Talk to a model.
+    Chat(chat::Arguments),
+}
+
+/// A command's way to fail, which decides the exit code.
+enum Failure {
+    /// The input is wrong: nothing was done.
+    Input(anyhow::Error),
+    /// Something broke on the way.
+    Broken(anyhow::Error),
+    /// Ctrl-c, after everything was recorded.
+    Interrupted,
+}
+
+impl Failure {
+    fn input(error: impl Into<anyhow::Error>) -> Self {
+        Failure::Input(error.into())
+    }
+
+    fn broken(error: impl Into<anyhow::Error>) -> Self {
+        Failure::Broken(error.into())
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Generate(arguments) => generate::run(arguments),
+        Command::Chat(arguments) => chat::run(arguments),
+    };
+    let (error, code) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Interrupted) => return ExitCode::from(130),
+        Err(Failure::Input(error)) => (error, 2),
+        Err(Failure::Broken(error)) => (error, 1),
+    };
+    eprintln!("error: {error:#}");
+    ExitCode::from(code)
+}

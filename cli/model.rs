@@ -1,0 +1,38 @@
+//! The options that `generate` and `chat` share: which model, and how it is computed.
+
+use std::path::PathBuf;
+
+use arriero_policy::checkpoint::{Checkpoint, default_model};
+use arriero_policy::device::{Compute, DeviceSpec, DtypeSpec};
+use arriero_policy::model::Model;
+use arriero_policy::tokenizer::Tokenizer;
+
+use crate::Failure;
+
+/// Which model, and how it is computed.
+#[derive(Debug, clap::Args)]
+pub struct ModelArguments {
+    /// A Hugging Face directory or a GGUF file; without it, the model that set-up brought.
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// auto, cpu or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceSpec,
+    /// auto, f32 or bf16.
+    #[arg(long, default_value = "auto")]
+    dtype: DtypeSpec,
+}
+
+impl ModelArguments {
+    /// Loads it.
+    pub fn load(&self) -> Result<(Model, Tokenizer), Failure> {
+        let path = match &self.model {
+            Some(path) => path.clone(),
+            None => default_model().map_err(Failure::input)?,
+        };
+        let compute = Compute::resolve(self.device, self.dtype).map_err(Failure::input)?;
+        let checkpoint = Checkpoint::open(&path).map_err(Failure::input)?;
+        let model = Model::new(&checkpoint.config, &checkpoint.weights, compute).map_err(Failure::input)?;
+        Ok((model, checkpoint.tokenizer))
+    }
+}

@@ -1,0 +1,120 @@
+//! Progress bars; plain lines where standard error is no terminal.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use arriero_actors::RunEvent;
+use arriero_actors::event::EventLevel;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::table::percent;
+
+/// How often a bar moves on its own, so that its clock runs.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Columns of the name before a bar.
+const NAME_WIDTH: usize = 28;
+
+/// A bar that counts.
+pub fn counter(total: u64, unit: &'static str) -> ProgressBar {
+    let template = format!("{{bar:30}} {{pos}}/{{len}} {unit}, {{eta}} left");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style)
+}
+
+/// Shows a run's events.
+pub struct Progress {
+    phase: Mutex<Option<Shown>>,
+}
+
+struct Shown {
+    bar: ProgressBar,
+    name: String,
+    began: Instant,
+}
+
+impl Progress {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Progress { phase: Mutex::new(None) }
+    }
+
+    /// Shows one event.
+    pub fn show(&self, event: RunEvent) {
+        let mut phase = self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event {
+            RunEvent::Started { directory, description } => eprintln!("{directory}: {description}"),
+            RunEvent::Phase { kind, arm, round, stage, total } => {
+                end(&mut phase);
+                let mut name = match arm.as_str() {
+                    "" => kind.as_str().to_string(),
+                    arm => format!("{arm} {}", kind.as_str()),
+                };
+                if arm != stage && kind == arriero_actors::event::PhaseKind::Training {
+                    name = format!("{name} ({stage})");
+                }
+                if let Some(round) = round {
+                    name = format!("{name}, round {round}");
+                }
+                *phase = Some(begin(name, total));
+            }
+            RunEvent::Progress { done, total, reward, rate } => {
+                let Some(Shown { bar, .. }) = &*phase else { return };
+                bar.set_length(total);
+                bar.set_position(done);
+                let reward = reward.map(|reward| format!("reward {reward:.3}"));
+                let rate = rate.map(|rate| format!("{rate:.0} tokens/s"));
+                bar.set_message([reward, rate].into_iter().flatten().collect::<Vec<_>>().join(", "));
+            }
+            RunEvent::Step { done, metrics } => {
+                let Some(Shown { bar, .. }) = &*phase else { return };
+                bar.set_position(done);
+                let shown = [("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
+                let texts = shown.iter().filter_map(|(name, label)| {
+                    metrics.get(*name).map(|value| format!("{label} {value:.3}"))
+                });
+                bar.set_message(texts.collect::<Vec<_>>().join(", "));
+            }
+            RunEvent::Evaluated { figures } => {
+                let Some(Shown { bar, .. }) = &*phase else { return };
+                let accuracy = figures.prompt_accuracy.map(|accuracy| percent(&accuracy));
+                bar.set_message(accuracy.map_or(String::new(), |text| format!("prompt accuracy {text}")));
+                end(&mut phase);
+            }
+            RunEvent::ArmDone { .. } => end(&mut phase),
+            RunEvent::Note { level, message } => {
+                let level = match level {
+                    EventLevel::Info => "note",
+                    EventLevel::Warning => "warning",
+                    EventLevel::Error => "error",
+                };
+                match &*phase {
+                    Some(Shown { bar, .. }) => bar.suspend(|| eprintln!("{level}: {message}")),
+                    None => eprintln!("{level}: {message}"),
+                }
+            }
+        }
+    }
+}
+
+fn begin(name: String, total: u64) -> Shown {
+    let template = format!("{{prefix:{NAME_WIDTH}}} {{bar:24}} {{pos:>4}}/{{len}} {{msg}}, {{eta}} left");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(total).with_style(style).with_prefix(name.clone());
+    bar.enable_steady_tick(TICK);
+    Shown { bar, name, began: Instant::now() }
+}
+
+/// Leaves one line behind for a phase that is over.
+fn end(phase: &mut Option<Shown>) {
+    let Some(Shown { bar, name, began }) = phase.take() else { return };
+    let seconds = began.elapsed().as_secs_f64();
+    let message = bar.message();
+    let done = bar.position();
+    bar.finish_and_clear();
+    let separator = if message.is_empty() { "" } else { ", " };
+    match done {
+        0 => eprintln!("{name:NAME_WIDTH$} {seconds:>6.1} s"),
+        done => eprintln!("{name:NAME_WIDTH$} {seconds:>6.1} s  {done} done{separator}{message}"),
+    }
+}

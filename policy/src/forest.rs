@@ -1,0 +1,233 @@
+//! Trees packed on one flat token axis, without padding.
+//!
+//! A tree's prompt stands once and its branches follow; positions restart at each branch; attention
+//! never crosses branches or trees. The last token of a branch predicts nothing, so it is a target
+//! but never an input.
+
+use arriero_buffers::Tree;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{PolicyError, Result};
+
+/// Where a tree's tokens lie on the flat axis.
+#[derive(Debug)]
+pub struct TreeSpan {
+    /// First token of the prompt.
+    pub start: i64,
+    /// Tokens of the prompt, the tree's root.
+    pub prompt: i64,
+    /// Input tokens of each branch (one less than its response has).
+    pub branches: Vec<i64>,
+    /// What a token may attend to, `[tokens, tokens]`, additive (0 or −∞); `None` where plain
+    /// causal order says it all.
+    pub mask: Option<Tensor>,
+}
+
+impl TreeSpan {
+    /// Tokens of the tree on the flat axis.
+    pub fn len(&self) -> i64 {
+        self.prompt + self.branches.iter().sum::<i64>()
+    }
+
+    /// Never true: a tree has a prompt.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A packed batch.
+#[derive(Debug)]
+pub struct Forest {
+    /// Token ids, i64 `[tokens]`.
+    pub tokens: Tensor,
+    /// Position of each token in its sequence, i64 `[tokens]`.
+    pub positions: Tensor,
+    /// The trees, in order.
+    pub spans: Vec<TreeSpan>,
+    /// For each response token, the row whose hidden state predicts it: i64 `[response tokens]`, in
+    /// the order of trees, branches, tokens.
+    pub predictors: Tensor,
+    /// The response tokens themselves, i64 `[response tokens]`.
+    pub targets: Tensor,
+}
+
+impl Forest {
+    /// Packs trees.
+    ///
+    /// # Errors
+    /// If a prompt is empty, or a sequence is longer than `max_positions`.
+    pub fn pack(trees: &[&Tree], max_positions: usize, device: Device) -> Result<Self> {
+        let mut tokens: Vec<i64> = Vec::new();
+        let mut positions: Vec<i64> = Vec::new();
+        let mut predictors: Vec<i64> = Vec::new();
+        let mut targets: Vec<i64> = Vec::new();
+        let mut spans = Vec::with_capacity(trees.len());
+        for tree in trees {
+            if tree.prompt.is_empty() {
+                return Err(PolicyError::EmptyPrompt { prompt_id: tree.prompt_id });
+            }
+            if tree.longest_sequence() > max_positions {
+                return Err(PolicyError::SequenceTooLong {
+                    prompt_id: tree.prompt_id,
+                    tokens: tree.longest_sequence(),
+                    limit: max_positions,
+                });
+            }
+            let start = tokens.len() as i64;
+            let prompt = tree.prompt.len() as i64;
+            tokens.extend(tree.prompt.iter().map(|&token| i64::from(token)));
+            positions.extend(0..prompt);
+            let mut branches = Vec::with_capacity(tree.branches.len());
+            for branch in &tree.branches {
+                let Some((_, inputs)) = branch.tokens.split_last() else {
+                    branches.push(0);
+                    continue;
+                };
+                let first_row = tokens.len() as i64;
+                predictors.push(start + prompt - 1);
+                predictors.extend(first_row..first_row + inputs.len() as i64);
+                targets.extend(branch.tokens.iter().map(|&token| i64::from(token)));
+                tokens.extend(inputs.iter().map(|&token| i64::from(token)));
+                positions.extend(prompt..prompt + inputs.len() as i64);
+                branches.push(inputs.len() as i64);
+            }
+            let mask = (branches.len() > 1).then(|| branch_mask(prompt, &branches).to_device(device));
+            spans.push(TreeSpan { start, prompt, branches, mask });
+        }
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        Ok(Forest {
+            tokens: tensor(&tokens),
+            positions: tensor(&positions),
+            spans,
+            predictors: tensor(&predictors),
+            targets: tensor(&targets),
+        })
+    }
+
+    /// Packs prompts alone, to fill a generator's cache.
+    ///
+    /// # Errors
+    /// As [`Forest::pack`].
+    pub fn pack_prompts(prompts: &[(u64, &[u32])], max_positions: usize, device: Device) -> Result<Self> {
+        let trees: Vec<Tree> = prompts
+            .iter()
+            .map(|&(prompt_id, prompt)| Tree { prompt_id, prompt: prompt.to_vec(), branches: Vec::new() })
+            .collect();
+        Forest::pack(&trees.iter().collect::<Vec<_>>(), max_positions, device)
+    }
+
+    /// Tokens on the flat axis.
+    pub fn len(&self) -> i64 {
+        self.spans.iter().map(TreeSpan::len).sum()
+    }
+
+    /// True if no tree was packed.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+}
+
+/// Causal order within the prompt and within each branch; a branch sees the whole prompt and no
+/// other branch.
+fn branch_mask(prompt: i64, branches: &[i64]) -> Tensor {
+    let total = prompt + branches.iter().sum::<i64>();
+    let size = total as usize;
+    let mut mask = vec![f32::NEG_INFINITY; size * size];
+    let mut allow = |row: i64, from: i64, to: i64| {
+        let base = row as usize * size;
+        mask[base + from as usize..base + to as usize].fill(0.0);
+    };
+    for row in 0..prompt {
+        allow(row, 0, row + 1);
+    }
+    let mut start = prompt;
+    for &length in branches {
+        for row in start..start + length {
+            allow(row, 0, prompt);
+            allow(row, start, row + 1);
+        }
+        start += length;
+    }
+    Tensor::from_slice(&mask).view([total, total]).to_kind(Kind::Float)
+}
+
+/// Cuts a batch into micro-batches of at most `budget` tokens, whole trees in their order. A tree
+/// larger than the budget stands alone.
+pub fn micro_batches<'a, 'b>(batch: &'b [&'a Tree], budget: usize) -> Vec<&'b [&'a Tree]> {
+    let mut pieces = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (index, tree) in batch.iter().enumerate() {
+        if index > start && tokens + tree.len() > budget {
+            pieces.push(&batch[start..index]);
+            (start, tokens) = (index, 0);
+        }
+        tokens += tree.len();
+    }
+    if start < batch.len() {
+        pieces.push(&batch[start..]);
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use arriero_buffers::Branch;
+
+    use super::*;
+
+    fn tree(prompt_id: u64, prompt: &[u32], branches: &[&[u32]]) -> Tree {
+        let branch = |tokens: &&[u32]| Branch {
+            sample: 0,
+            tokens: tokens.to_vec(),
+            is_format: vec![false; tokens.len()],
+            behaviour_logps: vec![0.0; tokens.len()],
+            reference_logps: Vec::new(),
+            reward: 0.0,
+        };
+        Tree { prompt_id, prompt: prompt.to_vec(), branches: branches.iter().map(branch).collect() }
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(tensor).expect("an i64 vector")
+    }
+
+    #[test]
+    fn packs_the_prompt_once_and_predicts_each_first_token_from_its_end() {
+        let first = tree(0, &[1, 2, 3], &[&[10, 11, 12], &[20]]);
+        let second = tree(1, &[4], &[&[30, 31]]);
+        let forest = Forest::pack(&[&first, &second], 64, Device::Cpu).expect("it fits");
+        assert_eq!(numbers(&forest.tokens), [1, 2, 3, 10, 11, 4, 30]);
+        assert_eq!(numbers(&forest.positions), [0, 1, 2, 3, 4, 0, 1]);
+        assert_eq!(numbers(&forest.targets), [10, 11, 12, 20, 30, 31]);
+        assert_eq!(numbers(&forest.predictors), [2, 3, 4, 2, 5, 6]);
+        assert_eq!(forest.spans.iter().map(|span| span.start).collect::<Vec<_>>(), [0, 5]);
+        assert!(forest.spans[1].mask.is_none());
+    }
+
+    #[test]
+    fn a_branch_sees_the_prompt_and_itself() {
+        let mask: Vec<f32> = Vec::try_from(branch_mask(2, &[2, 1]).view([25])).expect("a vector");
+        let seen: Vec<Vec<usize>> = mask
+            .chunks(5)
+            .map(|row| (0..5).filter(|&column| row[column] == 0.0).collect())
+            .collect();
+        assert_eq!(seen, [vec![0], vec![0, 1], vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 4]]);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let long = tree(7, &[1; 5], &[&[2; 3]]);
+        let error = Forest::pack(&[&long], 7, Device::Cpu).expect_err("8 tokens are too many");
+        assert!(error.to_string().contains('8') && error.to_string().contains('7'), "{error}");
+        assert!(Forest::pack(&[&tree(3, &[], &[])], 7, Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn micro_batches_keep_the_order_and_the_budget() {
+        let trees: Vec<Tree> = [3, 3, 9, 2, 2].iter().map(|&n| tree(0, &vec![1; n], &[])).collect();
+        let batch: Vec<&Tree> = trees.iter().collect();
+        let sizes: Vec<usize> = micro_batches(&batch, 6).iter().map(|piece| piece.len()).collect();
+        assert_eq!(sizes, [2, 1, 2]);
+        assert!(micro_batches(&[], 6).is_empty());
+    }
+}

@@ -1,0 +1,40 @@
+//! Models, generation, objectives and optimisation: everything that touches a tensor.
+//!
+//! From the file to the trained weights, in the order of the data:
+//!
+//! - [`checkpoint`] (with [`config`], [`tokenizer`], [`chat`]): a model read from a Hugging Face
+//!   directory or a GGUF file, and written back;
+//! - [`device`]: where tensors live and in which precision they are computed;
+//! - [`model`]: the one decoder; attention is handed to it, so that training and decoding share it;
+//! - [`generate`] (with [`cache`], [`sampling`]): batched generation with a KV cache, sampled on the
+//!   host;
+//! - [`forest`]: prompts with their responses packed on one flat token axis;
+//! - [`head`]: token statistics and their gradient, chunk by chunk, without the batch's logits;
+//! - [`objective`]: algorithms as pure functions of token statistics, one file each;
+//! - [`optim`]: AdamW, clipping, schedules;
+//! - [`trainer`]: one training step through all of these;
+//! - [`scoring`]: what a frozen model says of given responses;
+//! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
+//! - [`error`]: what can go wrong, in words for the person who can mend it.
+//!
+//! This is the only crate that names tch.
+
+pub mod cache;
+pub mod chat;
+pub mod checkpoint;
+pub mod config;
+pub mod device;
+pub mod error;
+pub mod forest;
+pub mod generate;
+pub mod head;
+pub mod model;
+pub mod objective;
+pub mod optim;
+pub mod sampling;
+pub mod scoring;
+pub mod snapshot;
+pub mod tokenizer;
+pub mod trainer;
+
+pub use error::{PolicyError, Result};

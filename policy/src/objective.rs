@@ -1,0 +1,195 @@
+//! Algorithms as pure functions of token statistics.
+//!
+//! An [`Objective`] never meets the model. It maps the statistics of a micro-batch's response
+//! tokens (leaf tensors of one number a token) and the host's data about the same tokens to a
+//! scalar loss and named metrics; autograd on the leaves gives d loss / d statistic, which
+//! [`crate::head`] turns into gradients of the model. An objective does no I/O, holds no model and
+//! draws no random numbers.
+//!
+//! A new algorithm is one file here and one line in [`Algorithm`].
+
+pub mod dpo;
+pub mod sft;
+
+use std::collections::BTreeMap;
+
+use arriero_buffers::{SelectionRule, Tree};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+pub use dpo::DpoConfig;
+pub use sft::SftConfig;
+
+/// The registry: `kind` in an experiment file, and the options that belong to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Algorithm {
+    /// Supervised fine-tuning on the best of n samples.
+    Sft(SftConfig),
+    /// Direct preference optimisation on the best sample against the worst.
+    Dpo(DpoConfig),
+}
+
+impl Algorithm {
+    /// Every `kind`, in the order of the registry.
+    pub const KINDS: &'static [&'static str] = &["sft", "dpo"];
+
+    /// The `kind` of this algorithm.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Algorithm::Sft(_) => "sft",
+            Algorithm::Dpo(_) => "dpo",
+        }
+    }
+
+    /// The function that is optimised.
+    pub fn objective(&self) -> Box<dyn Objective> {
+        match self {
+            Algorithm::Sft(config) => Box::new(sft::Sft::new(config.clone())),
+            Algorithm::Dpo(config) => Box::new(dpo::Dpo::new(config.resolved())),
+        }
+    }
+}
+
+/// What an objective needs from the rest of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// How the rejection sampler makes the trees.
+    pub selection: SelectionRule,
+    /// True if every branch must carry log-probabilities of the frozen reference.
+    pub reference: bool,
+}
+
+/// An alignment algorithm.
+pub trait Objective: Send {
+    /// What it must be given.
+    fn needs(&self) -> Needs;
+
+    /// The loss of a micro-batch, as its share of the whole batch's loss: the sum over the
+    /// micro-batches of a batch is the loss of the batch, so that its gradients do not depend on how
+    /// it was cut.
+    fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss;
+}
+
+/// What the head computes of each response token. All tensors are f32, `[response tokens]`, in the
+/// order of trees, branches, tokens.
+#[derive(Debug)]
+pub struct TokenStatistics {
+    /// Log-probability of the token, in nats.
+    pub logps: Tensor,
+    /// Entropy of the distribution that the token was drawn from, in nats.
+    pub entropies: Tensor,
+    /// 1 where the token is the most probable one, else 0. Carries no gradient.
+    pub top1: Tensor,
+}
+
+/// Counts over the whole batch of which a micro-batch is a part: the denominators of means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Trees.
+    pub trees: usize,
+    /// Response tokens.
+    pub tokens: usize,
+    /// Response tokens of first branches (the chosen ones of preference pairs).
+    pub first_branch_tokens: usize,
+}
+
+impl Totals {
+    /// Counts the batch.
+    pub fn of(batch: &[&Tree]) -> Self {
+        Totals {
+            trees: batch.len(),
+            tokens: batch.iter().map(|tree| tree.response_tokens()).sum(),
+            first_branch_tokens: batch
+                .iter()
+                .filter_map(|tree| tree.branches.first())
+                .map(|branch| branch.tokens.len())
+                .sum(),
+        }
+    }
+}
+
+/// The host's side of a micro-batch.
+#[derive(Debug)]
+pub struct MicroBatch<'a> {
+    /// Its trees, in the order of the statistics.
+    pub trees: &'a [&'a Tree],
+    /// Counts of the whole batch.
+    pub totals: Totals,
+}
+
+impl MicroBatch<'_> {
+    /// One number a response token, in the order of the statistics: `[response tokens]`, f32.
+    pub fn per_token(&self, like: &Tensor, values: impl Fn(&arriero_buffers::Branch) -> Vec<f32>) -> Tensor {
+        let flat: Vec<f32> =
+            self.trees.iter().flat_map(|tree| &tree.branches).flat_map(values).collect();
+        Tensor::from_slice(&flat).to_device(like.device())
+    }
+
+    /// Sums of a per-token tensor over the branches with number `branch` of each tree: `[trees]`.
+    pub fn sum_over_branch(&self, per_token: &Tensor, branch: usize) -> Tensor {
+        let mut rows = Vec::new();
+        let mut owners = Vec::new();
+        let mut row = 0i64;
+        for (owner, tree) in self.trees.iter().enumerate() {
+            for (index, response) in tree.branches.iter().enumerate() {
+                let length = response.tokens.len() as i64;
+                if index == branch {
+                    rows.extend(row..row + length);
+                    owners.extend(std::iter::repeat_n(owner as i64, response.tokens.len()));
+                }
+                row += length;
+            }
+        }
+        let device = per_token.device();
+        let values = per_token.index_select(0, &Tensor::from_slice(&rows).to_device(device));
+        Tensor::zeros([self.trees.len() as i64], (Kind::Float, device)).index_add(
+            0,
+            &Tensor::from_slice(&owners).to_device(device),
+            &values,
+        )
+    }
+}
+
+/// A loss with what there is to know about it.
+#[derive(Debug)]
+pub struct Loss {
+    /// The scalar to differentiate.
+    pub value: Tensor,
+    /// What to log.
+    pub metrics: Metrics,
+}
+
+/// Means by name, kept as sums and weights so that micro-batches add up exactly.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics(BTreeMap<&'static str, (f64, f64)>);
+
+impl Metrics {
+    /// Adds `sum`, which is a sum over `weight` items, to the mean called `name`.
+    pub fn add(&mut self, name: &'static str, sum: f64, weight: f64) {
+        let entry = self.0.entry(name).or_default();
+        entry.0 += sum;
+        entry.1 += weight;
+    }
+
+    /// Adds all of a tensor's entries to the mean called `name`.
+    pub fn add_entries(&mut self, name: &'static str, entries: &Tensor) {
+        self.add(name, entries.sum(Kind::Double).double_value(&[]), entries.numel() as f64);
+    }
+
+    /// Adds another micro-batch's sums.
+    pub fn merge(&mut self, other: &Metrics) {
+        for (name, (sum, weight)) in &other.0 {
+            self.add(name, *sum, *weight);
+        }
+    }
+
+    /// The means. A mean over nothing is left out.
+    pub fn means(&self) -> BTreeMap<String, f64> {
+        self.0
+            .iter()
+            .filter(|(_, (_, weight))| *weight > 0.0)
+            .map(|(name, (sum, weight))| (name.to_string(), sum / weight))
+            .collect()
+    }
+}

@@ -1,0 +1,186 @@
+//! AdamW over f32 master weights, clipping by the global norm, and learning-rate schedules.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, no_grad};
+
+/// Options of training that every algorithm shares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingConfig {
+    /// Peak learning rate. Default 1e-5 (Llama 3 §4.1.3 uses it for SFT of its largest model).
+    pub learning_rate: f64,
+    /// Shape of the learning rate after the warm-up. Default linear (TRL's).
+    pub schedule: Schedule,
+    /// Share of the steps over which the rate rises from 0. Default 0.1.
+    pub warmup_ratio: f64,
+    /// Passes over a round's experience. Default 1.
+    pub epochs: usize,
+    /// Trees (prompts) in an optimiser step. Default 8.
+    pub batch_size: usize,
+    /// Tokens in a forward and backward pass; what is over it waits its turn, and the gradients add
+    /// up. It bounds memory and changes no result. Default 1024.
+    pub micro_batch_tokens: usize,
+    /// Global gradient norm above which gradients are scaled down. Default 1.
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay. Default 0 (TRL's).
+    pub weight_decay: f64,
+    /// Decay rates of AdamW's two moments. Default 0.9 and 0.999.
+    pub betas: (f64, f64),
+    /// AdamW's ε. Default 1e-8.
+    pub eps: f64,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        TrainingConfig {
+            learning_rate: 1e-5,
+            schedule: Schedule::Linear,
+            warmup_ratio: 0.1,
+            epochs: 1,
+            batch_size: 8,
+            micro_batch_tokens: 1024,
+            max_grad_norm: 1.0,
+            weight_decay: 0.0,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+        }
+    }
+}
+
+/// How the learning rate goes after the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// Down to 0 in a straight line.
+    #[default]
+    Linear,
+    /// Down to 0 along half a cosine.
+    Cosine,
+}
+
+impl TrainingConfig {
+    /// The learning rate of step `step` (from 0) of `total`.
+    pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
+        let warmup = (self.warmup_ratio * total as f64).ceil() as usize;
+        if step < warmup {
+            return self.learning_rate * (step + 1) as f64 / warmup as f64;
+        }
+        let progress = (step - warmup) as f64 / (total.max(warmup + 1) - warmup) as f64;
+        let factor = match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => 1.0 - progress,
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        };
+        self.learning_rate * factor
+    }
+}
+
+/// Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019 (arXiv:1711.05101).
+#[derive(Debug)]
+pub struct AdamW {
+    /// (first moment, second moment) of each parameter, f32.
+    moments: Vec<(Tensor, Tensor)>,
+    steps: i32,
+}
+
+impl AdamW {
+    /// Fresh state for these parameters.
+    pub fn new(parameters: &[Tensor]) -> Self {
+        let zeros = |parameter: &Tensor| parameter.zeros_like().to_kind(Kind::Float);
+        let moments = parameters.iter().map(|parameter| (zeros(parameter), zeros(parameter))).collect();
+        AdamW { moments, steps: 0 }
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// (first moment, second moment) of each parameter.
+    pub fn moments(&self) -> &[(Tensor, Tensor)] {
+        &self.moments
+    }
+
+    /// One update of `parameters` (f32) by `gradients` (f32), in place.
+    pub fn step(&mut self, parameters: &mut [Tensor], gradients: &[Tensor], rate: f64, config: &TrainingConfig) {
+        self.steps += 1;
+        let (beta1, beta2) = config.betas;
+        let correction1 = 1.0 - beta1.powi(self.steps);
+        let correction2 = (1.0 - beta2.powi(self.steps)).sqrt();
+        no_grad(|| {
+            for ((parameter, gradient), (first, second)) in
+                parameters.iter_mut().zip(gradients).zip(&mut self.moments)
+            {
+                let _ = first.lerp_(gradient, 1.0 - beta1);
+                let _ = second.g_mul_scalar_(beta2);
+                let _ = second.addcmul_(&(gradient * (1.0 - beta2)), gradient);
+                let denominator = second.sqrt() / correction2 + config.eps;
+                let _ = parameter.g_mul_scalar_(1.0 - rate * config.weight_decay);
+                let _ = parameter.addcdiv_(&(&*first * (-rate / correction1)), &denominator);
+            }
+        });
+    }
+}
+
+/// Scales gradients so that their global norm is at most `limit`; returns the norm before.
+pub fn clip_by_global_norm(gradients: &mut [Tensor], limit: f64) -> f64 {
+    no_grad(|| {
+        let squares: f64 =
+            gradients.iter().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[])).sum();
+        let norm = squares.sqrt();
+        if norm > limit {
+            for gradient in gradients {
+                let _ = gradient.g_mul_scalar_(limit / norm);
+            }
+        }
+        norm
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        Vec::try_from(tensor.to_kind(Kind::Double)).expect("a vector")
+    }
+
+    /// Two steps by hand: w = 1, g = 0.5 then −1, rate 0.1, decay 0.01, β = (0.9, 0.99), ε = 0.
+    /// m₁ = 0.05, v₁ = 0.0025: both corrections give 0.5 / 0.5 = 1, so w = 0.999 − 0.1 = 0.899.
+    /// m₂ = −0.055, v₂ = 0.012475: (−0.055 / 0.19) / √(0.012475 / 0.0199) = −0.365604…, so
+    /// w = 0.899 · 0.999 + 0.0365604… = 0.9346614….
+    #[test]
+    fn adamw_follows_the_paper() {
+        let config = TrainingConfig { weight_decay: 0.01, betas: (0.9, 0.99), eps: 0.0, ..Default::default() };
+        let mut parameters = [Tensor::from_slice(&[1.0f32])];
+        let mut optimizer = AdamW::new(&parameters);
+        optimizer.step(&mut parameters, &[Tensor::from_slice(&[0.5f32])], 0.1, &config);
+        assert!((values(&parameters[0])[0] - 0.899).abs() < 1e-6);
+        optimizer.step(&mut parameters, &[Tensor::from_slice(&[-1.0f32])], 0.1, &config);
+        let direction = (-0.055f64 / 0.19) / (0.012475f64 / 0.0199).sqrt();
+        assert!((values(&parameters[0])[0] - (0.899 * 0.999 - 0.1 * direction)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn clipping_scales_the_whole() {
+        let mut gradients = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
+        assert_eq!(clip_by_global_norm(&mut gradients, 10.0), 5.0);
+        assert_eq!(clip_by_global_norm(&mut gradients, 1.0), 5.0);
+        assert!((values(&gradients[0])[0] - 0.6).abs() < 1e-6 && (values(&gradients[1])[1] - 0.8).abs() < 1e-6);
+    }
+
+    #[test]
+    fn schedules_warm_up_and_come_down() {
+        let config = TrainingConfig { learning_rate: 1.0, warmup_ratio: 0.2, ..Default::default() };
+        let rates = |schedule| -> Vec<f64> {
+            let config = TrainingConfig { schedule, ..config.clone() };
+            (0..10).map(|step| config.learning_rate_at(step, 10)).collect()
+        };
+        assert_eq!(rates(Schedule::Constant), [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(rates(Schedule::Linear), [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]);
+        assert!((rates(Schedule::Cosine)[6] - 0.5).abs() < 1e-12);
+        assert_eq!(TrainingConfig { learning_rate: 1.0, ..config }.learning_rate_at(0, 1), 1.0);
+    }
+}

@@ -1,0 +1,223 @@
+//! Choosing a token on the host.
+
+use arriero_buffers::random::Stream;
+use serde::{Deserialize, Serialize};
+
+/// How tokens are drawn. The steps apply in this order: temperature, top-k, top-p, min-p.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplingConfig {
+    /// Tokens a completion may have, its end-of-turn token included. Default 96.
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 takes the most probable token. Default 1.
+    pub temperature: f64,
+    /// Only the k most probable tokens (Fan et al., 2018); 0 for all. Default 0.
+    pub top_k: usize,
+    /// Only the smallest set of most probable tokens with at least this probability (Holtzman et al.,
+    /// 2020). Default 1: all.
+    pub top_p: f64,
+    /// Only tokens with at least this share of the most probable one's probability (Nguyen et al.,
+    /// 2024). Default 0: all.
+    pub min_p: f64,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        SamplingConfig { max_new_tokens: 96, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
+}
+
+impl SamplingConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// A sentence that names the option, its value and its range.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.max_new_tokens == 0 {
+            return Err("max_new_tokens is 0; it must be at least 1".to_string());
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(format!("temperature is {}; it must be a number of at least 0", self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(format!("top_p is {}; it must be above 0 and at most 1", self.top_p));
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return Err(format!("min_p is {}; it must be between 0 and 1", self.min_p));
+        }
+        Ok(())
+    }
+}
+
+/// A drawn token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability under the untempered, untruncated distribution.
+    pub logp: f32,
+    /// Its log-probability under the distribution that it was drawn from.
+    pub sampled_logp: f32,
+}
+
+/// Draws a token from logits over the vocabulary, using the number at `position` of `stream`.
+///
+/// Sums run in f64 in the order of the vocabulary, so that the result depends on the logits alone.
+///
+/// # Panics
+/// If there are no logits.
+pub fn draw(logits: &[f32], config: &SamplingConfig, stream: &mut Stream, position: u64) -> Draw {
+    let (best, highest) = argmax(logits);
+    let total = exp_sum(logits, highest, 1.0);
+    let logp = |token: usize| (f64::from(logits[token] - highest) - total.ln()) as f32;
+    if config.temperature == 0.0 {
+        return Draw { token: best as u32, logp: logp(best), sampled_logp: 0.0 };
+    }
+    let scale = (1.0 / config.temperature) as f32;
+    let uniform = stream.uniform(position);
+    let truncates = config.top_k > 0 || config.top_p < 1.0 || config.min_p > 0.0;
+    let (token, sampled_logp) = if truncates {
+        draw_truncated(logits, highest, scale, config, uniform)
+    } else {
+        let total = if scale == 1.0 { total } else { exp_sum(logits, highest, scale) };
+        let weight = |token: usize| f64::from(((logits[token] - highest) * scale).exp());
+        let token = walk((0..logits.len()).map(|token| (token, weight(token))), uniform * total);
+        (token, f64::from((logits[token] - highest) * scale) - total.ln())
+    };
+    Draw { token: token as u32, logp: logp(token), sampled_logp: sampled_logp as f32 }
+}
+
+fn draw_truncated(logits: &[f32], highest: f32, scale: f32, config: &SamplingConfig, uniform: f64) -> (usize, f64) {
+    let mut kept: Vec<(usize, f64)> = logits
+        .iter()
+        .enumerate()
+        .map(|(token, logit)| (token, f64::from(((logit - highest) * scale).exp())))
+        .collect();
+    // The most probable first; equal ones in the order of the vocabulary.
+    let order = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if config.top_k > 0 && config.top_k < kept.len() {
+        kept.select_nth_unstable_by(config.top_k - 1, order);
+        kept.truncate(config.top_k);
+    }
+    if config.top_p < 1.0 {
+        kept.sort_unstable_by(order);
+        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        let mut before = 0.0;
+        let length = kept.iter().take_while(|(_, weight)| {
+            let wanted = before < config.top_p * total;
+            before += weight;
+            wanted
+        });
+        let length = length.count().max(1);
+        kept.truncate(length);
+    }
+    // The most probable token has weight 1, so that the threshold is min-p itself.
+    kept.retain(|&(_, weight)| weight >= config.min_p);
+    kept.sort_unstable_by_key(|&(token, _)| token);
+    let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+    let token = walk(kept.iter().copied(), uniform * total);
+    (token, f64::from((logits[token] - highest) * scale) - total.ln())
+}
+
+/// The item at which the running sum of weights passes `target`; the last item of any weight where
+/// rounding keeps it from passing.
+fn walk(items: impl Iterator<Item = (usize, f64)>, target: f64) -> usize {
+    let (mut sum, mut last) = (0.0, 0);
+    for (token, weight) in items {
+        if weight > 0.0 {
+            sum += weight;
+            last = token;
+            if sum > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// The first of the highest logits. A logit that is no number never wins.
+fn argmax(logits: &[f32]) -> (usize, f32) {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit > best.1 {
+            best = (token, logit);
+        }
+    }
+    best
+}
+
+fn exp_sum(logits: &[f32], highest: f32, scale: f32) -> f64 {
+    logits.iter().map(|logit| f64::from(((logit - highest) * scale).exp())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use arriero_buffers::random::Purpose;
+
+    use super::*;
+
+    /// Probabilities 0.5, 0.25, 0.125, 0.125.
+    const LOGITS: [f32; 4] = [0.693_147_2, 0.0, -0.693_147_2, -0.693_147_2];
+
+    fn shares(config: &SamplingConfig) -> Vec<f64> {
+        let mut stream = Stream::new(9, Purpose::Sampling, 0, 0);
+        let mut counts = [0.0; 4];
+        let n = 20_000;
+        for position in 0..n {
+            let drawn = draw(&LOGITS, config, &mut stream, position);
+            counts[drawn.token as usize] += 1.0 / n as f64;
+        }
+        counts.to_vec()
+    }
+
+    fn assert_shares(config: SamplingConfig, expected: [f64; 4]) {
+        let found = shares(&config);
+        // Four standard deviations of a share of 0.5 over 20,000 draws.
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.0142), "{config:?}: {found:?}");
+        let mut stream = Stream::new(1, Purpose::Sampling, 0, 0);
+        for position in 0..50 {
+            let drawn = draw(&LOGITS, &config, &mut stream, position);
+            let probability = f64::from(drawn.sampled_logp).exp();
+            assert!((probability - expected[drawn.token as usize]).abs() < 1e-6);
+            let logp = [0.5f64, 0.25, 0.125, 0.125][drawn.token as usize].ln();
+            assert!((f64::from(drawn.logp) - logp).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn draws_from_the_distribution_it_reports() {
+        let plain = SamplingConfig::default();
+        assert_shares(plain.clone(), [0.5, 0.25, 0.125, 0.125]);
+        // Squares: 16, 4, 1, 1 of 22.
+        let half = SamplingConfig { temperature: 0.5, ..plain.clone() };
+        assert_shares(half, [16.0 / 22.0, 4.0 / 22.0, 1.0 / 22.0, 1.0 / 22.0]);
+        assert_shares(SamplingConfig { top_k: 2, ..plain.clone() }, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+        assert_shares(SamplingConfig { top_p: 0.8, ..plain.clone() }, [4.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0, 0.0]);
+        assert_shares(SamplingConfig { top_p: 0.5, ..plain.clone() }, [1.0, 0.0, 0.0, 0.0]);
+        assert_shares(SamplingConfig { min_p: 0.3, ..plain.clone() }, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_best() {
+        let config = SamplingConfig { temperature: 0.0, ..SamplingConfig::default() };
+        let mut stream = Stream::new(9, Purpose::Sampling, 0, 0);
+        let drawn = draw(&[0.0, 1.0, 1.0], &config, &mut stream, 0);
+        assert_eq!((drawn.token, drawn.sampled_logp), (1, 0.0));
+        let expected = -(2.0f32 + (-1.0f32).exp()).ln();
+        assert!((drawn.logp - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_same_position_draws_the_same_token() {
+        let config = SamplingConfig::default();
+        let tokens = |positions: &mut dyn Iterator<Item = u64>| -> Vec<(u64, u32)> {
+            let mut stream = Stream::new(4, Purpose::Sampling, 8, 2);
+            let mut drawn: Vec<_> = positions
+                .map(|position| (position, draw(&LOGITS, &config, &mut stream, position).token))
+                .collect();
+            drawn.sort_unstable();
+            drawn
+        };
+        assert_eq!(tokens(&mut (0..40)), tokens(&mut (0..40).rev()));
+    }
+}
