@@ -1,0 +1,76 @@
+//! Chat templates: a conversation as the text that the model was trained on.
+//!
+//! The templates are Jinja as Hugging Face's `apply_chat_template` runs it: blocks trimmed, Python's
+//! string methods, `raise_exception`.
+
+use arriero_buffers::Message;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value, context};
+
+use crate::error::{PolicyError, Result};
+
+/// The special tokens that a template may name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TemplateTokens {
+    /// Beginning of a text.
+    pub bos: String,
+    /// End of a turn.
+    pub eos: String,
+}
+
+/// Renders a conversation, with the header of the assistant's next turn at its end.
+///
+/// # Errors
+/// If the template is not valid, or refuses the conversation.
+pub fn render(template: &str, messages: &[Message], tokens: &TemplateTokens) -> Result<String> {
+    let mut environment = Environment::new();
+    let mut syntax = SyntaxConfig::builder();
+    syntax.trim_blocks(true).lstrip_blocks(true);
+    environment.set_syntax(syntax.build().map_err(refused)?);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> std::result::Result<(), minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    let rendered = environment.template_from_str(template).and_then(|template| {
+        template.render(context! {
+            messages => messages.iter().map(turn).collect::<Value>(),
+            add_generation_prompt => true,
+            bos_token => &*tokens.bos,
+            eos_token => &*tokens.eos,
+            tools => None::<()>,
+            documents => None::<()>,
+        })
+    });
+    rendered.map_err(refused)
+}
+
+fn turn(message: &Message) -> Value {
+    Value::from_pairs([("role", message.role.as_str()), ("content", &message.content)])
+}
+
+/// The template's own words stand in the detail; the rest says where.
+fn refused(error: minijinja::Error) -> PolicyError {
+    PolicyError::Template { cause: error.detail().map_or_else(|| error.to_string(), str::to_string) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAT_ML: &str = "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + \
+                           message['content'].strip() + '<|im_end|>' + '\\n' }}{% endfor %}\n\
+                           {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+    #[test]
+    fn renders_as_python_does() {
+        let text = render(CHAT_ML, &[Message::user(" Hi ")], &TemplateTokens::default()).expect("rendered");
+        assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn a_refusal_is_in_the_templates_words() {
+        let template = "{{ raise_exception('roles must alternate') }}";
+        let error = render(template, &[], &TemplateTokens::default()).expect_err("refused");
+        assert_eq!(error.to_string(), "the model's chat template refuses this conversation: roles must alternate");
+    }
+}

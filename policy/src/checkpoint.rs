@@ -1,0 +1,129 @@
+//! A model on disk: read from a Hugging Face directory or a GGUF file, written as the former.
+//!
+//! - [`hf`]: `config.json`, one or several safetensors files, `tokenizer.json`, chat template;
+//! - [`gguf`]: all of it in one file, quantised or not;
+//! - [`write`](mod@write): a directory that transformers, vLLM and llama.cpp's converter read.
+//!
+//! Reading goes in two steps: everything that can be wrong is found from the headers, then weights are
+//! read.
+
+mod gguf;
+mod hf;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tch::Tensor;
+
+use crate::config::ModelConfig;
+use crate::error::{PolicyError, Result};
+use crate::tokenizer::Tokenizer;
+
+pub use write::{write_hf, write_training};
+
+/// Tensors by their Hugging Face names.
+pub type Weights = BTreeMap<String, Tensor>;
+
+/// A model in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The architecture.
+    pub config: ModelConfig,
+    /// f32, on the CPU.
+    pub weights: Weights,
+    /// The tokenizer, with its chat template.
+    pub tokenizer: Tokenizer,
+}
+
+impl Checkpoint {
+    /// Reads a model.
+    ///
+    /// # Errors
+    /// If there is none at `path`, a file is broken or ends early, the architecture is not supported, or the
+    /// tokenizer does not fit the vocabulary.
+    pub fn open(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        let (config, tokenizer) = source.facts();
+        let (config, tokenizer) = (config.clone(), tokenizer.clone());
+        let weights = match source {
+            Source::HuggingFace(directory) => directory.weights()?,
+            Source::Gguf(file) => file.weights()?,
+        };
+        Ok(Checkpoint { config, weights, tokenizer })
+    }
+
+    /// Reads everything but the weights, and checks from the headers that they are all there.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn inspect(path: &Path) -> Result<(ModelConfig, Tokenizer)> {
+        let source = Source::open(path)?;
+        let (config, tokenizer) = source.facts();
+        Ok((config.clone(), tokenizer.clone()))
+    }
+}
+
+enum Source {
+    HuggingFace(hf::Directory),
+    Gguf(gguf::GgufFile),
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self> {
+        let source = if path.is_dir() {
+            Source::HuggingFace(hf::Directory::open(path)?)
+        } else if path.is_file() {
+            Source::Gguf(gguf::GgufFile::open(path)?)
+        } else {
+            return Err(PolicyError::NoModel { path: path.to_path_buf() });
+        };
+        let (config, tokenizer) = source.facts();
+        tokenizer.check_fits(config.vocab_size, path)?;
+        Ok(source)
+    }
+
+    fn facts(&self) -> (&ModelConfig, &Tokenizer) {
+        match self {
+            Source::HuggingFace(directory) => (&directory.config, &directory.tokenizer),
+            Source::Gguf(file) => (&file.config, &file.tokenizer),
+        }
+    }
+}
+
+/// Checks the names and shapes that a file has against those that the configuration wants.
+fn check_tensors(path: &Path, config: &ModelConfig, found: &BTreeMap<String, Vec<i64>>) -> Result<()> {
+    let wanted: BTreeMap<String, Vec<i64>> = config.tensor_shapes().into_iter().collect();
+    for (name, expected) in &wanted {
+        match found.get(name) {
+            None => return Err(PolicyError::broken(path, format!("it lacks the tensor {name}"))),
+            Some(shape) if shape != expected => {
+                let cause = format!("the tensor {name} has the shape {shape:?}, expected {expected:?}");
+                return Err(PolicyError::broken(path, cause));
+            }
+            Some(_) => {}
+        }
+    }
+    // A tied model may carry its output matrix all the same; old files carry rotary frequencies.
+    let known = |name: &str| wanted.contains_key(name) || name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq");
+    match found.keys().find(|name| !known(name)) {
+        Some(name) => {
+            let supported = "the tensors of a Llama without biases";
+            Err(PolicyError::unsupported(path, format!("the tensor {name}"), supported))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The model that `cargo xtask setup` brought: in `.arriero/models` of the current folder, of one above it,
+/// or of one above the program.
+///
+/// # Errors
+/// If it is not there.
+pub fn default_model() -> Result<PathBuf> {
+    const NAME: &str = ".arriero/models/SmolLM2-135M-Instruct.gguf";
+    let current = std::env::current_dir().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_default();
+    let mut places = current.ancestors().chain(program.ancestors()).map(|folder| folder.join(NAME));
+    places.find(|path| path.is_file()).ok_or_else(|| PolicyError::NoDefaultModel { path: current.join(NAME) })
+}

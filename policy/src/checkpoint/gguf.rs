@@ -1,0 +1,292 @@
+//! GGUF files: configuration, vocabulary, merges, chat template and (quantised) tensors in one.
+//!
+//! candle-core decodes the tensors. The names and the layout of query and key weights are llama.cpp's:
+//! it interleaves the two halves of each head for its rotary positions, which is undone here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::gguf_file::{Content, Value as Metadata};
+use serde_json::{Map, Value, json};
+use tch::Tensor;
+
+use super::{Weights, check_tensors};
+use crate::config::ModelConfig;
+use crate::error::{PolicyError, Result};
+use crate::tokenizer::{Tokenizer, TokenizerFacts};
+
+/// A file whose header has been read and found right.
+pub(super) struct GgufFile {
+    path: PathBuf,
+    content: Content,
+    pub config: ModelConfig,
+    pub tokenizer: Tokenizer,
+}
+
+/// `tokenizer.ggml.token_type`: a marker such as the end of a turn.
+const CONTROL: i64 = 3;
+/// `tokenizer.ggml.token_type`: a token that is never split, and is text.
+const USER_DEFINED: i64 = 4;
+
+impl GgufFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|cause| unreadable(path, cause))?;
+        let length = file.metadata().map_err(|cause| unreadable(path, cause))?.len();
+        let content = Content::read(&mut BufReader::new(file)).map_err(|error| {
+            PolicyError::broken(path, format!("it is no GGUF file, or ends early ({})", first_line(&error)))
+        })?;
+        let fields = Fields { path, metadata: &content.metadata };
+        let tokens = fields.strings("tokenizer.ggml.tokens")?;
+        let config = config(&fields, tokens.len(), content.tensor_infos.contains_key("output.weight"))?;
+        let tokenizer = tokenizer(&fields, &tokens)?;
+
+        let mut found = BTreeMap::new();
+        for (name, info) in &content.tensor_infos {
+            let block = info.ggml_dtype.block_size();
+            let elements = info.shape.elem_count();
+            let bytes = (elements / block * info.ggml_dtype.type_size()) as u64;
+            let end = content.tensor_data_offset.saturating_add(info.offset).saturating_add(bytes);
+            if end > length {
+                let cause = format!("the tensor {name} should end at byte {end}, but the file has {length}");
+                return Err(PolicyError::broken(path, cause));
+            }
+            let name = hf_name(name).ok_or_else(|| {
+                PolicyError::unsupported(path, format!("the tensor {name}"), "the tensors of a Llama without biases")
+            })?;
+            found.insert(name, info.shape.dims().iter().map(|&size| size as i64).collect());
+        }
+        check_tensors(path, &config, &found)?;
+        Ok(GgufFile { path: path.to_path_buf(), content, config, tokenizer })
+    }
+
+    pub fn weights(self) -> Result<Weights> {
+        let file = File::open(&self.path).map_err(|cause| unreadable(&self.path, cause))?;
+        let mut reader = BufReader::new(file);
+        let mut weights = Weights::new();
+        for gguf_name in self.content.tensor_infos.keys() {
+            let Some(name) = hf_name(gguf_name) else { continue };
+            let decoded = self
+                .content
+                .tensor(&mut reader, gguf_name, &Device::Cpu)
+                .and_then(|tensor| tensor.dequantize(&Device::Cpu))
+                .and_then(|tensor| Ok((tensor.flatten_all()?.to_vec1::<f32>()?, tensor.dims().to_vec())));
+            let (values, shape) =
+                decoded.map_err(|error| PolicyError::broken(&self.path, first_line(&error)))?;
+            let shape: Vec<i64> = shape.into_iter().map(|size| size as i64).collect();
+            let tensor = Tensor::from_slice(&values).view(&shape[..]);
+            let heads = match name.rsplit('.').nth(1) {
+                Some("q_proj") => Some(self.config.num_heads),
+                Some("k_proj") => Some(self.config.num_kv_heads),
+                _ => None,
+            };
+            let tensor = heads.map_or_else(|| tensor.shallow_clone(), |heads| join_halves(&tensor, heads));
+            weights.insert(name, tensor);
+        }
+        Ok(weights)
+    }
+}
+
+/// From rows that alternate between a head's two halves to rows of the first half, then of the second.
+fn join_halves(weight: &Tensor, heads: usize) -> Tensor {
+    let [rows, columns] = weight.size()[..] else { unreachable!("the shape was checked") };
+    let heads = heads as i64;
+    weight.view([heads, rows / heads / 2, 2, columns]).transpose(1, 2).reshape([rows, columns])
+}
+
+fn hf_name(name: &str) -> Option<String> {
+    let fixed = match name {
+        "token_embd.weight" => Some("model.embed_tokens.weight"),
+        "output_norm.weight" => Some("model.norm.weight"),
+        "output.weight" => Some("lm_head.weight"),
+        _ => None,
+    };
+    if let Some(fixed) = fixed {
+        return Some(fixed.to_string());
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let part = match part {
+        "attn_norm.weight" => "input_layernorm",
+        "attn_q.weight" => "self_attn.q_proj",
+        "attn_k.weight" => "self_attn.k_proj",
+        "attn_v.weight" => "self_attn.v_proj",
+        "attn_output.weight" => "self_attn.o_proj",
+        "ffn_norm.weight" => "post_attention_layernorm",
+        "ffn_gate.weight" => "mlp.gate_proj",
+        "ffn_up.weight" => "mlp.up_proj",
+        "ffn_down.weight" => "mlp.down_proj",
+        _ => return None,
+    };
+    layer.parse::<u32>().ok().map(|layer| format!("model.layers.{layer}.{part}.weight"))
+}
+
+/// The metadata, read by key.
+struct Fields<'a> {
+    path: &'a Path,
+    metadata: &'a HashMap<String, Metadata>,
+}
+
+impl<'a> Fields<'a> {
+    fn number(&self, key: &str) -> Option<u64> {
+        let value = self.metadata.get(key)?;
+        value.to_u64().ok().or_else(|| value.to_i64().ok().and_then(|number| u64::try_from(number).ok()))
+    }
+
+    fn needed(&self, key: &str) -> Result<usize> {
+        let number = self.number(key).map(|number| number as usize);
+        number.ok_or_else(|| PolicyError::broken(self.path, format!("its metadata has no number {key}")))
+    }
+
+    fn float(&self, key: &str) -> Option<f64> {
+        self.metadata.get(key).and_then(|value| value.to_f32().map(f64::from).or_else(|_| value.to_f64()).ok())
+    }
+
+    fn text(&self, key: &str) -> Option<&'a str> {
+        self.metadata.get(key).and_then(|value| value.to_string().ok()).map(String::as_str)
+    }
+
+    fn id(&self, key: &str) -> Option<u32> {
+        self.number(key).and_then(|id| u32::try_from(id).ok())
+    }
+
+    fn strings(&self, key: &str) -> Result<Vec<&'a str>> {
+        let values = self.metadata.get(key).and_then(|value| value.to_vec().ok());
+        let values = values
+            .and_then(|values| values.iter().map(|value| value.to_string().ok().map(String::as_str)).collect());
+        values.ok_or_else(|| PolicyError::broken(self.path, format!("its metadata has no list of texts {key}")))
+    }
+}
+
+fn config(fields: &Fields<'_>, vocab_size: usize, has_output: bool) -> Result<ModelConfig> {
+    let architecture = fields.text("general.architecture").unwrap_or("(none)");
+    if architecture != "llama" {
+        let found = format!("the architecture \"{architecture}\"");
+        return Err(PolicyError::unsupported(fields.path, found, "\"llama\""));
+    }
+    if let Some(scaling) = fields.text("llama.rope.scaling.type").filter(|&kind| kind != "none") {
+        let found = format!("scaled rotary positions (\"{scaling}\")");
+        return Err(PolicyError::unsupported(fields.path, found, "\"none\""));
+    }
+    let num_heads = fields.needed("llama.attention.head_count")?;
+    let hidden_size = fields.needed("llama.embedding_length")?;
+    let count = |key: &str| fields.number(key).map(|number| number as usize);
+    let config = ModelConfig {
+        vocab_size,
+        hidden_size,
+        intermediate_size: fields.needed("llama.feed_forward_length")?,
+        num_layers: fields.needed("llama.block_count")?,
+        num_heads,
+        num_kv_heads: count("llama.attention.head_count_kv").unwrap_or(num_heads),
+        head_dim: count("llama.attention.key_length").unwrap_or(hidden_size / num_heads.max(1)),
+        max_positions: fields.needed("llama.context_length")?,
+        // The file has these as f32; their shortest decimal form is what was meant.
+        rms_norm_eps: shortest(fields.float("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-6)),
+        rope_theta: shortest(fields.float("llama.rope.freq_base").unwrap_or(10_000.0)),
+        tie_embeddings: !has_output,
+    };
+    config.validate(fields.path)?;
+    let rotated = count("llama.rope.dimension_count").unwrap_or(config.head_dim);
+    if rotated != config.head_dim {
+        let found = format!("rotary positions on {rotated} of {} dimensions", config.head_dim);
+        return Err(PolicyError::unsupported(fields.path, found, "all dimensions"));
+    }
+    Ok(config)
+}
+
+fn shortest(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
+}
+
+/// Builds the `tokenizer.json` that the metadata amounts to.
+fn tokenizer(fields: &Fields<'_>, tokens: &[&str]) -> Result<Tokenizer> {
+    let model = fields.text("tokenizer.ggml.model").unwrap_or("(none)");
+    if model != "gpt2" {
+        let found = format!("the tokenizer model \"{model}\"");
+        let supported = "\"gpt2\" (byte-level BPE); use the model's Hugging Face directory instead";
+        return Err(PolicyError::unsupported(fields.path, found, supported));
+    }
+    let types: Vec<i64> = match fields.metadata.get("tokenizer.ggml.token_type").map(Metadata::to_vec) {
+        Some(Ok(types)) => types.iter().map(|kind| kind.to_i32().map_or(0, i64::from)).collect(),
+        _ => Vec::new(),
+    };
+    let kind = |id: usize| types.get(id).copied().unwrap_or(0);
+    let vocabulary: Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect();
+    let added: Vec<Value> = (0..tokens.len())
+        .filter(|&id| matches!(kind(id), CONTROL | USER_DEFINED))
+        .map(|id| {
+            json!({
+                "id": id, "content": tokens[id], "special": kind(id) == CONTROL,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        })
+        .collect();
+    let json = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": pre_tokenizer(fields)?,
+        "post_processor": null,
+        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocabulary, "merges": fields.strings("tokenizer.ggml.merges")?,
+        },
+    });
+    let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+    let mut eos_ids: Vec<u32> = keys.iter().filter_map(|key| fields.id(key)).collect();
+    eos_ids.dedup();
+    let facts = TokenizerFacts {
+        eos_ids,
+        bos_id: fields.id("tokenizer.ggml.bos_token_id"),
+        template: fields.text("tokenizer.chat_template").map(str::to_string),
+        config: Map::new(),
+    };
+    Tokenizer::from_json(&json.to_string(), facts, fields.path)
+}
+
+/// How text is cut before merging, by the name that llama.cpp gave it.
+fn pre_tokenizer(fields: &Fields<'_>) -> Result<Value> {
+    let byte_level = |use_regex: bool| {
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
+    };
+    let split_by = |pattern: &str| {
+        let split = json!({
+            "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false
+        });
+        json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
+    };
+    match fields.text("tokenizer.ggml.pre").unwrap_or("default") {
+        "default" | "gpt-2" => Ok(byte_level(true)),
+        "smollm" => {
+            let digits = json!({ "type": "Digits", "individual_digits": true });
+            Ok(json!({ "type": "Sequence", "pretokenizers": [digits, byte_level(true)] }))
+        }
+        // The patterns of the models' own tokenizer.json.
+        "llama-bpe" | "llama3" => Ok(split_by(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )),
+        "qwen2" => Ok(split_by(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )),
+        other => Err(PolicyError::unsupported(
+            fields.path,
+            format!("the pre-tokenizer \"{other}\""),
+            "\"gpt-2\", \"smollm\", \"llama-bpe\", \"qwen2\"; use the model's Hugging Face directory instead",
+        )),
+    }
+}
+
+fn unreadable(path: &Path, cause: std::io::Error) -> PolicyError {
+    PolicyError::Unreadable { path: path.to_path_buf(), cause }
+}
+
+/// candle's errors may carry a backtrace after the message.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
+}

@@ -1,0 +1,168 @@
+//! What can go wrong, in words for the person who can mend it.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that this crate refuses. Each message says what was expected, what was found, where, and
+/// what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// There is nothing at the model's path.
+    #[error(
+        "there is no model at {path}; expected a Hugging Face directory (config.json, *.safetensors, \
+         tokenizer.json) or a GGUF file"
+    )]
+    NoModel {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The model that set-up brings is not there.
+    #[error("the default model is not at {path}; run `cargo xtask setup`, or name a model yourself")]
+    NoDefaultModel {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("{path} cannot be read: {cause}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("{path} cannot be written: {cause}")]
+    Unwritable {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        cause: String,
+    },
+    /// A file is not what its name says, or ends early.
+    #[error("{path} is broken: {cause}; fetch or convert the model again")]
+    Broken {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A model that this program does not know how to run.
+    #[error("{path}: {found} is not supported; supported: {supported}")]
+    Unsupported {
+        /// Where it is asked for.
+        path: PathBuf,
+        /// What is asked for.
+        found: String,
+        /// What could be asked for.
+        supported: String,
+    },
+    /// The tokenizer belongs to another model.
+    #[error(
+        "the tokenizer of {path} has {tokenizer} tokens, but the model's embedding has {model} rows: they do \
+         not belong together; put the model's own tokenizer.json there"
+    )]
+    WrongTokenizer {
+        /// The model.
+        path: PathBuf,
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// The tokenizer refuses a text or some ids.
+    #[error("the tokenizer failed: {cause}")]
+    Tokenizer {
+        /// In its own words.
+        cause: String,
+    },
+    /// The chat template refuses a conversation.
+    #[error("the model's chat template refuses this conversation: {cause}")]
+    Template {
+        /// In its own words.
+        cause: String,
+    },
+    /// The machine lacks the device.
+    #[error("device {asked} was asked for, but libtorch finds {found} CUDA devices here; use device = \"cpu\" or \"auto\"")]
+    NoSuchDevice {
+        /// The device.
+        asked: String,
+        /// CUDA devices that there are.
+        found: usize,
+    },
+    /// A prompt without a token.
+    #[error("prompt {prompt_id} is empty; a prompt needs at least one token")]
+    EmptyPrompt {
+        /// Which.
+        prompt_id: u64,
+    },
+    /// A prompt that leaves no room for an answer.
+    #[error(
+        "prompt {prompt_id} has {tokens} tokens, but the model's context has {limit}, and an answer needs room \
+         as well; shorten it or leave it out"
+    )]
+    PromptTooLong {
+        /// Which.
+        prompt_id: u64,
+        /// Its length.
+        tokens: usize,
+        /// The context.
+        limit: usize,
+    },
+    /// A prompt with its response exceeds the context.
+    #[error("prompt {prompt_id} with its response has {tokens} tokens, but the model's context has {limit}")]
+    SequenceTooLong {
+        /// Which.
+        prompt_id: u64,
+        /// The length of both.
+        tokens: usize,
+        /// The context.
+        limit: usize,
+    },
+    /// Weights that lack a tensor.
+    #[error("the weights lack the tensor {name}")]
+    MissingTensor {
+        /// Its Hugging Face name.
+        name: String,
+    },
+    /// A tensor that does not fit the configuration.
+    #[error("the tensor {name} has the shape {found:?}, but the configuration says {expected:?}")]
+    WrongShape {
+        /// Its Hugging Face name.
+        name: String,
+        /// What the configuration says.
+        expected: Vec<i64>,
+        /// What was found.
+        found: Vec<i64>,
+    },
+    /// Weights of another version than the one asked for.
+    #[error("weights of version {asked} were asked for, but version {held} is held")]
+    WrongVersion {
+        /// What was asked for.
+        asked: u32,
+        /// What there is.
+        held: u32,
+    },
+    /// A number overflowed or was never one.
+    #[error(
+        "the {what} is not finite on a batch with the prompts {prompt_ids:?}; no weight was changed. A lower \
+         learning_rate or dtype = \"f32\" may help"
+    )]
+    NotFinite {
+        /// Which number.
+        what: &'static str,
+        /// The prompts of the batch.
+        prompt_ids: Vec<u64>,
+    },
+}
+
+impl PolicyError {
+    pub(crate) fn broken(path: &Path, cause: impl ToString) -> Self {
+        PolicyError::Broken { path: path.to_path_buf(), cause: cause.to_string() }
+    }
+
+    pub(crate) fn unsupported(path: &Path, found: impl Into<String>, supported: impl Into<String>) -> Self {
+        PolicyError::Unsupported { path: path.to_path_buf(), found: found.into(), supported: supported.into() }
+    }
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, PolicyError>;

@@ -1,0 +1,188 @@
+//! Text to tokens and back, with the chat template that belongs to the vocabulary.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use arriero_buffers::Message;
+use serde_json::{Map, Value, json};
+
+use crate::chat::{self, TemplateTokens};
+use crate::error::{PolicyError, Result};
+
+/// A tokenizer must cover at least this share of the embedding's rows: models pad their embedding by a
+/// few per cent, another model's tokenizer misses by more.
+const LEAST_COVERAGE: f64 = 0.9;
+
+/// A tokenizer with its chat template. Cloning shares it.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    special: HashSet<u32>,
+    eos_ids: Vec<u32>,
+    bos_id: Option<u32>,
+    template: Option<String>,
+    template_tokens: TemplateTokens,
+    /// `tokenizer_config.json`, for checkpoints.
+    config: Map<String, Value>,
+}
+
+/// What a model's files say beside the vocabulary itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TokenizerFacts {
+    pub eos_ids: Vec<u32>,
+    pub bos_id: Option<u32>,
+    pub template: Option<String>,
+    pub config: Map<String, Value>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// From the text of a `tokenizer.json`.
+    pub(crate) fn from_json(json: &str, facts: TokenizerFacts, path: &Path) -> Result<Self> {
+        let mut tokenizer: tokenizers::Tokenizer =
+            json.parse().map_err(|error: tokenizers::Error| PolicyError::broken(path, error))?;
+        // Training tools leave these behind; prompts must come through whole.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| PolicyError::broken(path, error))?;
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
+        let template_tokens =
+            TemplateTokens { bos: text(facts.bos_id), eos: text(facts.eos_ids.first().copied()) };
+        Ok(Tokenizer(Arc::new(Inner {
+            special,
+            eos_ids: facts.eos_ids,
+            bos_id: facts.bos_id,
+            template: facts.template,
+            template_tokens,
+            config: facts.config,
+            tokenizer,
+        })))
+    }
+
+    /// Checks that the tokenizer can belong to an embedding of `rows` rows.
+    pub(crate) fn check_fits(&self, rows: usize, path: &Path) -> Result<()> {
+        let highest_eos = self.0.eos_ids.iter().max().map_or(0, |&id| id as usize);
+        let tokens = self.vocab_size().max(highest_eos + 1);
+        if tokens > rows || (tokens as f64) < LEAST_COVERAGE * rows as f64 {
+            return Err(PolicyError::WrongTokenizer { path: path.to_path_buf(), tokenizer: tokens, model: rows });
+        }
+        Ok(())
+    }
+
+    /// The id that a token of this text has.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.0.tokenizer.token_to_id(token)
+    }
+
+    /// Tokens of a text as it stands; special tokens in it are recognised, none are added.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.0.tokenizer.encode_fast(text, add_special);
+        let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses an id.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
+        let text = self.0.tokenizer.decode(tokens, skip_special);
+        text.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })
+    }
+
+    /// One more than the highest id.
+    pub fn vocab_size(&self) -> usize {
+        let added = self.0.tokenizer.get_added_tokens_decoder();
+        let highest = added.keys().max().map_or(0, |&id| id as usize + 1);
+        self.0.tokenizer.get_vocab_size(false).max(highest)
+    }
+
+    /// True for markers such as the end of a turn, which are no text.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.0.special.contains(&token)
+    }
+
+    /// Tokens that end a turn.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.0.eos_ids
+    }
+
+    /// The token that begins a text, where there is one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.0.bos_id
+    }
+
+    /// The Jinja source of the chat template.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.0.template.as_deref()
+    }
+
+    /// The text of a conversation up to the assistant's next turn. A model without a chat template
+    /// continues the one message that it is given.
+    ///
+    /// # Errors
+    /// If the template refuses the conversation, or there is none and the conversation has several turns.
+    pub fn render(&self, messages: &[Message]) -> Result<String> {
+        match (&self.0.template, messages) {
+            (Some(template), messages) => chat::render(template, messages, &self.0.template_tokens),
+            (None, [message]) => Ok(message.content.clone()),
+            (None, messages) => Err(PolicyError::Template {
+                cause: format!(
+                    "the model has no chat template, so that a prompt must be one message, and this one has {}",
+                    messages.len()
+                ),
+            }),
+        }
+    }
+
+    /// The tokens of a conversation up to the assistant's next turn.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::render`] and [`Tokenizer::encode`].
+    pub fn prompt_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        // A template writes its special tokens itself; plain text gets what the tokenizer adds.
+        self.encode_with(&self.render(messages)?, self.0.template.is_none())
+    }
+
+    /// The text of `tokenizer.json`.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        let json = self.0.tokenizer.to_string(true);
+        json.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })
+    }
+
+    /// `tokenizer_config.json`, as it was read or as transformers needs it.
+    pub(crate) fn config_json(&self) -> Value {
+        let mut config = self.0.config.clone();
+        let mut default = |key: &str, value: Value| {
+            if !value.is_null() {
+                config.entry(key).or_insert(value);
+            }
+        };
+        let token = |text: &str| if text.is_empty() { Value::Null } else { json!(text) };
+        default("tokenizer_class", json!("PreTrainedTokenizerFast"));
+        default("bos_token", token(&self.0.template_tokens.bos));
+        default("eos_token", token(&self.0.template_tokens.eos));
+        default("pad_token", token(&self.0.template_tokens.eos));
+        default("clean_up_tokenization_spaces", json!(false));
+        if let Some(template) = &self.0.template {
+            config.insert("chat_template".to_string(), json!(template));
+        }
+        Value::Object(config)
+    }
+}
