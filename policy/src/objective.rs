@@ -6,7 +6,7 @@
 //! [`crate::head`] turns into gradients of the model. An objective does no I/O, holds no model and
 //! draws no random numbers.
 //!
-//! A new algorithm is one file here and one line in [`Algorithm`].
+//! A new algorithm is one file here and one line in the registry of [`Algorithm`].
 
 pub mod dpo;
 pub mod sft;
@@ -15,39 +15,72 @@ use std::collections::BTreeMap;
 
 use arriero_buffers::{SelectionRule, Tree};
 use serde::{Deserialize, Serialize};
+use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
 pub use dpo::DpoConfig;
 pub use sft::SftConfig;
 
-/// The registry: `kind` in an experiment file, and the options that belong to it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Algorithm {
-    /// Supervised fine-tuning on the best of n samples.
-    Sft(SftConfig),
-    /// Direct preference optimisation on the best sample against the worst.
-    Dpo(DpoConfig),
+/// Options of an algorithm: what stands beside `kind` in an experiment file.
+pub trait AlgorithmConfig {
+    /// The function that is optimised.
+    fn objective(&self) -> Box<dyn Objective>;
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// A sentence that begins with the option's name, and tells its value and its range.
+    fn validate(&self) -> std::result::Result<(), String>;
+}
+
+/// Makes [`Algorithm`] from one line an algorithm.
+macro_rules! registry {
+    ($($kind:literal => $variant:ident($config:ty), $about:literal;)*) => {
+        /// The registry: `kind` in an experiment file, and the options that belong to it.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind")]
+        pub enum Algorithm {
+            $(#[doc = $about] #[serde(rename = $kind)] $variant($config),)*
+        }
+
+        impl Algorithm {
+            /// Every `kind`, in the order of the registry.
+            pub const KINDS: &'static [&'static str] = &[$($kind),*];
+
+            /// The `kind` of this algorithm.
+            pub fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $kind,)* }
+            }
+
+            /// Names of the options of a `kind`; none for an unknown one.
+            pub fn option_names(kind: &str) -> &'static [&'static str] {
+                match kind { $($kind => serde_introspect::<$config>(),)* _ => &[] }
+            }
+
+            fn config(&self) -> &dyn AlgorithmConfig {
+                match self { $(Self::$variant(config) => config,)* }
+            }
+        }
+    };
+}
+
+registry! {
+    "sft" => Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
+    "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
 }
 
 impl Algorithm {
-    /// Every `kind`, in the order of the registry.
-    pub const KINDS: &'static [&'static str] = &["sft", "dpo"];
-
-    /// The `kind` of this algorithm.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Algorithm::Sft(_) => "sft",
-            Algorithm::Dpo(_) => "dpo",
-        }
-    }
-
     /// The function that is optimised.
     pub fn objective(&self) -> Box<dyn Objective> {
-        match self {
-            Algorithm::Sft(config) => Box::new(sft::Sft::new(config.clone())),
-            Algorithm::Dpo(config) => Box::new(dpo::Dpo::new(config.resolved())),
-        }
+        self.config().objective()
+    }
+
+    /// Checks the ranges of the options.
+    ///
+    /// # Errors
+    /// As [`AlgorithmConfig::validate`].
+    pub fn validate(&self) -> std::result::Result<(), String> {
+        self.config().validate()
     }
 }
 

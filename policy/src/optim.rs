@@ -61,6 +61,37 @@ pub enum Schedule {
 }
 
 impl TrainingConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// A sentence that begins with the option's name, and tells its value and its range.
+    pub fn validate(&self) -> Result<(), String> {
+        let Self { betas: (beta1, beta2), .. } = self;
+        for (name, value) in [
+            ("epochs", self.epochs),
+            ("batch_size", self.batch_size),
+            ("micro_batch_tokens", self.micro_batch_tokens),
+        ] {
+            if value == 0 {
+                return Err(format!("{name} is 0; it must be at least 1"));
+            }
+        }
+        for (name, value, range, holds) in [
+            ("learning_rate", self.learning_rate, "at least 0", self.learning_rate >= 0.0),
+            ("warmup_ratio", self.warmup_ratio, "between 0 and 1", (0.0..=1.0).contains(&self.warmup_ratio)),
+            ("max_grad_norm", self.max_grad_norm, "above 0", self.max_grad_norm > 0.0),
+            ("weight_decay", self.weight_decay, "at least 0", self.weight_decay >= 0.0),
+            ("betas", *beta1, "at least 0 and below 1", (0.0..1.0).contains(beta1)),
+            ("betas", *beta2, "at least 0 and below 1", (0.0..1.0).contains(beta2)),
+            ("eps", self.eps, "above 0", self.eps > 0.0),
+        ] {
+            if !holds || value.is_nan() || value == f64::INFINITY && name != "max_grad_norm" {
+                return Err(format!("{name} is {value}; it must be {range}"));
+            }
+        }
+        Ok(())
+    }
+
     /// The learning rate of step `step` (from 0) of `total`.
     pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
         let warmup = (self.warmup_ratio * total as f64).ceil() as usize;

@@ -37,4 +37,4 @@ pub use arm::ArmStore;
 pub use error::StoreError;
 pub use files::atomic_write;
 pub use record::{EventLevel, MetricRecord, SampleRecord};
-pub use run::RunDir;
+pub use run::{RunDir, check_arm_name, check_run_name};

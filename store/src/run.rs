@@ -26,9 +26,7 @@ impl RunDir {
     /// If the name is not allowed or taken, or the place is not a folder, cannot be written to or has
     /// less than `needed_bytes` free.
     pub fn check(root: &Path, name: &str, needed_bytes: u64) -> Result<(), StoreError> {
-        if !is_allowed(name) {
-            return Err(StoreError::RunName(name.to_owned()));
-        }
+        check_run_name(name)?;
         let path = root.join(name);
         // A dangling link is in the way as well.
         if path.symlink_metadata().is_ok() {
@@ -88,9 +86,7 @@ impl RunDir {
     /// If the name is not allowed, or taken for this seed, or the folder cannot be made; nothing of it
     /// is left then.
     pub fn arm(&self, arm: &str, seed: u64) -> Result<ArmStore, StoreError> {
-        if !is_allowed(arm) || ["experiment.toml", "summary.json"].contains(&arm) {
-            return Err(StoreError::ArmName(arm.to_owned()));
-        }
+        check_arm_name(arm)?;
         let above = self.path.join(arm);
         fs::create_dir_all(&above).map_err(|cause| StoreError::io("make the folder", &above, cause))?;
         let path = above.join(seed.to_string());
@@ -129,6 +125,26 @@ impl RunDir {
 /// Writes readable JSON as a whole.
 pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), StoreError> {
     atomic_write(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Checks that a run may have this name.
+///
+/// # Errors
+/// [`StoreError::RunName`].
+pub fn check_run_name(name: &str) -> Result<(), StoreError> {
+    if is_allowed(name) { Ok(()) } else { Err(StoreError::RunName(name.to_owned())) }
+}
+
+/// Checks that an arm may have this name.
+///
+/// # Errors
+/// [`StoreError::ArmName`].
+pub fn check_arm_name(name: &str) -> Result<(), StoreError> {
+    if is_allowed(name) && !["experiment.toml", "summary.json"].contains(&name) {
+        Ok(())
+    } else {
+        Err(StoreError::ArmName(name.to_owned()))
+    }
 }
 
 /// True for names that are folders' names on every system and never options or hidden.

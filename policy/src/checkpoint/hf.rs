@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
@@ -79,8 +80,8 @@ impl Shard {
         }
         let mut header = vec![0; header_end as usize];
         file.rewind().and_then(|()| file.read_exact(&mut header)).map_err(unreadable)?;
-        let (_, metadata) =
-            SafeTensors::read_metadata(&header).map_err(|error| PolicyError::broken(&path, error))?;
+        let metadata: Metadata = serde_json::from_slice(&header[8..])
+            .map_err(|error| PolicyError::broken(&path, format!("its header is damaged ({error})")))?;
         let expected = header_end + metadata.data_len() as u64;
         if length != expected {
             let cause = format!("it should have {expected} bytes, and has {length}");
@@ -159,13 +160,10 @@ fn tokenizer(directory: &Path, model_config: &Value) -> Result<Tokenizer> {
         let token = config.get(key)?;
         plain.id(token.as_str().or_else(|| token["content"].as_str())?)
     };
-    let mut eos_ids = Vec::new();
-    let listed = [&generation["eos_token_id"], &model_config["eos_token_id"]];
-    for id in named("eos_token").into_iter().chain(listed.into_iter().flat_map(ids)) {
-        if !eos_ids.contains(&id) {
-            eos_ids.push(id);
-        }
-    }
+    // The first of these that says anything: conversions are known to get the others wrong.
+    let listed = [ids(&generation["eos_token_id"]), ids(&model_config["eos_token_id"])];
+    let eos_ids = listed.into_iter().find(|ids| !ids.is_empty());
+    let eos_ids = eos_ids.unwrap_or_else(|| named("eos_token").into_iter().collect());
     let bos_id = named("bos_token").or_else(|| ids(&model_config["bos_token_id"]).first().copied());
     Tokenizer::from_json(&text, TokenizerFacts { eos_ids, bos_id, template, config }, &path)
 }

@@ -14,7 +14,7 @@ use arriero_buffers::SelectionRule;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use super::{Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// A named set of options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,26 @@ impl DpoConfig {
             mask_format_tokens: self.mask_format_tokens.unwrap_or(preset.mask_format_tokens),
             label_smoothing: self.label_smoothing.unwrap_or(preset.label_smoothing),
         }
+    }
+}
+
+impl AlgorithmConfig for DpoConfig {
+    fn objective(&self) -> Box<dyn Objective> {
+        Box::new(Dpo::new(self.resolved()))
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let DpoOptions { beta, nll_coefficient, label_smoothing, .. } = self.resolved();
+        if !(beta.is_finite() && beta > 0.0) {
+            return Err(format!("beta is {beta}; it must be above 0"));
+        }
+        if !(nll_coefficient.is_finite() && nll_coefficient >= 0.0) {
+            return Err(format!("nll_coefficient is {nll_coefficient}; it must be at least 0"));
+        }
+        if !(0.0..0.5).contains(&label_smoothing) {
+            return Err(format!("label_smoothing is {label_smoothing}; it must be at least 0 and below 0.5"));
+        }
+        Ok(())
     }
 }
 

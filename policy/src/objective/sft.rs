@@ -8,23 +8,26 @@ use arriero_buffers::SelectionRule;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use super::{Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// SFT has no options of its own.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftConfig {}
 
-/// See the module.
-#[derive(Debug, Clone)]
-pub struct Sft {}
+impl AlgorithmConfig for SftConfig {
+    fn objective(&self) -> Box<dyn Objective> {
+        Box::new(Sft)
+    }
 
-impl Sft {
-    /// The objective of these options.
-    pub fn new(_config: SftConfig) -> Self {
-        Sft {}
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
     }
 }
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Sft;
 
 impl Objective for Sft {
     fn needs(&self) -> Needs {

@@ -1,0 +1,385 @@
+//! Experiment files: from TOML to a validated [`Plan`].
+//!
+//! - [`document`]: the file with the positions of its keys, and `--set` on top of it; sections that are
+//!   read key by key and complain about what is left over;
+//! - [`prompts`]: where prompts come from;
+//! - here: which sections there are, and what they amount to.
+//!
+//! Everything that can be wrong with a file is found here, before anything heavy loads.
+
+mod document;
+mod prompts;
+
+use std::path::{Path, PathBuf};
+
+use arriero_buffers::{SelectionConfig, SelectionRule};
+use arriero_policy::PolicyError;
+use arriero_policy::checkpoint::default_model;
+use arriero_policy::device::{DeviceSpec, DtypeSpec};
+use arriero_policy::objective::Algorithm;
+use arriero_policy::optim::TrainingConfig;
+use arriero_policy::sampling::SamplingConfig;
+use arriero_reward::RewardConfig;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use document::{Document, Section};
+
+pub use document::ExperimentError;
+pub use prompts::{PromptSource, Prompts, Split, read_prompts};
+
+/// `model.path` of the model that set-up brought.
+const DEFAULT_MODEL: &str = "default";
+
+/// An experiment with nothing left open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Names the run's folder. Default: the file's name.
+    pub name: String,
+    /// Seed of every random number. Default 0.
+    pub seed: u64,
+    /// What every arm starts from.
+    pub model: ModelPlan,
+    /// What is asked.
+    pub prompts: Prompts,
+    /// What is optimised. Default `constraints`.
+    pub reward: RewardConfig,
+    /// How experience is sampled.
+    pub generator: GeneratorPlan,
+    /// What is worth training on.
+    pub selection: SelectionConfig,
+    /// How the held-out prompts are answered.
+    pub evaluation: EvaluationPlan,
+    /// Items a data queue may hold. Default 64.
+    pub queue_capacity: usize,
+    /// Trees the shared buffer may hold. Default: the prompts of a round.
+    pub buffer_capacity: usize,
+    /// What is kept of an arm.
+    pub checkpoint: CheckpointPlan,
+    /// What is compared.
+    pub arms: Vec<Arm>,
+    /// All of this as TOML, every default written out. It reads back as the same plan.
+    pub resolved: String,
+}
+
+/// The model and what it is computed with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelPlan {
+    /// A Hugging Face directory or a GGUF file.
+    pub path: PathBuf,
+    /// Default `auto`.
+    pub device: DeviceSpec,
+    /// Default `auto`.
+    pub dtype: DtypeSpec,
+}
+
+/// Options of the generator.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GeneratorPlan {
+    /// How tokens are drawn.
+    pub sampling: SamplingConfig,
+    /// Completions of a prompt: Llama 3's K. Default 8.
+    pub samples: usize,
+    /// Sequences decoded at once. Default 64.
+    pub batch: usize,
+}
+
+/// Options of the evaluator.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluationPlan {
+    /// How tokens are drawn. Default: greedily, and as many as the generator.
+    pub sampling: SamplingConfig,
+    /// Sequences decoded at once. Default 64.
+    pub batch: usize,
+    /// Held-out prompts on whose answers the KL to the reference is measured. Default 64.
+    pub kl_prompts: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct GeneratorSizes {
+    samples: usize,
+    batch: usize,
+}
+
+impl Default for GeneratorSizes {
+    fn default() -> Self {
+        GeneratorSizes { samples: 8, batch: 64 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EvaluationSizes {
+    batch: usize,
+    kl_prompts: usize,
+}
+
+impl Default for EvaluationSizes {
+    fn default() -> Self {
+        EvaluationSizes { batch: 64, kl_prompts: 64 }
+    }
+}
+
+/// Options of checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointPlan {
+    /// Write the optimiser's moments too (twice the size of the weights). Default true.
+    pub optimizer: bool,
+}
+
+impl Default for CheckpointPlan {
+    fn default() -> Self {
+        CheckpointPlan { optimizer: true }
+    }
+}
+
+/// One of the things that are compared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arm {
+    /// Names its folder and its column.
+    pub name: String,
+    /// How often its stages run, each time on the next prompts. Default 1.
+    pub rounds: usize,
+    /// In this order.
+    pub stages: Vec<Stage>,
+}
+
+/// One algorithm with its hyperparameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// What is optimised.
+    pub algorithm: Algorithm,
+    /// How.
+    pub training: TrainingConfig,
+}
+
+/// How actors take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Lockstep,
+    Async,
+}
+
+/// Reads an experiment file, with `set` (`key=value`) on top of it.
+///
+/// # Errors
+/// Names the line (or the `--set`), the key, what was expected, and the nearest valid key.
+pub fn load(path: &Path, set: &[String]) -> Result<Plan, ExperimentError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|cause| ExperimentError::Unreadable { path: path.to_path_buf(), cause })?;
+    let stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    plan(&Document::parse(path, &text, set)?, &stem)
+}
+
+fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
+    let mut root = document.root();
+    let name: String = root.take("name")?.unwrap_or_else(|| stem.to_string());
+    arriero_store::check_run_name(&name).map_err(|error| root.fail("name", &format!("is wrong: {error}")))?;
+    let seed: u64 = root.take("seed")?.unwrap_or(0);
+    if root.take("mode")?.unwrap_or(Mode::Lockstep) == Mode::Async {
+        return Err(root.fail("mode", "\"async\" is not there yet; use \"lockstep\""));
+    }
+    let rounds: Option<usize> = root.take("rounds")?;
+
+    let (model, model_path) = model(root.child("model")?)?;
+    let generator = generator(root.child("generator")?)?;
+    let evaluation = evaluation(root.child("evaluation")?, &generator)?;
+    let reward = reward(root.child("reward")?)?;
+    let selection: SelectionConfig = root.child("selection")?.read_whole(&SelectionConfig::default())?;
+    let checkpoint: CheckpointPlan = root.child("checkpoint")?.read_whole(&CheckpointPlan::default())?;
+    let arms = arms(&mut root, rounds.unwrap_or(1), generator.samples)?;
+    let most_rounds = arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
+    let prompts = prompts::prompts(root.child("prompts")?, most_rounds)?;
+    let (queue_capacity, buffer_capacity) = capacities(root.child("queues")?, prompts.per_round())?;
+    root.finish()?;
+
+    let mut plan = Plan {
+        name,
+        seed,
+        model,
+        prompts,
+        reward,
+        generator,
+        selection,
+        evaluation,
+        queue_capacity,
+        buffer_capacity,
+        checkpoint,
+        arms,
+        resolved: String::new(),
+    };
+    plan.resolved = resolve(&plan, &model_path)?;
+    Ok(plan)
+}
+
+fn model(mut section: Section<'_>) -> Result<(ModelPlan, String), ExperimentError> {
+    let written: String = section.take("path")?.unwrap_or_else(|| DEFAULT_MODEL.to_string());
+    let path = match written.as_str() {
+        DEFAULT_MODEL => default_model().map_err(|error| section.fail("path", &format!("is \"default\", but {error}")))?,
+        written => PathBuf::from(written),
+    };
+    if !path.exists() {
+        return Err(section.fail("path", &format!("is wrong: {}", PolicyError::NoModel { path })));
+    }
+    let device = section.take("device")?.unwrap_or_default();
+    let dtype = section.take("dtype")?.unwrap_or_default();
+    section.finish()?;
+    Ok((ModelPlan { path, device, dtype }, written))
+}
+
+fn generator(mut section: Section<'_>) -> Result<GeneratorPlan, ExperimentError> {
+    let GeneratorSizes { samples, batch } = section.read(&GeneratorSizes::default())?;
+    let sampling: SamplingConfig = section.read(&SamplingConfig::default())?;
+    section.check(sampling.validate())?;
+    section.at_least_one(&[("samples", samples), ("batch", batch)])?;
+    section.finish()?;
+    Ok(GeneratorPlan { sampling, samples, batch })
+}
+
+fn evaluation(
+    mut section: Section<'_>,
+    generator: &GeneratorPlan,
+) -> Result<EvaluationPlan, ExperimentError> {
+    let EvaluationSizes { batch, kl_prompts } = section.read(&EvaluationSizes::default())?;
+    let greedy = SamplingConfig {
+        temperature: 0.0,
+        max_new_tokens: generator.sampling.max_new_tokens,
+        ..SamplingConfig::default()
+    };
+    let sampling: SamplingConfig = section.read(&greedy)?;
+    section.check(sampling.validate())?;
+    section.at_least_one(&[("batch", batch), ("kl_prompts", kl_prompts)])?;
+    section.finish()?;
+    Ok(EvaluationPlan { sampling, batch, kl_prompts })
+}
+
+fn reward(mut section: Section<'_>) -> Result<RewardConfig, ExperimentError> {
+    let default = RewardConfig::default();
+    let reward: RewardConfig =
+        section.read_kind(RewardConfig::KINDS, RewardConfig::option_names, Some(default.kind()))?;
+    section.check(reward.validate())?;
+    section.finish()?;
+    Ok(reward)
+}
+
+fn capacities(mut section: Section<'_>, per_round: usize) -> Result<(usize, usize), ExperimentError> {
+    let queue: usize = section.take("capacity")?.unwrap_or(64);
+    let buffer: usize = section.take("buffer")?.unwrap_or(per_round);
+    section.at_least_one(&[("capacity", queue)])?;
+    if buffer < per_round {
+        let message = format!("is {buffer}, less than the {per_round} prompts of a round that it must hold");
+        return Err(section.fail("buffer", &message));
+    }
+    section.finish()?;
+    Ok((queue, buffer))
+}
+
+/// One `[algorithm]`, or any number of `[[arm]]`.
+fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm>, ExperimentError> {
+    root.at_least_one(&[("rounds", rounds)])?;
+    let listed = root.children("arm")?;
+    if root.has("algorithm") {
+        if !listed.is_empty() {
+            return Err(root.fail("algorithm", "cannot stand beside [[arm]]; make it a stage of an arm"));
+        }
+        let stage = stage(root.child("algorithm")?, samples)?;
+        return Ok(vec![Arm { name: stage.algorithm.kind().to_string(), rounds, stages: vec![stage] }]);
+    }
+    if listed.is_empty() {
+        let kinds = Algorithm::KINDS.join(", ");
+        let message = format!("is missing; add [algorithm] with a kind ({kinds}), or [[arm]] tables");
+        return Err(root.fail("algorithm", &message));
+    }
+    let mut arms: Vec<Arm> = Vec::new();
+    for mut section in listed {
+        let stages = section.children("stage")?;
+        if stages.is_empty() {
+            return Err(section.fail("stage", "is missing; add at least one [[arm.stage]] with a kind"));
+        }
+        let stages = stages.into_iter().map(|section| stage(section, samples)).collect::<Result<Vec<_>, _>>()?;
+        let kinds: Vec<&str> = stages.iter().map(|stage| stage.algorithm.kind()).collect();
+        let name: String = section.take("name")?.unwrap_or_else(|| kinds.join("-"));
+        let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
+        section.at_least_one(&[("rounds", rounds)])?;
+        arriero_store::check_arm_name(&name).map_err(|error| section.fail("name", &format!("is wrong: {error}")))?;
+        if arms.iter().any(|arm| arm.name == name) {
+            return Err(section.fail("name", &format!("\"{name}\" is the name of two arms; choose another")));
+        }
+        section.finish()?;
+        arms.push(Arm { name, rounds, stages });
+    }
+    Ok(arms)
+}
+
+fn stage(mut section: Section<'_>, samples: usize) -> Result<Stage, ExperimentError> {
+    let training: TrainingConfig = section.read(&TrainingConfig::default())?;
+    section.check(training.validate())?;
+    let algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
+    section.check(algorithm.validate())?;
+    let wants_pair = algorithm.objective().needs().selection == SelectionRule::BestAgainstWorst;
+    if wants_pair && samples < 2 {
+        let message = format!(
+            "\"{}\" learns from pairs, but generator.samples is {samples}; set it to 2 or more",
+            algorithm.kind()
+        );
+        return Err(section.fail("kind", &message));
+    }
+    section.finish()?;
+    Ok(Stage { algorithm, training })
+}
+
+/// Writes the plan out.
+fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
+    let table = || -> Result<Table, toml::ser::Error> {
+        let mut root = Table::new();
+        let mut put = |key: &str, value: Value| root.insert(key.to_string(), value);
+        put("name", Value::String(plan.name.clone()));
+        put("seed", Value::try_from(plan.seed)?);
+        put("mode", Value::try_from(Mode::Lockstep)?);
+        let mut model = Table::new();
+        model.insert("path".to_string(), Value::String(model_path.to_string()));
+        model.insert("device".to_string(), Value::try_from(plan.model.device)?);
+        model.insert("dtype".to_string(), Value::try_from(plan.model.dtype)?);
+        put("model", Value::Table(model));
+        put("prompts", Value::Table(plan.prompts.to_table()?));
+        put("reward", Value::try_from(&plan.reward)?);
+        let GeneratorPlan { samples, batch, .. } = plan.generator;
+        let sizes = GeneratorSizes { samples, batch };
+        put("generator", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.generator.sampling)?]));
+        put("selection", Value::try_from(&plan.selection)?);
+        let EvaluationPlan { batch, kl_prompts, .. } = plan.evaluation;
+        let sizes = EvaluationSizes { batch, kl_prompts };
+        put("evaluation", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.evaluation.sampling)?]));
+        let mut queues = Table::new();
+        queues.insert("capacity".to_string(), Value::try_from(plan.queue_capacity)?);
+        queues.insert("buffer".to_string(), Value::try_from(plan.buffer_capacity)?);
+        put("queues", Value::Table(queues));
+        put("checkpoint", Value::try_from(plan.checkpoint)?);
+        let mut arms = Vec::new();
+        for arm in &plan.arms {
+            let mut table = Table::new();
+            table.insert("name".to_string(), Value::String(arm.name.clone()));
+            table.insert("rounds".to_string(), Value::try_from(arm.rounds)?);
+            let mut stages = Vec::new();
+            for stage in &arm.stages {
+                stages.push(merged(&[Table::try_from(&stage.algorithm)?, Table::try_from(&stage.training)?]));
+            }
+            table.insert("stage".to_string(), Value::Array(stages));
+            arms.push(Value::Table(table));
+        }
+        put("arm", Value::Array(arms));
+        Ok(root)
+    };
+    let text = table().and_then(|table| toml::to_string(&table));
+    text.map_err(|error| ExperimentError::Unwritable { cause: error.to_string() })
+}
+
+fn merged(tables: &[Table]) -> Value {
+    Value::Table(tables.iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+#[cfg(test)]
+mod tests;
