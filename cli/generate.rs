@@ -102,8 +102,12 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         None => Box::new(std::io::stdout()),
     };
     let (model, tokenizer) = arguments.model.load()?;
-    let config =
-        GenerationConfig { sampling, samples: arguments.samples, batch: arguments.batch, seed: arguments.seed };
+    let config = GenerationConfig {
+        sampling,
+        samples: arguments.samples,
+        batch: arguments.batch,
+        seed: arguments.seed,
+    };
     let mut generator = Generator::new(model, 0, tokenizer, config);
     let plain = arguments.output.is_none() && prompts.len() == 1 && arguments.samples == 1;
     let bar = counter(prompts.len() as u64, "prompts");

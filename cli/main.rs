@@ -53,6 +53,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    arriero_policy::allocator::keep_large_blocks();
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),

@@ -69,7 +69,8 @@ impl Progress {
             RunEvent::Step { done, metrics } => {
                 let Some(Shown { bar, .. }) = &*phase else { return };
                 bar.set_position(done);
-                let shown = [("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
+                let shown =
+                    [("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
                 let texts = shown.iter().filter_map(|(name, label)| {
                     metrics.get(*name).map(|value| format!("{label} {value:.3}"))
                 });

@@ -19,7 +19,7 @@ pub struct Arguments {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The folder that holds the runs.
-    #[arg(long, default_value = "runs", value_name = "FOLDER")]
+    #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
     /// Serves metrics for Prometheus, for example on 127.0.0.1:9464.
     #[arg(long, value_name = "ADDRESS")]

@@ -1,7 +1,7 @@
 //! The final table: one column an arm, one row a figure.
 
-use arriero_actors::summary::{ArmSummary, HeldOut, RunSummary};
 use arriero_actors::statistics::Estimate;
+use arriero_actors::summary::{ArmSummary, HeldOut, RunSummary};
 
 /// `35.2% [29.5, 40.9]`.
 pub fn percent(estimate: &Estimate) -> String {

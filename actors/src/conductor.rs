@@ -29,7 +29,7 @@ use crate::faults::Role;
 use crate::generator::{GenerationJob, GeneratorMessage};
 use crate::learner::{CheckpointJob, LearnerMessage, TrainingJob};
 use crate::recorder::{Record, RecorderMessage};
-use crate::reference::ReferenceMessage;
+use crate::reference::{ReferenceJob, ReferenceMessage};
 use crate::rejection_sampler::{GroupSummary, RejectionSamplerMessage, SelectionJob};
 use crate::run::RunContext;
 use crate::sampling_metrics::SamplingMetrics;
@@ -51,7 +51,8 @@ pub(crate) enum ConductorMessage {
     /// Tokens sampled so far in this phase.
     Sampling { tokens: u64, seconds: f64 },
     /// The generator has delivered every group.
-    Generated { tokens: u64, seconds: f64 },
+    /// `reused` tokens were sampled for an earlier arm.
+    Generated { tokens: u64, reused: u64, seconds: f64 },
     /// A group was scored.
     Scored(GroupSummary),
     /// Its tree is in the buffer.
@@ -71,7 +72,7 @@ pub(crate) enum ConductorMessage {
     /// The evaluation is complete.
     Evaluated(Box<Evaluation>),
     /// The weights are on disk.
-    Checkpointed { directory: PathBuf, version: u32 },
+    Checkpointed { directory: PathBuf, version: u32, state: serde_json::Value },
     /// An actor cannot do what it was asked to.
     Failed { role: Role, cause: String },
     /// Ctrl-c.
@@ -84,9 +85,9 @@ enum Phase {
     Evaluating(EvaluationJob),
     Beginning,
     Sampling(Box<SamplingPhase>),
-    Referencing { total: u64, done: u64, began: Instant },
-    Training { done: u64 },
-    Checkpointing { job: CheckpointJob, then: AfterCheckpoint },
+    Referencing { job: ReferenceJob, total: u64, done: u64, began: Instant },
+    Training { done: u64, trees: usize },
+    Checkpointing { then: AfterCheckpoint },
     Ended,
 }
 
@@ -131,6 +132,8 @@ pub(crate) struct ConductorState {
     stage: usize,
     progress: ArmProgress,
     baseline: Option<Evaluation>,
+    /// What sampling from the initial weights cost, for arms that find it done.
+    seconds_per_initial_token: f64,
     arms: Vec<ArmSummary>,
 }
 
@@ -159,6 +162,7 @@ impl Actor for Conductor {
             stage: 0,
             progress: ArmProgress::default(),
             baseline: None,
+            seconds_per_initial_token: 0.0,
             arms: Vec::new(),
         })
     }
@@ -212,7 +216,12 @@ impl ConductorState {
             ConductorMessage::Start => self.evaluate(0)?,
             ConductorMessage::Begun => self.sample()?,
             ConductorMessage::Sampling { tokens, seconds } => self.report_sampling(tokens, seconds, false)?,
-            ConductorMessage::Generated { tokens, seconds } => self.report_sampling(tokens, seconds, true)?,
+            ConductorMessage::Generated { tokens, reused, seconds } => {
+                if let Phase::Sampling(sampling) = &mut self.phase {
+                    sampling.metrics.reused(reused, self.seconds_per_initial_token);
+                }
+                self.report_sampling(tokens, seconds, true)?;
+            }
             ConductorMessage::Scored(group) => {
                 if let Phase::Sampling(sampling) = &mut self.phase {
                     sampling.metrics.add(&group);
@@ -247,7 +256,9 @@ impl ConductorState {
                 }
             }
             ConductorMessage::Evaluated(evaluation) => self.evaluated(*evaluation)?,
-            ConductorMessage::Checkpointed { directory, version } => self.checkpointed(directory, version)?,
+            ConductorMessage::Checkpointed { directory, version, state } => {
+                self.checkpointed(directory, version, state)?;
+            }
             ConductorMessage::Failed { .. } | ConductorMessage::Interrupt => {}
         }
         Ok(())
@@ -275,7 +286,7 @@ impl ConductorState {
     fn enter(&self, kind: PhaseKind, total: u64) {
         let arm = if kind == PhaseKind::Baseline { String::new() } else { self.current_arm().name.clone() };
         let round = (self.current_arm().rounds > 1).then_some(self.round + 1);
-        let stage = self.current_stage().algorithm.kind();
+        let stage = self.current_stage().name.clone();
         self.context.emit(RunEvent::Phase { kind, arm, round, stage, total });
     }
 
@@ -319,9 +330,10 @@ impl ConductorState {
         self.enter(PhaseKind::Sampling, prompts.len() as u64);
         let job = GenerationJob::new(self.progress.version, prompts);
         let selection = SelectionJob {
+            version: self.progress.version,
             rule: needs.selection,
             arm: self.current_arm().name.clone(),
-            stage: self.current_stage().algorithm.kind().to_string(),
+            stage: self.current_stage().name.clone(),
             round: self.round as u64,
         };
         self.crew.rejection_sampler.cast(RejectionSamplerMessage::Use(selection.clone()))?;
@@ -377,6 +389,9 @@ impl ConductorState {
         let metrics = sampling.metrics.finish(accepted, &reasons);
         let (tokens, seconds) = (sampling.metrics.tokens(), sampling.metrics.seconds());
         let needs_reference = sampling.needs_reference;
+        if self.progress.version == 0 && self.arm == 0 && tokens > 0 {
+            self.seconds_per_initial_token = seconds / tokens as f64;
+        }
         let (arm, stage) = (sampling.selection.arm.clone(), sampling.selection.stage.clone());
         self.progress.tokens_sampled += tokens;
         self.progress.seconds += seconds;
@@ -404,8 +419,13 @@ impl ConductorState {
 
     fn reference(&mut self, total: u64) -> Result<(), ActorProcessingErr> {
         self.enter(PhaseKind::Reference, total);
-        self.crew.reference.cast(ReferenceMessage::Score)?;
-        self.phase = Phase::Referencing { total, done: 0, began: Instant::now() };
+        let job = ReferenceJob {
+            arm: self.current_arm().name.clone(),
+            stage: self.current_stage().name.clone(),
+            round: self.round as u64,
+        };
+        self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;
+        self.phase = Phase::Referencing { job, total, done: 0, began: Instant::now() };
         Ok(())
     }
 
@@ -414,19 +434,14 @@ impl ConductorState {
         let trees = self.wiring.buffer().len();
         let steps = stage.training.epochs * trees.div_ceil(stage.training.batch_size);
         self.enter(PhaseKind::Training, steps as u64);
-        let job = TrainingJob {
-            arm: self.current_arm().name.clone(),
-            stage_name: stage.algorithm.kind().to_string(),
-            stage,
-            round: self.round as u64,
-        };
+        let job = TrainingJob { arm: self.current_arm().name.clone(), stage, round: self.round as u64 };
         self.crew.learner.cast(LearnerMessage::Train(Box::new(job)))?;
-        self.phase = Phase::Training { done: 0 };
+        self.phase = Phase::Training { done: 0, trees };
         Ok(())
     }
 
     fn report_step(&mut self, metrics: &BTreeMap<String, f64>) {
-        let Phase::Training { done } = &mut self.phase else { return };
+        let Phase::Training { done, .. } = &mut self.phase else { return };
         *done += 1;
         self.progress.version += 1;
         let event = RunEvent::Step { done: *done, metrics: metrics.clone() };
@@ -479,7 +494,7 @@ impl ConductorState {
         let arm = self.current_arm();
         Some(ArmSummary {
             arm: arm.name.clone(),
-            stages: arm.stages.iter().map(|stage| stage.algorithm.kind().to_string()).collect(),
+            stages: arm.stages.iter().map(|stage| stage.name.clone()).collect(),
             before: held_out(baseline),
             after: after.map(held_out),
             change: after.map(|after| change(baseline, after)),
@@ -495,8 +510,7 @@ impl ConductorState {
 
     fn checkpoint(&mut self, then: AfterCheckpoint) -> Result<(), ActorProcessingErr> {
         let arm = self.current_arm().name.clone();
-        let step = u64::from(self.progress.version);
-        let Some(directory) = self.context.checkpoint_directory(&arm, step) else {
+        let Some(root) = self.context.checkpoint_root(&arm) else {
             self.end(Status::Failed, Some(format!("there is no run folder of arm \"{arm}\"")));
             return Ok(());
         };
@@ -506,19 +520,22 @@ impl ConductorState {
             "arm": arm,
             "round": self.round,
             "stage": self.stage,
-            "step": step,
             "prompts_consumed": (self.round + 1) * self.context.plan.prompts.per_round(),
-            "learner_steps_of_stage": match &self.phase { Phase::Training { done } => Some(*done), _ => None },
         });
-        let job = CheckpointJob { directory, optimizer: self.context.plan.checkpoint.optimizer, state };
+        let job = CheckpointJob { root, optimizer: self.context.plan.checkpoint.optimizer, state };
         self.enter(PhaseKind::Checkpoint, 1);
-        self.crew.learner.cast(LearnerMessage::Checkpoint(job.clone()))?;
-        self.phase = Phase::Checkpointing { job, then };
+        self.crew.learner.cast(LearnerMessage::Checkpoint(job))?;
+        self.phase = Phase::Checkpointing { then };
         Ok(())
     }
 
-    fn checkpointed(&mut self, directory: PathBuf, version: u32) -> Result<(), ActorProcessingErr> {
-        let Phase::Checkpointing { job, then } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+    fn checkpointed(
+        &mut self,
+        directory: PathBuf,
+        version: u32,
+        state: serde_json::Value,
+    ) -> Result<(), ActorProcessingErr> {
+        let Phase::Checkpointing { then } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
         let arm = self.current_arm().name.clone();
@@ -527,10 +544,12 @@ impl ConductorState {
             arm: arm.clone(),
             step: version.into(),
             path: directory.clone(),
-            manifest: job.state,
+            manifest: state,
         });
         if let Some(summary) = self.arms.iter_mut().find(|summary| summary.arm == arm) {
             summary.checkpoint = Some(directory.display().to_string());
+            // After ctrl-c the learner has finished one more step than it had reported.
+            summary.steps = version.into();
         }
         match then {
             AfterCheckpoint::End(status) => self.end(status, Some("ctrl-c".to_string())),
@@ -555,10 +574,11 @@ impl ConductorState {
         let message = "ctrl-c: ending the run after the step in progress; ctrl-c again stops at once";
         self.note(EventLevel::Warning, "conductor", message.to_string());
         self.wiring.shutdown.begin();
-        if let Phase::Checkpointing { then, .. } = &mut self.phase {
+        if let Phase::Checkpointing { then } = &mut self.phase {
             *then = AfterCheckpoint::End(Status::Interrupted);
             return;
         }
+        self.count_interrupted();
         let unfinished = self.arms.len() == self.arm && self.baseline.is_some();
         if unfinished {
             let summary = self.summarise(None);
@@ -570,6 +590,25 @@ impl ConductorState {
             }
         } else {
             self.end(Status::Interrupted, Some("ctrl-c".to_string()));
+        }
+    }
+
+    /// Counts the groups that the end of the run leaves unused.
+    fn count_interrupted(&mut self) {
+        let trees = self.wiring.buffer().len();
+        let count = match &self.phase {
+            Phase::Sampling(sampling) => sampling.job.prompts.len() - sampling.outcomes.len() + trees,
+            Phase::Referencing { .. } => trees,
+            Phase::Training { done, trees } => {
+                let stage = &self.current_stage().training;
+                trees.saturating_sub(*done as usize * stage.batch_size)
+            }
+            _ => 0,
+        } as u64;
+        if count > 0 {
+            let (arm, stage) = (self.current_arm().name.clone(), self.current_stage().name.clone());
+            *self.progress.dropped.entry("interrupted".to_string()).or_default() += count;
+            self.record(Record::Drops { arm, stage, reason: "interrupted", count });
         }
     }
 
@@ -589,7 +628,11 @@ impl ConductorState {
             let cause = format!("the {name} died {restarts} times, the last time of: {cause}");
             return self.end(Status::Failed, Some(cause));
         }
-        self.note(EventLevel::Warning, name, format!("the {name} died and is started again ({restarts} of {RESTARTS}): {cause}"));
+        self.note(
+            EventLevel::Warning,
+            name,
+            format!("the {name} died and is started again ({restarts} of {RESTARTS}): {cause}"),
+        );
         let again = match self.crew.restart(role, &self.wiring, myself).await {
             Ok(id) => {
                 self.roles.insert(id, role);
@@ -603,16 +646,19 @@ impl ConductorState {
     }
 
     /// Gives an actor that was restarted its part of the running phase.
-    fn resume(&self, role: Role) -> Result<(), ActorProcessingErr> {
-        match (role, &self.phase) {
+    fn resume(&mut self, role: Role) -> Result<(), ActorProcessingErr> {
+        match (role, &mut self.phase) {
             (Role::Generator, Phase::Sampling(sampling)) if !sampling.generated => {
+                sampling.metrics.generator_restarted();
                 self.crew.generator.cast(GeneratorMessage::Generate(sampling.job.clone()))?;
             }
             (Role::RejectionSampler, Phase::Sampling(sampling)) => {
                 let message = RejectionSamplerMessage::Use(sampling.selection.clone());
                 self.crew.rejection_sampler.cast(message)?;
             }
-            (Role::Reference, Phase::Referencing { .. }) => self.crew.reference.cast(ReferenceMessage::Score)?,
+            (Role::Reference, Phase::Referencing { job, .. }) => {
+                self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;
+            }
             (Role::Evaluator, Phase::Evaluating(job)) => {
                 self.crew.evaluator.cast(EvaluatorMessage::Evaluate(job.clone()))?;
             }

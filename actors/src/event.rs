@@ -55,8 +55,8 @@ pub enum RunEvent {
         arm: String,
         /// The round, from 1, where the arm has several.
         round: Option<usize>,
-        /// The algorithm of the stage.
-        stage: &'static str,
+        /// The stage.
+        stage: String,
         /// Units of work.
         total: u64,
     },

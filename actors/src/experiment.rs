@@ -26,7 +26,7 @@ use toml::{Table, Value};
 use document::{Document, Section};
 
 pub use document::ExperimentError;
-pub use prompts::{PromptSource, Prompts, Split, read_prompts};
+pub use prompts::{PromptFiles, PromptSource, Prompts, Split, read_prompts};
 
 /// `model.path` of the model that set-up brought.
 const DEFAULT_MODEL: &str = "default";
@@ -149,6 +149,8 @@ pub struct Arm {
 /// One algorithm with its hyperparameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
+    /// The algorithm's kind; with a number after it where an arm has several of a kind.
+    pub name: String,
     /// What is optimised.
     pub algorithm: Algorithm,
     /// How.
@@ -188,7 +190,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let generator = generator(root.child("generator")?)?;
     let evaluation = evaluation(root.child("evaluation")?, &generator)?;
     let reward = reward(root.child("reward")?)?;
-    let selection: SelectionConfig = root.child("selection")?.read_whole(&SelectionConfig::default())?;
+    let selection = selection(root.child("selection")?)?;
     let checkpoint: CheckpointPlan = root.child("checkpoint")?.read_whole(&CheckpointPlan::default())?;
     let arms = arms(&mut root, rounds.unwrap_or(1), generator.samples)?;
     let most_rounds = arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
@@ -218,7 +220,9 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
 fn model(mut section: Section<'_>) -> Result<(ModelPlan, String), ExperimentError> {
     let written: String = section.take("path")?.unwrap_or_else(|| DEFAULT_MODEL.to_string());
     let path = match written.as_str() {
-        DEFAULT_MODEL => default_model().map_err(|error| section.fail("path", &format!("is \"default\", but {error}")))?,
+        DEFAULT_MODEL => {
+            default_model().map_err(|error| section.fail("path", &format!("is \"default\", but {error}")))?
+        }
         written => PathBuf::from(written),
     };
     if !path.exists() {
@@ -254,6 +258,13 @@ fn evaluation(
     section.at_least_one(&[("batch", batch), ("kl_prompts", kl_prompts)])?;
     section.finish()?;
     Ok(EvaluationPlan { sampling, batch, kl_prompts })
+}
+
+fn selection(mut section: Section<'_>) -> Result<SelectionConfig, ExperimentError> {
+    let selection: SelectionConfig = section.read(&SelectionConfig::default())?;
+    section.check(selection.validate())?;
+    section.finish()?;
+    Ok(selection)
 }
 
 fn reward(mut section: Section<'_>) -> Result<RewardConfig, ExperimentError> {
@@ -299,12 +310,14 @@ fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm
         if stages.is_empty() {
             return Err(section.fail("stage", "is missing; add at least one [[arm.stage]] with a kind"));
         }
-        let stages = stages.into_iter().map(|section| stage(section, samples)).collect::<Result<Vec<_>, _>>()?;
-        let kinds: Vec<&str> = stages.iter().map(|stage| stage.algorithm.kind()).collect();
-        let name: String = section.take("name")?.unwrap_or_else(|| kinds.join("-"));
+        let stages =
+            number(stages.into_iter().map(|section| stage(section, samples)).collect::<Result<_, _>>()?);
+        let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        let name: String = section.take("name")?.unwrap_or_else(|| names.join("-"));
         let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
         section.at_least_one(&[("rounds", rounds)])?;
-        arriero_store::check_arm_name(&name).map_err(|error| section.fail("name", &format!("is wrong: {error}")))?;
+        arriero_store::check_arm_name(&name)
+            .map_err(|error| section.fail("name", &format!("is wrong: {error}")))?;
         if arms.iter().any(|arm| arm.name == name) {
             return Err(section.fail("name", &format!("\"{name}\" is the name of two arms; choose another")));
         }
@@ -314,11 +327,24 @@ fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm
     Ok(arms)
 }
 
+/// Tells stages of one kind apart by a number.
+fn number(mut stages: Vec<Stage>) -> Vec<Stage> {
+    let kinds: Vec<&'static str> = stages.iter().map(|stage| stage.algorithm.kind()).collect();
+    for (index, stage) in stages.iter_mut().enumerate() {
+        let earlier = kinds[..index].iter().filter(|&&kind| kind == kinds[index]).count();
+        if earlier > 0 {
+            stage.name = format!("{}-{}", stage.name, earlier + 1);
+        }
+    }
+    stages
+}
+
 fn stage(mut section: Section<'_>, samples: usize) -> Result<Stage, ExperimentError> {
     let training: TrainingConfig = section.read(&TrainingConfig::default())?;
     section.check(training.validate())?;
     let algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
     section.check(algorithm.validate())?;
+    let algorithm = algorithm.resolved();
     let wants_pair = algorithm.objective().needs().selection == SelectionRule::BestAgainstWorst;
     if wants_pair && samples < 2 {
         let message = format!(
@@ -328,7 +354,7 @@ fn stage(mut section: Section<'_>, samples: usize) -> Result<Stage, ExperimentEr
         return Err(section.fail("kind", &message));
     }
     section.finish()?;
-    Ok(Stage { algorithm, training })
+    Ok(Stage { name: algorithm.kind().to_string(), algorithm, training })
 }
 
 /// Writes the plan out.

@@ -48,7 +48,6 @@ pub(crate) enum GeneratorMessage {
     Step,
 }
 
-
 #[derive(Default)]
 pub(crate) struct Generator;
 
@@ -60,6 +59,8 @@ pub(crate) struct GeneratorState {
 struct Work {
     engine: Engine,
     job: GenerationJob,
+    /// Tokens of groups that were there already.
+    reused: u64,
     began: Instant,
 }
 
@@ -101,8 +102,9 @@ impl ThreadLocalActor for Generator {
         let tokens = work.engine.sampled_tokens();
         let seconds = work.began.elapsed().as_secs_f64();
         if work.engine.is_idle() {
+            let reused = work.reused;
             state.work = None;
-            state.wiring.tell(ConductorMessage::Generated { tokens, seconds });
+            state.wiring.tell(ConductorMessage::Generated { tokens, reused, seconds });
         } else {
             state.wiring.tell(ConductorMessage::Sampling { tokens, seconds });
             myself.cast(GeneratorMessage::Step)?;
@@ -121,8 +123,21 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
     };
     let model = wiring.weights.pull(job.version)?.model()?;
     let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    let mut reused = 0;
     for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
-        engine.submit(Arc::clone(prompt))?;
+        match wiring.sampled_initially.get(prompt.id).filter(|_| job.version == 0) {
+            Some(scored) => {
+                reused += scored
+                    .group
+                    .completions
+                    .iter()
+                    .map(|completion| completion.tokens.len() as u64)
+                    .sum::<u64>();
+                wiring.push(&wiring.scored, scored)?;
+                job.deliver(prompt.id);
+            }
+            None => engine.submit(Arc::clone(prompt))?,
+        }
     }
-    Ok(Work { engine, job, began: Instant::now() })
+    Ok(Work { engine, job, reused, began: Instant::now() })
 }

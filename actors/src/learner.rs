@@ -23,7 +23,6 @@ use crate::wiring::Wiring;
 #[derive(Debug, Clone)]
 pub(crate) struct TrainingJob {
     pub arm: String,
-    pub stage_name: String,
     pub stage: Stage,
     pub round: u64,
 }
@@ -31,9 +30,10 @@ pub(crate) struct TrainingJob {
 /// What there is to save beside the model.
 #[derive(Debug, Clone)]
 pub(crate) struct CheckpointJob {
-    pub directory: PathBuf,
+    /// Holds the arm's checkpoints; this one goes into `step-VERSION`.
+    pub root: PathBuf,
     pub optimizer: bool,
-    /// Written as `state.json`: the position of every stream.
+    /// Written as `state.json`, with the learner's own position added: where every stream stands.
     pub state: serde_json::Value,
 }
 
@@ -114,8 +114,8 @@ impl ThreadLocalActor for Learner {
                 }
             }
             LearnerMessage::Checkpoint(job) => {
-                let reply = match state.checkpoint(&job) {
-                    Ok(()) => ConductorMessage::Checkpointed { directory: job.directory, version: state.version },
+                let reply = match state.checkpoint(job) {
+                    Ok(written) => written,
                     Err(cause) => ConductorMessage::Failed { role: Role::Learner, cause },
                 };
                 state.wiring.tell(reply);
@@ -170,7 +170,8 @@ impl LearnerState {
             let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
                 Ok(report) => report,
                 Err(error) => {
-                    self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause: error.to_string() });
+                    self.wiring
+                        .tell(ConductorMessage::Failed { role: Role::Learner, cause: error.to_string() });
                     return Ok(false);
                 }
             };
@@ -178,7 +179,7 @@ impl LearnerState {
             work.tokens += report.tokens;
             let record = Record::Metrics {
                 arm: work.job.arm.clone(),
-                stage: work.job.stage_name.clone(),
+                stage: work.job.stage.name.clone(),
                 step: self.version.into(),
                 metrics: report.metrics.clone(),
             };
@@ -200,23 +201,30 @@ impl LearnerState {
     }
 
     /// Writes everything beside the final place, then puts it there by one rename.
-    fn checkpoint(&self, job: &CheckpointJob) -> Result<(), String> {
+    fn checkpoint(&self, job: CheckpointJob) -> Result<ConductorMessage, String> {
+        let directory = job.root.join(format!("step-{}", self.version));
+        let mut state = job.state;
+        state["step"] = self.version.into();
+        state["steps_of_stage"] = self.trainer.as_ref().map_or(0, Trainer::steps).into();
         let weights = match &self.trainer {
             Some(trainer) => trainer.weights(),
-            None => self.weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
+            None => {
+                self.weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+            }
         };
         let optimizer = match (&self.trainer, job.optimizer) {
             (Some(trainer), true) => Some(trainer.optimizer_state()),
             _ => None,
         };
         checkpoint::write_training(
-            &job.directory,
+            &directory,
             &self.wiring.model,
             &self.wiring.tokenizer,
             &weights,
             optimizer.as_ref(),
-            &job.state,
+            &state,
         )
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+        Ok(ConductorMessage::Checkpointed { directory, version: self.version, state })
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arriero_buffers::{ScoredGroup, Selection};
-use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleRecord};
+use arriero_buffers::{ScoredGroup, Selection, Tree};
+use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleKey, SampleRecord};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
@@ -23,6 +23,8 @@ pub(crate) enum Record {
     Metrics { arm: String, stage: String, step: u64, metrics: BTreeMap<String, f64> },
     /// A scored group and what became of it.
     Group { arm: String, stage: String, round: u64, scored: Arc<ScoredGroup>, selection: Selection },
+    /// A tree with its reference log-probabilities, which its samples did not have when they were recorded.
+    Reference { arm: String, stage: String, round: u64, tree: Tree },
     /// Something that happened; without an arm it concerns all of them.
     Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
     /// Groups that were not used.
@@ -125,6 +127,13 @@ impl RecorderState {
                     self.store(arm)?.sample(&sample)?;
                 }
             }
+            Record::Reference { arm, stage, round, tree } => {
+                for branch in &tree.branches {
+                    let key =
+                        SampleKey { stage, round: *round, prompt_id: tree.prompt_id, sample: branch.sample };
+                    self.store(arm)?.reference(key, &branch.reference_logps)?;
+                }
+            }
             Record::Event { arm: Some(arm), level, actor, message } => {
                 self.store(arm)?.event(*level, actor, message)?;
             }
@@ -159,7 +168,8 @@ fn sample_records(stage: &str, round: u64, scored: &ScoredGroup, selection: &Sel
         Selection::Accepted(tree) => (tree.branches.iter().map(|branch| branch.sample).collect(), None),
         Selection::Dropped(reason) => (Vec::new(), Some(reason)),
     };
-    let prompt: String = group.prompt.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n");
+    let prompt: String =
+        group.prompt.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n");
     let mark = |sample: u32| {
         let position = selected.iter().position(|&chosen| chosen == sample)?;
         Some(match (selected.len(), position) {

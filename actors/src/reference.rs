@@ -8,12 +8,21 @@ use ractor::{ActorProcessingErr, ActorRef};
 
 use crate::conductor::ConductorMessage;
 use crate::faults::Role;
+use crate::recorder::Record;
 use crate::wiring::Wiring;
+
+/// Where the trees belong, for the record.
+#[derive(Debug, Clone)]
+pub(crate) struct ReferenceJob {
+    pub arm: String,
+    pub stage: String,
+    pub round: u64,
+}
 
 #[derive(Debug)]
 pub(crate) enum ReferenceMessage {
     /// Score what in the buffer has no score yet, one tree a message.
-    Score,
+    Score(ReferenceJob),
 }
 
 #[derive(Default)]
@@ -41,7 +50,7 @@ impl ThreadLocalActor for Reference {
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        ReferenceMessage::Score: Self::Msg,
+        ReferenceMessage::Score(job): Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let ReferenceState { wiring, model } = state;
@@ -61,9 +70,18 @@ impl ThreadLocalActor for Reference {
         let mut trees: [Tree; 1] = [tree];
         score_reference(model, &mut trees, usize::MAX)?;
         let [tree] = trees;
+        wiring.push(
+            &wiring.records,
+            Record::Reference {
+                arm: job.arm.clone(),
+                stage: job.stage.clone(),
+                round: job.round,
+                tree: tree.clone(),
+            },
+        )?;
         wiring.buffer().replace(tree);
         wiring.tell(ConductorMessage::ReferenceScored);
-        myself.cast(ReferenceMessage::Score)?;
+        myself.cast(ReferenceMessage::Score(job))?;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arriero_buffers::{ScoredGroup, Selection, SelectionRule, select};
+use arriero_buffers::{BufferError, ScoredGroup, Selection, SelectionRule, select};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -16,6 +16,8 @@ const WORKER: &str = "rejection sampler";
 /// What the phase's algorithm learns from, and where the samples are recorded.
 #[derive(Debug, Clone)]
 pub(crate) struct SelectionJob {
+    /// The weights that sampled the groups.
+    pub version: u32,
     pub rule: SelectionRule,
     pub arm: String,
     pub stage: String,
@@ -81,7 +83,8 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
     let Some(lease) = wiring.scored.take(WORKER, TAKE_PATIENCE) else { return Ok(()) };
     wiring.faults.begin(Role::RejectionSampler);
     let scored: Arc<ScoredGroup> = lease.item;
-    let selection = select(&scored, job.rule, &wiring.plan.selection, |token| wiring.tokenizer.is_special(token));
+    let selection =
+        select(&scored, job.rule, &wiring.plan.selection, |token| wiring.tokenizer.is_special(token));
     let record = Record::Group {
         arm: job.arm.clone(),
         stage: job.stage.clone(),
@@ -89,11 +92,16 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
         scored: Arc::clone(&scored),
         selection: selection.clone(),
     };
+    if job.version == 0 {
+        wiring.sampled_initially.keep(&scored);
+    }
     let prompt_id = scored.group.prompt.id;
     let outcome = match selection {
         Selection::Dropped(reason) => ConductorMessage::Dropped { prompt_id, reason },
         Selection::Accepted(tree) => match wiring.buffer().insert(tree) {
             Ok(()) => ConductorMessage::Accepted { prompt_id },
+            // A worker that died over this group had inserted its tree already.
+            Err(BufferError::Duplicate(_)) if lease.attempt > 1 => ConductorMessage::Accepted { prompt_id },
             Err(error) => ConductorMessage::Failed { role: Role::RejectionSampler, cause: error.to_string() },
         },
     };

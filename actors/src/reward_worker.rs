@@ -70,7 +70,10 @@ impl ThreadLocalActor for RewardWorker {
                     Err(error) => {
                         // The scorer's word is final: scoring again would say the same.
                         wiring.completed.drop_leased(WORKER, "scorer_failed");
-                        wiring.tell(ConductorMessage::Failed { role: Role::RewardWorker, cause: error.to_string() });
+                        wiring.tell(ConductorMessage::Failed {
+                            role: Role::RewardWorker,
+                            cause: error.to_string(),
+                        });
                     }
                 }
             }

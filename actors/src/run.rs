@@ -13,6 +13,7 @@ use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::snapshot::{Snapshot, WeightCell};
 use arriero_policy::tokenizer::Tokenizer;
+use arriero_reward::RewardError;
 use arriero_store::{ArmStore, RunDir, StoreError};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use ractor::{Actor, ActorRef};
@@ -22,7 +23,7 @@ use crate::event::RunEvent;
 use crate::experiment::{ExperimentError, Plan, Split};
 use crate::faults::{Fault, Faults};
 use crate::summary::{ArmSummary, RunSummary, Status};
-use crate::wiring::{Shutdown, Wiring};
+use crate::wiring::{InitialGroups, Shutdown, Wiring};
 
 /// How long the actors' threads may take to end after a run.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -49,6 +50,9 @@ pub enum RunError {
     /// The model cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The prompts lack what the reward needs.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
     /// The run cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -73,7 +77,11 @@ impl RunError {
     pub fn is_input(&self) -> bool {
         matches!(
             self,
-            RunError::Experiment(_) | RunError::Policy(_) | RunError::Store(_) | RunError::Metrics { .. }
+            RunError::Experiment(_)
+                | RunError::Policy(_)
+                | RunError::Reward(_)
+                | RunError::Store(_)
+                | RunError::Metrics { .. }
         )
     }
 }
@@ -116,6 +124,7 @@ impl RunContext {
             scored: Queue::bounded("scored", capacity),
             records: Queue::bounded("records", capacity),
             buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
+            sampled_initially: InitialGroups::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),
             shutdown: Shutdown::default(),
@@ -139,8 +148,8 @@ impl RunContext {
         self.train.iter().skip(round * per_round).take(per_round).cloned().collect()
     }
 
-    pub fn checkpoint_directory(&self, arm: &str, step: u64) -> Option<PathBuf> {
-        self.checkpoint_roots.get(arm).map(|root| root.join(format!("step-{step}")))
+    pub fn checkpoint_root(&self, arm: &str) -> Option<PathBuf> {
+        self.checkpoint_roots.get(arm).cloned()
     }
 
     pub fn summary(&self, status: Status, cause: Option<String>, arms: Vec<ArmSummary>) -> RunSummary {
@@ -194,13 +203,16 @@ pub fn run(
     let initial = masters.in_precision(compute);
 
     let directory = RunDir::create(&options.runs, &plan.name, &plan.resolved, needed_bytes(&plan, &model))?;
-    let mut stores = BTreeMap::new();
-    let mut checkpoint_roots = BTreeMap::new();
-    for arm in &plan.arms {
-        let store = directory.arm(&arm.name, plan.seed)?;
-        checkpoint_roots.insert(arm.name.clone(), store.checkpoints().to_path_buf());
-        stores.insert(arm.name.clone(), store);
-    }
+    let stores = match arm_stores(&directory, &plan) {
+        Ok(stores) => stores,
+        Err(error) => {
+            // Nothing has run: the name stays free for the next try. The first error is the one to report.
+            let _ = directory.remove();
+            return Err(error.into());
+        }
+    };
+    let root = |(arm, store): (&String, &ArmStore)| (arm.clone(), store.checkpoints().to_path_buf());
+    let checkpoint_roots = stores.iter().map(root).collect();
     let outcome = Arc::default();
     let context = RunContext {
         plan: Arc::new(plan),
@@ -229,14 +241,18 @@ pub fn run(
         return Err(RunError::Failed("the conductor died; its panic message stands above".to_string()));
     };
     let value = serde_json::to_value(&summary).map_err(|error| RunError::Failed(error.to_string()))?;
-    directory.write_summary(&value)?;
+    let name = &summary.name;
+    directory.write_summary(&value).map_err(|error| {
+        RunError::Failed(format!("run {name}: the summary could not be written: {error}"))
+    })?;
     match (&summary.cause, unrecorded) {
         (Some(cause), _) if summary.status == Status::Failed => {
             Err(RunError::Failed(format!("run {}: {cause}", summary.name)))
         }
-        (_, Some(cause)) => {
-            Err(RunError::Failed(format!("run {}: the last records could not be written: {cause}", summary.name)))
-        }
+        (_, Some(cause)) => Err(RunError::Failed(format!(
+            "run {}: the last records could not be written: {cause}",
+            summary.name
+        ))),
         _ => Ok(summary),
     }
 }
@@ -269,7 +285,11 @@ fn conduct(context: RunContext, handle_ctrl_c: bool) -> Result<(), RunError> {
     result
 }
 
-/// The prompts of a split, each known to fit the model's context.
+fn arm_stores(directory: &RunDir, plan: &Plan) -> Result<BTreeMap<String, ArmStore>, StoreError> {
+    plan.arms.iter().map(|arm| Ok((arm.name.clone(), directory.arm(&arm.name, plan.seed)?))).collect()
+}
+
+/// The prompts of a split, each known to fit the model's context and to have what the reward checks.
 fn checked_prompts(
     plan: &Plan,
     split: Split,
@@ -278,6 +298,7 @@ fn checked_prompts(
 ) -> Result<Vec<Arc<Prompt>>, RunError> {
     let prompts = plan.load_prompts(split)?;
     for prompt in &prompts {
+        plan.reward.check_prompt(prompt)?;
         let tokens = tokenizer.prompt_tokens(&prompt.messages)?.len();
         if tokens >= model.max_positions {
             let limit = model.max_positions;

@@ -15,8 +15,13 @@ pub(crate) struct SamplingMetrics {
     constant_groups: u64,
     length_sum: u64,
     unfinished: u64,
+    /// What generators that died had sampled.
+    tokens_before: u64,
+    seconds_before: f64,
     tokens: u64,
     seconds: f64,
+    reused_tokens: u64,
+    reused_seconds: f64,
 }
 
 impl SamplingMetrics {
@@ -36,17 +41,30 @@ impl SamplingMetrics {
         self.unfinished += group.unfinished as u64;
     }
 
-    /// The generator's account of the phase so far.
+    /// The generator's account since it began.
     pub fn sampled(&mut self, tokens: u64, seconds: f64) {
-        (self.tokens, self.seconds) = (tokens, seconds);
+        (self.tokens, self.seconds) = (self.tokens_before + tokens, self.seconds_before + seconds);
     }
 
+    /// A new generator counts from 0; what the old one sampled was paid for as well.
+    pub fn generator_restarted(&mut self) {
+        (self.tokens_before, self.seconds_before) = (self.tokens, self.seconds);
+    }
+
+    /// Tokens that an earlier arm had sampled from the same weights. They count as if this arm had sampled
+    /// them itself, so that arms compare whatever their order.
+    pub fn reused(&mut self, tokens: u64, seconds_per_token: f64) {
+        (self.reused_tokens, self.reused_seconds) = (tokens, tokens as f64 * seconds_per_token);
+    }
+
+    /// Tokens sampled.
     pub fn tokens(&self) -> u64 {
-        self.tokens
+        self.tokens + self.reused_tokens
     }
 
+    /// What they cost.
     pub fn seconds(&self) -> f64 {
-        self.seconds
+        self.seconds + self.reused_seconds
     }
 
     pub fn mean_reward(&self) -> Option<f64> {
@@ -54,7 +72,7 @@ impl SamplingMetrics {
     }
 
     pub fn tokens_per_second(&self) -> Option<f64> {
-        (self.seconds > 0.0).then(|| self.tokens as f64 / self.seconds)
+        (self.seconds() > 0.0).then(|| self.tokens() as f64 / self.seconds())
     }
 
     /// The phase's metrics, under TRL's names where the definition is TRL's.
@@ -69,9 +87,10 @@ impl SamplingMetrics {
             ("completions/mean_length".to_string(), self.length_sum as f64 / completions),
             ("completions/clipped_ratio".to_string(), self.unfinished as f64 / completions),
             ("groups/accepted".to_string(), accepted as f64),
-            ("num_tokens".to_string(), self.tokens as f64),
+            ("num_tokens".to_string(), self.tokens() as f64),
+            ("num_tokens/reused".to_string(), self.reused_tokens as f64),
             ("tokens_per_second".to_string(), self.tokens_per_second().unwrap_or(0.0)),
-            ("seconds".to_string(), self.seconds),
+            ("seconds".to_string(), self.seconds()),
         ]);
         for (reason, count) in dropped {
             metrics.insert(format!("groups/dropped/{reason}"), *count as f64);
@@ -89,7 +108,9 @@ mod tests {
         let mut metrics = SamplingMetrics::default();
         metrics.add(&GroupSummary { rewards: vec![0.0, 1.0], lengths: vec![4, 8], unfinished: 1 });
         metrics.add(&GroupSummary { rewards: vec![1.0, 1.0], lengths: vec![2, 2], unfinished: 0 });
-        metrics.sampled(16, 2.0);
+        metrics.sampled(6, 1.5);
+        metrics.generator_restarted();
+        metrics.sampled(10, 0.5);
         let found = metrics.finish(1, &BTreeMap::from([("all_rewards_equal", 1)]));
         for (name, expected) in [
             ("reward", 0.75),

@@ -69,7 +69,7 @@ pub struct ArmSummary {
     pub change: Option<HeldOut>,
     /// KL(policy ‖ reference) in nats a token, on held-out responses ([`Evaluation::kl`]).
     pub kl: Option<f64>,
-    /// Tokens sampled for training.
+    /// Tokens sampled for training, those included that an earlier arm had sampled from the same weights.
     pub tokens_sampled: u64,
     /// Input tokens trained on, every epoch counted.
     pub tokens_trained: u64,
@@ -77,7 +77,8 @@ pub struct ArmSummary {
     pub steps: u64,
     /// Groups that were not used, by reason.
     pub dropped: std::collections::BTreeMap<String, u64>,
-    /// Seconds sampling, scoring references, training and evaluating.
+    /// Seconds sampling, scoring references, training and evaluating. Sampling from the initial weights is
+    /// done once and counts for every arm that uses it.
     pub seconds: f64,
     /// Where the weights are.
     pub checkpoint: Option<String>,
@@ -97,7 +98,8 @@ fn figures(pairs: &[(&PromptOutcome, Option<&PromptOutcome>)]) -> HeldOut {
     let difference = |of: &dyn Fn(&PromptOutcome) -> f64, pair: &(&PromptOutcome, Option<&PromptOutcome>)| {
         of(pair.0) - pair.1.map_or(0.0, of)
     };
-    let all_followed = |outcome: &PromptOutcome| f64::from(u8::from(outcome.followed == outcome.instructions));
+    let all_followed =
+        |outcome: &PromptOutcome| f64::from(u8::from(outcome.followed == outcome.instructions));
     let followed = |outcome: &PromptOutcome| outcome.followed as f64;
     let checked = || pairs.iter().filter(|pair| pair.0.instructions > 0);
     HeldOut {

@@ -1,6 +1,7 @@
 //! What the actors of a run share: read-only facts, the bounded queues, and the way back to the
 //! conductor.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub(crate) struct Wiring {
     pub records: Queue<Record>,
     /// Rejection sampler → reference → learner.
     pub buffer: Arc<Mutex<ExperienceBuffer>>,
+    /// What the initial weights sampled: every arm's first groups, so that they are sampled once.
+    pub sampled_initially: InitialGroups,
     /// The policy's newest weights: learner → generator, evaluator.
     pub weights: Arc<WeightCell>,
     /// The weights that every arm starts from: the frozen reference.
@@ -68,6 +71,22 @@ impl Wiring {
     /// The shared buffer. A panic of another holder leaves it whole: every change is one insertion.
     pub fn buffer(&self) -> MutexGuard<'_, ExperienceBuffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Scored groups of the initial weights by prompt. They are the same for every arm, since these start from
+/// the same weights and random numbers are keyed by seed, prompt, sample and token.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InitialGroups(Arc<Mutex<BTreeMap<u64, Arc<ScoredGroup>>>>);
+
+impl InitialGroups {
+    pub fn keep(&self, scored: &Arc<ScoredGroup>) {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.insert(scored.group.prompt.id, Arc::clone(scored));
+    }
+
+    pub fn get(&self, prompt_id: u64) -> Option<Arc<ScoredGroup>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&prompt_id).cloned()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::tree::Tree;
 pub enum BufferError {
     /// The buffer is full.
     #[error(
-        "the experience buffer is full: it holds its {0} trees; raise buffer.capacity or train before adding more"
+        "the experience buffer is full: it holds its {0} trees; raise queues.buffer or train before adding more"
     )]
     Full(usize),
     /// A tree of the same prompt is stored already.

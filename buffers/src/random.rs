@@ -17,8 +17,6 @@ pub enum Purpose {
     Shuffle = 2,
     /// Making prompts.
     Prompts = 3,
-    /// Random weights of a new model.
-    Weights = 4,
 }
 
 /// A stream of numbers that can be read at any position.

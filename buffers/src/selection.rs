@@ -19,7 +19,7 @@ pub enum SelectionRule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SelectionConfig {
-    /// The least reward that a best (chosen) completion must have. Default 0: any.
+    /// The least reward that a best (chosen) completion must have. Default 0.
     pub min_reward: f32,
     /// The least difference of rewards between chosen and rejected. Default 0: any above zero.
     pub min_margin: f32,
@@ -28,6 +28,22 @@ pub struct SelectionConfig {
 impl Default for SelectionConfig {
     fn default() -> Self {
         SelectionConfig { min_reward: 0.0, min_margin: 0.0 }
+    }
+}
+
+impl SelectionConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// A sentence that begins with the option's name, and tells its value and its range.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.min_reward.is_nan() {
+            return Err("min_reward is nan; it must be a number".to_string());
+        }
+        if !(self.min_margin >= 0.0) {
+            return Err(format!("min_margin is {}; it must be at least 0", self.min_margin));
+        }
+        Ok(())
     }
 }
 

@@ -73,7 +73,8 @@ pub fn plain_loop(
         let mut trainer =
             Trainer::new(&config, &weights, compute, objective, settings.training.clone(), steps)?;
         for epoch in 0..epochs {
-            for batch in buffer.minibatches(settings.generation.seed, round as u64, epoch as u64, batch_size) {
+            for batch in buffer.minibatches(settings.generation.seed, round as u64, epoch as u64, batch_size)
+            {
                 let report = trainer.step(&batch)?;
                 version += 1;
                 eprintln!("step {version}: loss {:.4}", report.metrics["loss"]);

@@ -42,7 +42,15 @@ impl KvCache {
     }
 
     /// Copies one layer's keys and values of a prompt into `count` slots from `slot` on.
-    pub fn fill(&mut self, layer: usize, slot: usize, count: usize, span: &TreeSpan, key: &Tensor, value: &Tensor) {
+    pub fn fill(
+        &mut self,
+        layer: usize,
+        slot: usize,
+        count: usize,
+        span: &TreeSpan,
+        key: &Tensor,
+        value: &Tensor,
+    ) {
         let (keys, values) = &self.layers[layer];
         for (store, rows) in [(keys, key), (values, value)] {
             let rows = rows.narrow(0, span.start, span.prompt);
@@ -65,7 +73,8 @@ impl KvCache {
     pub fn adopt(&mut self, smaller: &KvCache, sequences: usize) {
         for (new, old) in self.layers.iter().zip(&smaller.layers) {
             for (new, old) in [(&new.0, &old.0), (&new.1, &old.1)] {
-                let part = |store: &Tensor| store.narrow(0, 0, sequences as i64).narrow(1, 0, smaller.capacity);
+                let part =
+                    |store: &Tensor| store.narrow(0, 0, sequences as i64).narrow(1, 0, smaller.capacity);
                 part(new).copy_(&part(old));
             }
         }
@@ -96,7 +105,14 @@ impl KvCache {
 
     /// Stores one layer's new keys and values `[sequences, kv_heads, head_dim]` and attends to all
     /// that each sequence has: `[sequences, heads, head_dim]`.
-    pub fn attend(&mut self, step: &DecodeStep, layer: usize, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+    pub fn attend(
+        &mut self,
+        step: &DecodeStep,
+        layer: usize,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+    ) -> Tensor {
         let (keys, values) = &self.layers[layer];
         let [sequences, kv_heads, head_dim] = key.size()[..] else { unreachable!("three dimensions") };
         for (store, new) in [(keys, key), (values, value)] {
@@ -109,8 +125,17 @@ impl KvCache {
         let grouped = query.view([sequences, kv_heads, -1, head_dim]);
         let groups = grouped.size()[2];
         let mask = step.mask.expand([sequences, 1, groups, step.longest], false);
-        Tensor::scaled_dot_product_attention(&grouped, &seen(keys), &seen(values), Some(&mask), 0.0, false, None, false)
-            .reshape([sequences, -1, head_dim])
+        Tensor::scaled_dot_product_attention(
+            &grouped,
+            &seen(keys),
+            &seen(values),
+            Some(&mask),
+            0.0,
+            false,
+            None,
+            false,
+        )
+        .reshape([sequences, -1, head_dim])
     }
 
     /// Bytes that the cache holds.

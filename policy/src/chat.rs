@@ -28,9 +28,12 @@ pub fn render(template: &str, messages: &[Message], tokens: &TemplateTokens) -> 
     syntax.trim_blocks(true).lstrip_blocks(true);
     environment.set_syntax(syntax.build().map_err(refused)?);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> std::result::Result<(), minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> std::result::Result<(), minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
     let rendered = environment.template_from_str(template).and_then(|template| {
         template.render(context! {
             messages => messages.iter().map(turn).collect::<Value>(),
@@ -71,6 +74,9 @@ mod tests {
     fn a_refusal_is_in_the_templates_words() {
         let template = "{{ raise_exception('roles must alternate') }}";
         let error = render(template, &[], &TemplateTokens::default()).expect_err("refused");
-        assert_eq!(error.to_string(), "the model's chat template refuses this conversation: roles must alternate");
+        assert_eq!(
+            error.to_string(),
+            "the model's chat template refuses this conversation: roles must alternate"
+        );
     }
 }

@@ -105,7 +105,9 @@ fn check_tensors(path: &Path, config: &ModelConfig, found: &BTreeMap<String, Vec
         }
     }
     // A tied model may carry its output matrix all the same; old files carry rotary frequencies.
-    let known = |name: &str| wanted.contains_key(name) || name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq");
+    let known = |name: &str| {
+        wanted.contains_key(name) || name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq")
+    };
     match found.keys().find(|name| !known(name)) {
         Some(name) => {
             let supported = "the tensors of a Llama without biases";

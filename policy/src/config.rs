@@ -53,7 +53,11 @@ impl ModelConfig {
         }
         if !json["quantization_config"].is_null() {
             let supported = "safetensors in f32, f16 or bf16, or a quantised GGUF file";
-            return Err(PolicyError::unsupported(path, "a quantised checkpoint (quantization_config)", supported));
+            return Err(PolicyError::unsupported(
+                path,
+                "a quantised checkpoint (quantization_config)",
+                supported,
+            ));
         }
         // transformers 5 gathers these in rope_parameters; before, they were rope_theta and rope_scaling.
         let rope = &json["rope_parameters"];

@@ -116,7 +116,10 @@ impl Compute {
             DeviceSpec::Auto | DeviceSpec::Cpu => Device::Cpu,
             DeviceSpec::Cuda(number) if number < cuda_devices() => Device::Cuda(number),
             DeviceSpec::Cuda(number) => {
-                return Err(PolicyError::NoSuchDevice { asked: format!("cuda:{number}"), found: cuda_devices() });
+                return Err(PolicyError::NoSuchDevice {
+                    asked: format!("cuda:{number}"),
+                    found: cuda_devices(),
+                });
             }
         };
         let kind = match dtype {

@@ -81,7 +81,9 @@ pub enum PolicyError {
         cause: String,
     },
     /// The machine lacks the device.
-    #[error("device {asked} was asked for, but libtorch finds {found} CUDA devices here; use device = \"cpu\" or \"auto\"")]
+    #[error(
+        "device {asked} was asked for, but libtorch finds {found} CUDA devices here; use device = \"cpu\" or \"auto\""
+    )]
     NoSuchDevice {
         /// The device.
         asked: String,
@@ -160,7 +162,11 @@ impl PolicyError {
     }
 
     pub(crate) fn unsupported(path: &Path, found: impl Into<String>, supported: impl Into<String>) -> Self {
-        PolicyError::Unsupported { path: path.to_path_buf(), found: found.into(), supported: supported.into() }
+        PolicyError::Unsupported {
+            path: path.to_path_buf(),
+            found: found.into(),
+            supported: supported.into(),
+        }
     }
 }
 

@@ -207,10 +207,8 @@ mod tests {
     #[test]
     fn a_branch_sees_the_prompt_and_itself() {
         let mask: Vec<f32> = Vec::try_from(branch_mask(2, &[2, 1]).view([25])).expect("a vector");
-        let seen: Vec<Vec<usize>> = mask
-            .chunks(5)
-            .map(|row| (0..5).filter(|&column| row[column] == 0.0).collect())
-            .collect();
+        let seen: Vec<Vec<usize>> =
+            mask.chunks(5).map(|row| (0..5).filter(|&column| row[column] == 0.0).collect()).collect();
         assert_eq!(seen, [vec![0], vec![0, 1], vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 4]]);
     }
 

@@ -92,7 +92,10 @@ pub struct Generator {
 
 impl std::fmt::Debug for Generator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Generator").field("version", &self.version).field("rows", &self.rows.len()).finish_non_exhaustive()
+        f.debug_struct("Generator")
+            .field("version", &self.version)
+            .field("rows", &self.rows.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -224,13 +227,22 @@ impl Generator {
         let ends = Tensor::from_slice(&ends).to_device(compute.device);
         let hidden = hidden.index_select(0, &ends);
         for waiting in admitted {
-            let limit = self.config.sampling.max_new_tokens.min(self.model.config().max_positions - waiting.tokens.len());
+            let limit = self
+                .config
+                .sampling
+                .max_new_tokens
+                .min(self.model.config().max_positions - waiting.tokens.len());
             for sample in 0..samples as u32 {
                 self.rows.push(Row {
                     prompt_id: waiting.prompt.id,
                     limit,
                     length: waiting.tokens.len(),
-                    stream: Stream::new(self.config.seed, Purpose::Sampling, waiting.prompt.id, sample.into()),
+                    stream: Stream::new(
+                        self.config.seed,
+                        Purpose::Sampling,
+                        waiting.prompt.id,
+                        sample.into(),
+                    ),
                     completion: Completion {
                         sample,
                         tokens: Vec::new(),
@@ -243,7 +255,8 @@ impl Generator {
                     done: false,
                 });
             }
-            let group = Group { prompt: waiting.prompt, prompt_tokens: waiting.tokens, completions: Vec::new() };
+            let group =
+                Group { prompt: waiting.prompt, prompt_tokens: waiting.tokens, completions: Vec::new() };
             self.unfinished.push(Unfinished { group, missing: samples });
         }
         self.draw(&hidden, first_slot, samples);
@@ -272,9 +285,10 @@ impl Generator {
         let positions: Vec<i64> = lengths.iter().map(|&length| length as i64).collect();
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(compute.device);
         let cache = &mut self.cache;
-        let hidden = self.model.layers(&place(&tokens), &place(&positions), &mut |layer, query, key, value| {
-            cache.attend(&step, layer, query, key, value)
-        });
+        let hidden =
+            self.model.layers(&place(&tokens), &place(&positions), &mut |layer, query, key, value| {
+                cache.attend(&step, layer, query, key, value)
+            });
         for row in &mut self.rows {
             row.length += 1;
         }
@@ -283,7 +297,8 @@ impl Generator {
 
     /// Draws the next token of the rows from `first` on, `share` of which share each row of `hidden`.
     fn draw(&mut self, hidden: &Tensor, first: usize, share: usize) {
-        let logits = hidden.matmul(&self.model.output().tr()).to_kind(Kind::Float).to_device(tch::Device::Cpu);
+        let logits =
+            hidden.matmul(&self.model.output().tr()).to_kind(Kind::Float).to_device(tch::Device::Cpu);
         let vocabulary = self.model.config().vocab_size;
         self.logits.resize(logits.numel(), 0.0);
         logits.copy_data(&mut self.logits, logits.numel());
@@ -311,7 +326,8 @@ impl Generator {
                 self.cache.relocate(self.rows.len(), slot, moved.length);
             }
             row.completion.text = self.tokenizer.decode(&row.completion.tokens, true)?;
-            let owner = self.unfinished.iter().position(|unfinished| unfinished.group.prompt.id == row.prompt_id);
+            let owner =
+                self.unfinished.iter().position(|unfinished| unfinished.group.prompt.id == row.prompt_id);
             let Some(owner) = owner else { continue };
             let unfinished = &mut self.unfinished[owner];
             unfinished.group.completions.push(row.completion);

@@ -40,7 +40,8 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> TokenSt
         let (mut logps, mut entropies, mut top1) = (Vec::new(), Vec::new(), Vec::new());
         for (start, length) in chunks(rows) {
             let log_p = log_probabilities(hidden, output, start, length);
-            let target = log_p.gather(1, &targets.narrow(0, start, length).unsqueeze(1), false).squeeze_dim(1);
+            let target =
+                log_p.gather(1, &targets.narrow(0, start, length).unsqueeze(1), false).squeeze_dim(1);
             top1.push(target.ge_tensor(&log_p.amax([1], false)).to_kind(Kind::Float));
             entropies.push(-(log_p.exp() * &log_p).sum_dim_intlist(1, false, Kind::Float));
             logps.push(target);
@@ -130,7 +131,8 @@ mod tests {
         let single = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
         let (hidden_f32, output_f32) = (single(&hidden), single(&output));
         let found = statistics(&hidden_f32, &output_f32, &targets);
-        let gradients = StatisticGradients { logps: single(&weights), entropies: Some(single(&entropy_weights)) };
+        let gradients =
+            StatisticGradients { logps: single(&weights), entropies: Some(single(&entropy_weights)) };
         let mut output_gradient = output_f32.zeros_like();
         let hidden_gradient = backward(&hidden_f32, &output_f32, &targets, &gradients, &mut output_gradient);
 

@@ -15,10 +15,12 @@
 //! - [`trainer`]: one training step through all of these;
 //! - [`scoring`]: what a frozen model says of given responses;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
+//! - [`allocator`]: large blocks of memory stay ours;
 //! - [`error`]: what can go wrong, in words for the person who can mend it.
 //!
 //! This is the only crate that names tch.
 
+pub mod allocator;
 pub mod cache;
 pub mod chat;
 pub mod checkpoint;

@@ -53,7 +53,8 @@ impl Model {
     /// If a tensor is missing or has another shape than the configuration says.
     pub fn new(config: &ModelConfig, weights: &Weights, compute: Compute) -> Result<Self> {
         for (name, shape) in config.tensor_shapes() {
-            let tensor = weights.get(&name).ok_or_else(|| PolicyError::MissingTensor { name: name.clone() })?;
+            let tensor =
+                weights.get(&name).ok_or_else(|| PolicyError::MissingTensor { name: name.clone() })?;
             if tensor.size() != shape {
                 return Err(PolicyError::WrongShape { name, expected: shape, found: tensor.size() });
             }
@@ -74,8 +75,7 @@ impl Model {
             }
         };
         let embedding = place("model.embed_tokens.weight");
-        let output =
-            if config.tie_embeddings { embedding.shallow_clone() } else { place("lm_head.weight") };
+        let output = if config.tie_embeddings { embedding.shallow_clone() } else { place("lm_head.weight") };
         Ok(Model {
             layers: (0..config.num_layers).map(layer).collect(),
             norm: place("model.norm.weight"),
@@ -114,7 +114,9 @@ impl Model {
         let mut hidden = Tensor::embedding(&self.embedding, tokens, -1, false, false);
         for (number, layer) in self.layers.iter().enumerate() {
             let input = rms_norm(&hidden, &layer.input_norm, eps);
-            let heads = |matrix: &Tensor| input.linear(matrix, None::<Tensor>).view([-1, matrix.size()[0] / head_dim, head_dim]);
+            let heads = |matrix: &Tensor| {
+                input.linear(matrix, None::<Tensor>).view([-1, matrix.size()[0] / head_dim, head_dim])
+            };
             let query = rotate(&heads(&layer.query), &angles);
             let key = rotate(&heads(&layer.key), &angles);
             let attention = attend(number, &query, &key, &heads(&layer.value));
@@ -157,15 +159,26 @@ fn attend_tree(span: &TreeSpan, query: &Tensor, key: &Tensor, value: &Tensor) ->
         let full = if own == heads {
             rows
         } else {
-            rows.unsqueeze(2).expand([tokens, own, heads / own, head_dim], false).reshape([tokens, heads, head_dim])
+            rows.unsqueeze(2)
+                .expand([tokens, own, heads / own, head_dim], false)
+                .reshape([tokens, heads, head_dim])
         };
         full.transpose(0, 1).unsqueeze(0)
     };
     let mask = span.mask.as_ref().map(|mask| mask.to_kind(query.kind()));
     let causal = mask.is_none();
-    Tensor::scaled_dot_product_attention(&arrange(query), &arrange(key), &arrange(value), mask, 0.0, causal, None, false)
-        .squeeze_dim(0)
-        .transpose(0, 1)
+    Tensor::scaled_dot_product_attention(
+        &arrange(query),
+        &arrange(key),
+        &arrange(value),
+        mask,
+        0.0,
+        causal,
+        None,
+        false,
+    )
+    .squeeze_dim(0)
+    .transpose(0, 1)
 }
 
 /// x / √(mean(x²) + ε) ⊙ weight, the mean in f32.

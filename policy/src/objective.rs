@@ -26,6 +26,11 @@ pub trait AlgorithmConfig {
     /// The function that is optimised.
     fn objective(&self) -> Box<dyn Objective>;
 
+    /// The same options with presets and defaults written out.
+    fn resolved(&self) -> Self
+    where
+        Self: Sized;
+
     /// Checks the ranges.
     ///
     /// # Errors
@@ -55,6 +60,11 @@ macro_rules! registry {
             /// Names of the options of a `kind`; none for an unknown one.
             pub fn option_names(kind: &str) -> &'static [&'static str] {
                 match kind { $($kind => serde_introspect::<$config>(),)* _ => &[] }
+            }
+
+            /// The same algorithm with presets and defaults written out.
+            pub fn resolved(&self) -> Self {
+                match self { $(Self::$variant(config) => Self::$variant(config.resolved()),)* }
             }
 
             fn config(&self) -> &dyn AlgorithmConfig {
@@ -154,8 +164,7 @@ pub struct MicroBatch<'a> {
 impl MicroBatch<'_> {
     /// One number a response token, in the order of the statistics: `[response tokens]`, f32.
     pub fn per_token(&self, like: &Tensor, values: impl Fn(&arriero_buffers::Branch) -> Vec<f32>) -> Tensor {
-        let flat: Vec<f32> =
-            self.trees.iter().flat_map(|tree| &tree.branches).flat_map(values).collect();
+        let flat: Vec<f32> = self.trees.iter().flat_map(|tree| &tree.branches).flat_map(values).collect();
         Tensor::from_slice(&flat).to_device(like.device())
     }
 
@@ -193,16 +202,26 @@ pub struct Loss {
     pub metrics: Metrics,
 }
 
-/// Means by name, kept as sums and weights so that micro-batches add up exactly.
+/// Means and maxima by name; means are kept as sums and weights so that micro-batches add up exactly.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Metrics(BTreeMap<&'static str, (f64, f64)>);
+pub struct Metrics {
+    /// Sum and weight by name.
+    means: BTreeMap<&'static str, (f64, f64)>,
+    maxima: BTreeMap<&'static str, f64>,
+}
 
 impl Metrics {
     /// Adds `sum`, which is a sum over `weight` items, to the mean called `name`.
     pub fn add(&mut self, name: &'static str, sum: f64, weight: f64) {
-        let entry = self.0.entry(name).or_default();
+        let entry = self.means.entry(name).or_default();
         entry.0 += sum;
         entry.1 += weight;
+    }
+
+    /// Raises the maximum called `name` to `value`.
+    pub fn raise(&mut self, name: &'static str, value: f64) {
+        let entry = self.maxima.entry(name).or_insert(value);
+        *entry = entry.max(value);
     }
 
     /// Adds all of a tensor's entries to the mean called `name`.
@@ -212,17 +231,18 @@ impl Metrics {
 
     /// Adds another micro-batch's sums.
     pub fn merge(&mut self, other: &Metrics) {
-        for (name, (sum, weight)) in &other.0 {
+        for (name, (sum, weight)) in &other.means {
             self.add(name, *sum, *weight);
+        }
+        for (name, value) in &other.maxima {
+            self.raise(name, *value);
         }
     }
 
-    /// The means. A mean over nothing is left out.
-    pub fn means(&self) -> BTreeMap<String, f64> {
-        self.0
-            .iter()
-            .filter(|(_, (_, weight))| *weight > 0.0)
-            .map(|(name, (sum, weight))| (name.to_string(), sum / weight))
-            .collect()
+    /// The values by name. A mean over nothing is left out.
+    pub fn values(&self) -> BTreeMap<String, f64> {
+        let means = self.means.iter().filter(|(_, (_, weight))| *weight > 0.0);
+        let means = means.map(|(name, (sum, weight))| (name.to_string(), sum / weight));
+        means.chain(self.maxima.iter().map(|(name, value)| (name.to_string(), *value))).collect()
     }
 }

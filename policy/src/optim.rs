@@ -135,7 +135,13 @@ impl AdamW {
     }
 
     /// One update of `parameters` (f32) by `gradients` (f32), in place.
-    pub fn step(&mut self, parameters: &mut [Tensor], gradients: &[Tensor], rate: f64, config: &TrainingConfig) {
+    pub fn step(
+        &mut self,
+        parameters: &mut [Tensor],
+        gradients: &[Tensor],
+        rate: f64,
+        config: &TrainingConfig,
+    ) {
         self.steps += 1;
         let (beta1, beta2) = config.betas;
         let correction1 = 1.0 - beta1.powi(self.steps);
@@ -184,7 +190,8 @@ mod tests {
     /// w = 0.899 · 0.999 + 0.0365604… = 0.9346614….
     #[test]
     fn adamw_follows_the_paper() {
-        let config = TrainingConfig { weight_decay: 0.01, betas: (0.9, 0.99), eps: 0.0, ..Default::default() };
+        let config =
+            TrainingConfig { weight_decay: 0.01, betas: (0.9, 0.99), eps: 0.0, ..Default::default() };
         let mut parameters = [Tensor::from_slice(&[1.0f32])];
         let mut optimizer = AdamW::new(&parameters);
         optimizer.step(&mut parameters, &[Tensor::from_slice(&[0.5f32])], 0.1, &config);
@@ -199,7 +206,9 @@ mod tests {
         let mut gradients = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
         assert_eq!(clip_by_global_norm(&mut gradients, 10.0), 5.0);
         assert_eq!(clip_by_global_norm(&mut gradients, 1.0), 5.0);
-        assert!((values(&gradients[0])[0] - 0.6).abs() < 1e-6 && (values(&gradients[1])[1] - 0.8).abs() < 1e-6);
+        assert!(
+            (values(&gradients[0])[0] - 0.6).abs() < 1e-6 && (values(&gradients[1])[1] - 0.8).abs() < 1e-6
+        );
     }
 
     #[test]

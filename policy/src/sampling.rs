@@ -87,7 +87,13 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, stream: &mut Stream, positi
     Draw { token: token as u32, logp: logp(token), sampled_logp: sampled_logp as f32 }
 }
 
-fn draw_truncated(logits: &[f32], highest: f32, scale: f32, config: &SamplingConfig, uniform: f64) -> (usize, f64) {
+fn draw_truncated(
+    logits: &[f32],
+    highest: f32,
+    scale: f32,
+    config: &SamplingConfig,
+    uniform: f64,
+) -> (usize, f64) {
     let mut kept: Vec<(usize, f64)> = logits
         .iter()
         .enumerate()

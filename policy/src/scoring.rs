@@ -49,7 +49,12 @@ pub fn response_logps(model: &Model, trees: &[&Tree]) -> Result<Vec<f32>> {
 ///
 /// # Errors
 /// If a sequence does not fit the models.
-pub fn token_kl(policy: &Model, reference: &Model, trees: &[&Tree], micro_batch_tokens: usize) -> Result<(f64, u64)> {
+pub fn token_kl(
+    policy: &Model,
+    reference: &Model,
+    trees: &[&Tree],
+    micro_batch_tokens: usize,
+) -> Result<(f64, u64)> {
     no_grad(|| {
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in micro_batches(trees, micro_batch_tokens) {
@@ -67,6 +72,10 @@ pub fn token_kl(policy: &Model, reference: &Model, trees: &[&Tree], micro_batch_
 /// An f32 tensor's entries.
 pub(crate) fn to_host(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.numel()];
-    tensor.flatten(0, -1).to_kind(tch::Kind::Float).to_device(tch::Device::Cpu).copy_data(&mut values, tensor.numel());
+    tensor
+        .flatten(0, -1)
+        .to_kind(tch::Kind::Float)
+        .to_device(tch::Device::Cpu)
+        .copy_data(&mut values, tensor.numel());
     values
 }

@@ -73,7 +73,11 @@ impl Tokenizer {
         let highest_eos = self.0.eos_ids.iter().max().map_or(0, |&id| id as usize);
         let tokens = self.vocab_size().max(highest_eos + 1);
         if tokens > rows || (tokens as f64) < LEAST_COVERAGE * rows as f64 {
-            return Err(PolicyError::WrongTokenizer { path: path.to_path_buf(), tokenizer: tokens, model: rows });
+            return Err(PolicyError::WrongTokenizer {
+                path: path.to_path_buf(),
+                tokenizer: tokens,
+                model: rows,
+            });
         }
         Ok(())
     }

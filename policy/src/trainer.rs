@@ -32,11 +32,8 @@ struct Parameter {
 impl Parameter {
     fn new(name: &str, weight: &Tensor, compute: Compute) -> Self {
         let master = weight.to_device(compute.device).to_kind(Kind::Float).copy();
-        let leaf = if compute.kind == Kind::Float {
-            master.shallow_clone()
-        } else {
-            master.to_kind(compute.kind)
-        };
+        let leaf =
+            if compute.kind == Kind::Float { master.shallow_clone() } else { master.to_kind(compute.kind) };
         let leaf = leaf.set_requires_grad(true);
         // From the first backward on autograd adds to the gradient in place, so it can be handed
         // around by its handle.
@@ -76,7 +73,24 @@ pub struct Trainer {
 
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trainer").field("step", &self.step).field("compute", &self.compute).finish_non_exhaustive()
+        f.debug_struct("Trainer")
+            .field("step", &self.step)
+            .field("compute", &self.compute)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Adds |log π(y_t) − log μ(y_t)| over the response tokens, μ being the policy that sampled them, as a mean
+/// and a maximum.
+///
+/// On the first step after sampling both have the same weights, so that this is what generation and
+/// training differ by in rounding; on later steps it is how far training has moved the policy.
+fn behaviour_difference(metrics: &mut Metrics, logps: &Tensor, batch: &MicroBatch<'_>) {
+    let behaviour = batch.per_token(logps, |branch| branch.behaviour_logps.clone());
+    let difference = (logps - behaviour).abs();
+    if difference.numel() > 0 {
+        metrics.add_entries("behaviour_logp_difference/mean", &difference);
+        metrics.raise("behaviour_logp_difference/max", difference.max().double_value(&[]));
     }
 }
 
@@ -101,7 +115,8 @@ impl Trainer {
             .map(|parameter| (parameter.name.clone(), parameter.leaf.shallow_clone()))
             .collect();
         let model = Model::new(config, &leaves, compute)?;
-        let masters: Vec<Tensor> = parameters.iter().map(|parameter| parameter.master.shallow_clone()).collect();
+        let masters: Vec<Tensor> =
+            parameters.iter().map(|parameter| parameter.master.shallow_clone()).collect();
         Ok(Trainer {
             config: config.clone(),
             compute,
@@ -149,7 +164,7 @@ impl Trainer {
             }
         });
         self.step += 1;
-        let mut metrics = metrics.means();
+        let mut metrics = metrics.values();
         metrics.insert("grad_norm".to_string(), grad_norm);
         metrics.insert("learning_rate".to_string(), rate);
         Ok(StepReport { metrics, tokens })
@@ -177,7 +192,8 @@ impl Trainer {
             gradient.defined().then_some(gradient)
         };
         let gradients = StatisticGradients {
-            logps: gradient(&statistics.logps).unwrap_or_else(|| fixed.new_zeros(statistics.logps.size(), (Kind::Float, fixed.device()))),
+            logps: gradient(&statistics.logps)
+                .unwrap_or_else(|| fixed.new_zeros(statistics.logps.size(), (Kind::Float, fixed.device()))),
             entropies: gradient(&statistics.entropies),
         };
         let name = if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
@@ -195,7 +211,9 @@ impl Trainer {
                 let _ = own.zero_();
             }
         }
-        Ok(loss.metrics)
+        let mut metrics = loss.metrics;
+        behaviour_difference(&mut metrics, &statistics.logps.detach(), batch);
+        Ok(metrics)
     }
 
     /// The gradient of the last step, after clipping, by name.

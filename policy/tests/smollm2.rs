@@ -109,12 +109,18 @@ fn token_ids_and_chats_equal_transformers() {
         let found = tokenizer.encode(text).expect("it encodes");
         assert_eq!(found, ids(wanted), "{text:?}");
         for (key, skip) in [("decoded", false), ("decoded_skip", true)] {
-            assert_eq!(tokenizer.decode(&found, skip).expect("it decodes"), case[key].as_str().expect("a text"));
+            assert_eq!(
+                tokenizer.decode(&found, skip).expect("it decodes"),
+                case[key].as_str().expect("a text")
+            );
         }
     }
     for chat in expected["chats"].as_array().expect("chats") {
         let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).expect("messages");
-        assert_eq!(tokenizer.render(&messages).expect("it renders"), chat["rendered"].as_str().expect("a text"));
+        assert_eq!(
+            tokenizer.render(&messages).expect("it renders"),
+            chat["rendered"].as_str().expect("a text")
+        );
     }
 }
 

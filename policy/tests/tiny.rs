@@ -129,7 +129,8 @@ fn losses_and_gradients_equal_pytorch_however_the_batch_is_cut() {
     let expected = vectors();
     let pairs = pairs(&expected);
     let chosen = chosen_only(&pairs);
-    let dpo = DpoConfig { preset: Some(arriero_policy::objective::dpo::DpoPreset::Llama3), ..DpoConfig::default() };
+    let dpo =
+        DpoConfig { preset: Some(arriero_policy::objective::dpo::DpoPreset::Llama3), ..DpoConfig::default() };
     for budget in [1, 100_000] {
         for (name, algorithm, trees) in
             [("sft", Algorithm::Sft(SftConfig {}), &chosen), ("dpo", Algorithm::Dpo(dpo.clone()), &pairs)]
@@ -227,7 +228,10 @@ fn refusal(path: &Path) -> String {
 #[test]
 fn damaged_directories_are_refused_before_weights_are_read() {
     let missing = refusal(Path::new("no/such/model"));
-    assert!(missing.starts_with("there is no model at no/such/model; expected a Hugging Face directory"), "{missing}");
+    assert!(
+        missing.starts_with("there is no model at no/such/model; expected a Hugging Face directory"),
+        "{missing}"
+    );
 
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
         let folder = copy("tiny");
@@ -256,7 +260,8 @@ fn damaged_directories_are_refused_before_weights_are_read() {
     let folder = copy("tiny");
     let config = folder.path().join("config.json");
     let text = fs::read_to_string(&config).expect("the configuration");
-    fs::write(&config, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).expect("changed");
+    fs::write(&config, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"))
+        .expect("changed");
     assert!(refusal(folder.path()).contains("lacks the tensor model.layers.2."));
     fs::write(&config, text.replace("\"vocab_size\": 320", "\"vocab_size\": 384")).expect("changed");
     let error = refusal(folder.path());
@@ -268,21 +273,24 @@ fn damaged_directories_are_refused_before_weights_are_read() {
 #[test]
 fn another_models_tokenizer_is_refused() {
     // SmolLM2's own tokenizer has 49,152 tokens; tiny's embedding has 320 rows.
-    let smollm2 = arriero_policy::checkpoint::default_model().expect("`cargo xtask setup` has brought the model");
+    let smollm2 =
+        arriero_policy::checkpoint::default_model().expect("`cargo xtask setup` has brought the model");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let smollm2 = Checkpoint::open(&smollm2).expect("it loads");
     let tiny = Checkpoint::open(&fixture("tiny")).expect("it loads");
     write_hf(&folder.path().join("mixed"), &tiny.config, &smollm2.tokenizer, &tiny.weights).expect("written");
     let error = refusal(&folder.path().join("mixed"));
     assert!(error.contains("has 49152 tokens, but the model's embedding has 320 rows"), "{error}");
-    write_hf(&folder.path().join("mixed"), &smollm2.config, &tiny.tokenizer, &smollm2.weights).expect("written");
+    write_hf(&folder.path().join("mixed"), &smollm2.config, &tiny.tokenizer, &smollm2.weights)
+        .expect("written");
     let error = refusal(&folder.path().join("mixed"));
     assert!(error.contains("has 320 tokens, but the model's embedding has 49152 rows"), "{error}");
 }
 
 #[test]
 fn damaged_gguf_files_are_refused() {
-    let whole = arriero_policy::checkpoint::default_model().expect("`cargo xtask setup` has brought the model");
+    let whole =
+        arriero_policy::checkpoint::default_model().expect("`cargo xtask setup` has brought the model");
     let bytes = fs::read(whole).expect("the model");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("model.gguf");

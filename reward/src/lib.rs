@@ -1,1 +1,26 @@
-//! x
+//! What is optimised: scorers, the instructions that can be checked, and prompts that give them.
+//!
+//! The modules, from the smallest part to the whole:
+//!
+//! - [`constraint`]: one verifiable instruction ([`Constraint`]): how it is told, how it is checked,
+//!   and which others it cannot stand beside;
+//! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
+//!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
+//! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
+//! - [`error`]: what can go wrong ([`RewardError`]).
+//!
+//! The instructions are in the manner of IFEval (Zhou et al., "Instruction-Following Evaluation for
+//! Large Language Models", arXiv:2311.07911), cut down to what a small model can do in a short
+//! answer. They judge the form of an answer and never its content.
+
+pub mod constraint;
+pub mod error;
+pub mod instructions;
+pub mod scorer;
+
+pub use constraint::{Constraint, Relation};
+pub use error::RewardError;
+pub use instructions::{InstructionsConfig, Split, generate};
+pub use scorer::constraints::{ConstraintsConfig, Verdict, verdicts};
+pub use scorer::contains::ContainsConfig;
+pub use scorer::{RewardConfig, Scorer};

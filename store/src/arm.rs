@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::database::Database;
 use crate::error::StoreError;
 use crate::files::atomic_write;
-use crate::record::{EventLevel, MetricRecord, SampleRecord};
+use crate::record::{EventLevel, MetricRecord, SampleKey, SampleRecord};
 use crate::run::write_json;
 use crate::tensorboard::EventFile;
 
@@ -90,6 +90,14 @@ impl ArmStore {
             })?;
             writer.row(|database| database.sample(record, &components))
         })
+    }
+
+    /// Adds the reference log-probabilities of a sample that was recorded before.
+    ///
+    /// # Errors
+    /// If the disk fails, now or since the last call.
+    pub fn reference(&mut self, key: SampleKey<'_>, logps: &[f32]) -> Result<(), StoreError> {
+        self.write(|writer| writer.row(|database| database.reference(&key, logps)))
     }
 
     /// Records that `count` more items were given up.

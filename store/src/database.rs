@@ -8,7 +8,7 @@ use std::path::Path;
 use arriero_buffers::Finish;
 use rusqlite::{Connection, params};
 
-use crate::record::{EventLevel, MetricRecord, SampleRecord};
+use crate::record::{EventLevel, MetricRecord, SampleKey, SampleRecord};
 
 /// The version of the tables, in `meta` and in `PRAGMA user_version`.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -23,7 +23,8 @@ const SCHEMA: &str = "
         stage TEXT NOT NULL, round INTEGER NOT NULL, prompt_id INTEGER NOT NULL, prompt TEXT NOT NULL,
         sample INTEGER NOT NULL, text TEXT NOT NULL, reward REAL, components TEXT NOT NULL,
         tokens BLOB NOT NULL, logps BLOB NOT NULL, sampled_logps BLOB NOT NULL, reference_logps BLOB,
-        weight_versions BLOB NOT NULL, finish TEXT NOT NULL, selected TEXT, dropped TEXT
+        weight_versions BLOB NOT NULL, finish TEXT NOT NULL, selected TEXT, dropped TEXT,
+        PRIMARY KEY (stage, round, prompt_id, sample)
     );
     CREATE TABLE drops (
         time REAL NOT NULL, stage TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL
@@ -112,7 +113,8 @@ impl Database {
         )
     }
 
-    /// One sample; `components` is its components as JSON.
+    /// One sample; `components` is its components as JSON. A sample that is recorded again, because the
+    /// actor that recorded it died and began anew, takes its own place.
     ///
     /// # Errors
     /// If SQLite fails.
@@ -122,7 +124,7 @@ impl Database {
             Finish::Length => "length",
         };
         self.insert(
-            "INSERT INTO samples VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, \
+            "INSERT OR REPLACE INTO samples VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, \
              ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
             params![
                 record.stage,
@@ -142,6 +144,19 @@ impl Database {
                 record.selected,
                 record.dropped,
             ],
+        )
+    }
+
+    /// Adds a sample's reference log-probabilities.
+    ///
+    /// # Errors
+    /// If SQLite fails.
+    pub fn reference(&mut self, key: &SampleKey<'_>, logps: &[f32]) -> rusqlite::Result<()> {
+        let SampleKey { stage, round, prompt_id, sample } = *key;
+        self.insert(
+            "UPDATE samples SET reference_logps = ?1 \
+             WHERE stage = ?2 AND round = ?3 AND prompt_id = ?4 AND sample = ?5",
+            params![f32_blob(logps), stage, round.cast_signed(), prompt_id.cast_signed(), sample],
         )
     }
 

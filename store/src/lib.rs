@@ -36,5 +36,5 @@ pub mod tensorboard;
 pub use arm::ArmStore;
 pub use error::StoreError;
 pub use files::atomic_write;
-pub use record::{EventLevel, MetricRecord, SampleRecord};
+pub use record::{EventLevel, MetricRecord, SampleKey, SampleRecord};
 pub use run::{RunDir, check_arm_name, check_run_name};

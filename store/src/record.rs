@@ -37,7 +37,7 @@ pub struct MetricRecord {
     pub arm: String,
     /// The stage.
     pub stage: String,
-    /// The step within the stage.
+    /// Optimiser steps since the arm began.
     pub step: u64,
     /// The numbers by name.
     pub metrics: BTreeMap<String, f64>,
@@ -73,7 +73,7 @@ pub struct SampleRecord {
     pub round: u64,
     /// The prompt.
     pub prompt_id: u64,
-    /// The prompt as the policy saw it.
+    /// The prompt's messages, before the chat template: their contents with line breaks between.
     pub prompt: String,
     /// Which of the prompt's samples this is.
     pub sample: u32,
@@ -99,6 +99,19 @@ pub struct SampleRecord {
     pub selected: Option<String>,
     /// Why it was dropped, if it was.
     pub dropped: Option<String>,
+}
+
+/// Which sample: what its row is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleKey<'a> {
+    /// The stage.
+    pub stage: &'a str,
+    /// The round within the stage.
+    pub round: u64,
+    /// The prompt.
+    pub prompt_id: u64,
+    /// Which of the prompt's samples.
+    pub sample: u32,
 }
 
 #[cfg(test)]

@@ -87,7 +87,13 @@ impl Document {
     }
 
     pub fn root(&self) -> Section<'_> {
-        Section { origins: &self.origins, path: String::new(), table: self.table.clone(), known: Vec::new(), foreign: Vec::new() }
+        Section {
+            origins: &self.origins,
+            path: String::new(),
+            table: self.table.clone(),
+            known: Vec::new(),
+            foreign: Vec::new(),
+        }
     }
 
     /// Applies `key=value`. The value is TOML, or else a text; a segment of the key that stands for one of
@@ -104,7 +110,8 @@ impl Document {
             .and_then(|mut table| table.remove("value"))
             .unwrap_or_else(|| Value::String(text.to_string()));
         let segments: Vec<&str> = key.split('.').collect();
-        let Some((last, parents)) = segments.split_last().filter(|_| segments.iter().all(|part| !part.is_empty()))
+        let Some((last, parents)) =
+            segments.split_last().filter(|_| segments.iter().all(|part| !part.is_empty()))
         else {
             return Err(fail(format!("\"{key}\" is no key; expected names with dots between them")));
         };
@@ -226,11 +233,13 @@ impl<'a> Section<'a> {
             Some(Value::Array(elements)) => elements,
             Some(other) => {
                 let header = join(&self.path, key);
-                return Err(self.fail(key, &format!("is {}, expected tables [[{header}]]", described(&other))));
+                return Err(
+                    self.fail(key, &format!("is {}, expected tables [[{header}]]", described(&other)))
+                );
             }
         };
         let path = join(&self.path, key);
-        let section = |(index, element)| match element {
+        let section = |(index, element): (usize, Value)| match element {
             Value::Table(table) => Ok(self.inner(join(&path, &index.to_string()), table)),
             other => Err(self.fail(key, &format!("holds {}, expected tables only", described(&other)))),
         };
@@ -274,7 +283,10 @@ impl<'a> Section<'a> {
         };
         let Some(&kind) = kinds.iter().find(|&&kind| kind == given) else {
             let all = kinds.join(", ");
-            return Err(self.fail("kind", &format!("is \"{given}\"; the nearest is \"{}\" (all: {all})", nearest(given, kinds))));
+            return Err(self.fail(
+                "kind",
+                &format!("is \"{given}\"; the nearest is \"{}\" (all: {all})", nearest(given, kinds)),
+            ));
         };
         let mut values = Table::new();
         values.insert("kind".to_string(), Value::String(kind.to_string()));
@@ -307,7 +319,9 @@ impl<'a> Section<'a> {
         let known: BTreeSet<&str> = self.known.iter().map(String::as_str).collect();
         let known: Vec<&str> = known.into_iter().collect();
         let message = match foreign {
-            Some((_, kind)) => format!("{} is an option of \"{kind}\" alone; remove it, or change kind", path),
+            Some((_, kind)) => {
+                format!("{} is an option of \"{kind}\" alone; remove it, or change kind", path)
+            }
             None => format!(
                 "unknown key {}; the nearest valid one is \"{}\" (all: {})",
                 path,

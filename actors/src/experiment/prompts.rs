@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use arriero_buffers::{Message, Prompt};
 use arriero_reward::instructions::{self, InstructionsConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_aux::serde_introspection::serde_introspect;
 use toml::{Table, Value};
 
 use super::document::{ExperimentError, Section};
@@ -30,21 +31,35 @@ pub struct Prompts {
     per_round: usize,
 }
 
-/// Where prompts come from.
-#[derive(Debug, Clone, PartialEq)]
+/// Where prompts come from: `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum PromptSource {
     /// Instructions that can be checked, made from a seed.
     Instructions(InstructionsConfig),
     /// Files of JSON lines; see [`read_prompts`].
-    File {
-        /// To sample experience from.
-        path: PathBuf,
-        /// To measure on.
-        held_out_path: PathBuf,
-    },
+    File(PromptFiles),
+}
+
+/// Options of `kind = "file"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptFiles {
+    /// To sample experience from.
+    pub path: PathBuf,
+    /// To measure on.
+    pub held_out_path: PathBuf,
 }
 
 const KINDS: [&str; 2] = ["instructions", "file"];
+
+fn option_names(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "instructions" => serde_introspect::<InstructionsConfig>(),
+        "file" => serde_introspect::<PromptFiles>(),
+        _ => &[],
+    }
+}
 
 impl Prompts {
     /// Prompts of one round.
@@ -53,19 +68,7 @@ impl Prompts {
     }
 
     pub(super) fn to_table(&self) -> Result<Table, toml::ser::Error> {
-        let text = |path: &Path| Value::String(path.display().to_string());
-        let mut table = Table::new();
-        match &self.source {
-            PromptSource::Instructions(config) => {
-                table.insert("kind".to_string(), Value::String("instructions".to_string()));
-                table.extend(Table::try_from(config)?);
-            }
-            PromptSource::File { path, held_out_path } => {
-                table.insert("kind".to_string(), Value::String("file".to_string()));
-                table.insert("path".to_string(), text(path));
-                table.insert("held_out_path".to_string(), text(held_out_path));
-            }
-        }
+        let mut table = Table::try_from(&self.source)?;
         table.insert("per_round".to_string(), Value::try_from(self.per_round)?);
         Ok(table)
     }
@@ -90,9 +93,9 @@ impl PromptSource {
             (PromptSource::Instructions(config), Split::HeldOut) => {
                 Ok(instructions::generate(config, instructions::Split::HeldOut))
             }
-            (PromptSource::File { path, .. }, Split::Train) => read_prompts(path),
-            (PromptSource::File { held_out_path, .. }, Split::HeldOut) => {
-                let mut prompts = read_prompts(held_out_path)?;
+            (PromptSource::File(files), Split::Train) => read_prompts(&files.path),
+            (PromptSource::File(files), Split::HeldOut) => {
+                let mut prompts = read_prompts(&files.held_out_path)?;
                 for prompt in &mut prompts {
                     prompt.id += HELD_OUT_IDS;
                 }
@@ -104,32 +107,20 @@ impl PromptSource {
 
 /// Reads `[prompts]` of an experiment whose longest arm has `rounds` rounds.
 pub(super) fn prompts(mut section: Section<'_>, rounds: usize) -> Result<Prompts, ExperimentError> {
-    let kind: String = section.take("kind")?.unwrap_or_else(|| KINDS[0].to_string());
-    let (source, train) = match kind.as_str() {
-        "instructions" => {
-            let config: InstructionsConfig = section.read(&InstructionsConfig::default())?;
+    let source: PromptSource = section.read_kind(&KINDS, option_names, Some(KINDS[0]))?;
+    let train = match &source {
+        PromptSource::Instructions(config) => {
             section.check(config.validate())?;
             for (key, count) in [("train", config.train), ("held_out", config.held_out)] {
                 if count == 0 {
                     return Err(section.fail(key, "is 0, an empty prompt set; it must be at least 1"));
                 }
             }
-            let train = config.train;
-            (PromptSource::Instructions(config), train)
+            config.train
         }
-        "file" => {
-            let mut path = |key: &str| {
-                let path: Option<PathBuf> = section.take(key)?;
-                path.ok_or_else(|| section.fail(key, "is missing; name a file of JSON lines"))
-            };
-            let source = PromptSource::File { path: path("path")?, held_out_path: path("held_out_path")? };
+        PromptSource::File(_) => {
             source.load(Split::HeldOut)?;
-            let train = source.load(Split::Train)?.len();
-            (source, train)
-        }
-        other => {
-            let message = format!("is \"{other}\"; expected one of {}", KINDS.join(", "));
-            return Err(section.fail("kind", &message));
+            source.load(Split::Train)?.len()
         }
     };
     let given: Option<usize> = section.take("per_round")?;
@@ -189,8 +180,12 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, ExperimentError> {
         prompts.push(Prompt { id, messages, checks: row.checks });
     }
     if prompts.is_empty() {
-        let message = "the file holds no prompts; expected one JSON object a line, such as {\"prompt\": \"…\"}";
-        return Err(ExperimentError::Prompts { place: path.display().to_string(), message: message.to_string() });
+        let message =
+            "the file holds no prompts; expected one JSON object a line, such as {\"prompt\": \"…\"}";
+        return Err(ExperimentError::Prompts {
+            place: path.display().to_string(),
+            message: message.to_string(),
+        });
     }
     Ok(prompts)
 }

@@ -54,7 +54,11 @@ impl GgufFile {
                 return Err(PolicyError::broken(path, cause));
             }
             let name = hf_name(name).ok_or_else(|| {
-                PolicyError::unsupported(path, format!("the tensor {name}"), "the tensors of a Llama without biases")
+                PolicyError::unsupported(
+                    path,
+                    format!("the tensor {name}"),
+                    "the tensors of a Llama without biases",
+                )
             })?;
             found.insert(name, info.shape.dims().iter().map(|&size| size as i64).collect());
         }
@@ -140,7 +144,9 @@ impl<'a> Fields<'a> {
     }
 
     fn float(&self, key: &str) -> Option<f64> {
-        self.metadata.get(key).and_then(|value| value.to_f32().map(f64::from).or_else(|_| value.to_f64()).ok())
+        self.metadata
+            .get(key)
+            .and_then(|value| value.to_f32().map(f64::from).or_else(|_| value.to_f64()).ok())
     }
 
     fn text(&self, key: &str) -> Option<&'a str> {
@@ -153,9 +159,11 @@ impl<'a> Fields<'a> {
 
     fn strings(&self, key: &str) -> Result<Vec<&'a str>> {
         let values = self.metadata.get(key).and_then(|value| value.to_vec().ok());
-        let values = values
-            .and_then(|values| values.iter().map(|value| value.to_string().ok().map(String::as_str)).collect());
-        values.ok_or_else(|| PolicyError::broken(self.path, format!("its metadata has no list of texts {key}")))
+        let values = values.and_then(|values| {
+            values.iter().map(|value| value.to_string().ok().map(String::as_str)).collect()
+        });
+        values
+            .ok_or_else(|| PolicyError::broken(self.path, format!("its metadata has no list of texts {key}")))
     }
 }
 
@@ -252,9 +260,7 @@ fn tokenizer(fields: &Fields<'_>, tokens: &[&str]) -> Result<Tokenizer> {
 
 /// How text is cut before merging, by the name that llama.cpp gave it.
 fn pre_tokenizer(fields: &Fields<'_>) -> Result<Value> {
-    let byte_level = |use_regex: bool| {
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
-    };
+    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
     let split_by = |pattern: &str| {
         let split = json!({
             "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false

@@ -53,7 +53,8 @@ impl Directory {
     }
 
     pub fn weights(self) -> Result<Weights> {
-        let wanted: BTreeSet<String> = self.config.tensor_shapes().into_iter().map(|(name, _)| name).collect();
+        let wanted: BTreeSet<String> =
+            self.config.tensor_shapes().into_iter().map(|(name, _)| name).collect();
         let mut weights = Weights::new();
         for shard in &self.shards {
             shard.read(&wanted, &mut weights)?;
@@ -111,7 +112,9 @@ impl Shard {
         let mut file = File::open(&self.path).map_err(unreadable)?;
         for (name, entry) in self.tensors.iter().filter(|(name, _)| wanted.contains(*name)) {
             let mut bytes = vec![0; entry.bytes];
-            file.seek(SeekFrom::Start(entry.start)).and_then(|_| file.read_exact(&mut bytes)).map_err(unreadable)?;
+            file.seek(SeekFrom::Start(entry.start))
+                .and_then(|_| file.read_exact(&mut bytes))
+                .map_err(unreadable)?;
             let tensor = Tensor::f_from_data_size(&bytes, &entry.shape, entry.kind)
                 .map_err(|error| PolicyError::broken(&self.path, error))?;
             weights.insert(name.clone(), tensor.to_kind(Kind::Float));

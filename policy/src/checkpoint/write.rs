@@ -20,7 +20,12 @@ use crate::tokenizer::Tokenizer;
 ///
 /// # Errors
 /// If the disk is full or the place is not writable; then nothing is left behind.
-pub fn write_hf(directory: &Path, config: &ModelConfig, tokenizer: &Tokenizer, weights: &Weights) -> Result<()> {
+pub fn write_hf(
+    directory: &Path,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    weights: &Weights,
+) -> Result<()> {
     whole(directory, |folder| model_files(folder, config, tokenizer, weights))
 }
 

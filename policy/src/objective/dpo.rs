@@ -48,12 +48,17 @@ pub struct DpoConfig {
 
 impl DpoConfig {
     /// The options with the preset and the defaults filled in.
-    pub fn resolved(&self) -> DpoOptions {
+    pub fn options(&self) -> DpoOptions {
         let preset = match self.preset {
             Some(DpoPreset::Llama3) => {
                 DpoOptions { beta: 0.1, nll_coefficient: 0.2, mask_format_tokens: true, label_smoothing: 0.0 }
             }
-            None => DpoOptions { beta: 0.1, nll_coefficient: 0.0, mask_format_tokens: false, label_smoothing: 0.0 },
+            None => DpoOptions {
+                beta: 0.1,
+                nll_coefficient: 0.0,
+                mask_format_tokens: false,
+                label_smoothing: 0.0,
+            },
         };
         DpoOptions {
             beta: self.beta.unwrap_or(preset.beta),
@@ -66,11 +71,22 @@ impl DpoConfig {
 
 impl AlgorithmConfig for DpoConfig {
     fn objective(&self) -> Box<dyn Objective> {
-        Box::new(Dpo::new(self.resolved()))
+        Box::new(Dpo::new(self.options()))
+    }
+
+    fn resolved(&self) -> Self {
+        let DpoOptions { beta, nll_coefficient, mask_format_tokens, label_smoothing } = self.options();
+        DpoConfig {
+            preset: self.preset,
+            beta: Some(beta),
+            nll_coefficient: Some(nll_coefficient),
+            mask_format_tokens: Some(mask_format_tokens),
+            label_smoothing: Some(label_smoothing),
+        }
     }
 
     fn validate(&self) -> Result<(), String> {
-        let DpoOptions { beta, nll_coefficient, label_smoothing, .. } = self.resolved();
+        let DpoOptions { beta, nll_coefficient, label_smoothing, .. } = self.options();
         if !(beta.is_finite() && beta > 0.0) {
             return Err(format!("beta is {beta}; it must be above 0"));
         }

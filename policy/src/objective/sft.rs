@@ -20,6 +20,10 @@ impl AlgorithmConfig for SftConfig {
         Box::new(Sft)
     }
 
+    fn resolved(&self) -> Self {
+        self.clone()
+    }
+
     fn validate(&self) -> Result<(), String> {
         Ok(())
     }

@@ -1,0 +1,26 @@
+//! What can go wrong.
+
+/// Why a completion could not be scored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RewardError {
+    /// An option of the scorer is out of its range.
+    #[error("the reward's configuration is not valid: {0}")]
+    Config(String),
+    /// The prompt's `checks` are not what the scorer expects.
+    #[error(
+        "prompt {prompt}: its `checks` cannot be read: {cause}; \
+         write them as {{\"constraints\": [{{\"kind\": \"no_comma\"}}]}}"
+    )]
+    Checks {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// What is wrong with them.
+        cause: String,
+    },
+    /// The prompt has nothing to check, so that every completion would score the same.
+    #[error(
+        "prompt {0} has no constraints to score: give its `checks` at least one, as in \
+         {{\"constraints\": [{{\"kind\": \"no_comma\"}}]}}, or choose another reward"
+    )]
+    NoConstraints(u64),
+}

@@ -1,0 +1,81 @@
+//! The actor run gives the same weights as a plain loop, to the last bit.
+
+#[path = "../policy/examples/plain_loop.rs"]
+mod plain_loop;
+
+mod support;
+
+use std::fs;
+use std::sync::Arc;
+
+use arriero_actors::experiment::{Plan, Split};
+use arriero_policy::checkpoint::Checkpoint;
+use arriero_policy::checkpoint::write_hf;
+use arriero_policy::device::Compute;
+use arriero_policy::generate::GenerationConfig;
+use plain_loop::{Settings, plain_loop};
+use support::Workplace;
+
+/// What the loop is told by the same experiment.
+fn settings(plan: &Plan) -> Settings {
+    let [arm] = &plan.arms[..] else { panic!("one arm") };
+    let [stage] = &arm.stages[..] else { panic!("one stage") };
+    Settings {
+        algorithm: stage.algorithm.clone(),
+        training: stage.training.clone(),
+        generation: GenerationConfig {
+            sampling: plan.generator.sampling.clone(),
+            samples: plan.generator.samples,
+            batch: plan.generator.batch,
+            seed: plan.seed,
+        },
+        selection: plan.selection.clone(),
+        reward: plan.reward.clone(),
+        rounds: arm.rounds,
+    }
+}
+
+#[test]
+fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
+    for kind in ["sft", "dpo"] {
+        let workplace = Workplace::new();
+        let set =
+            ["rounds=2".to_string(), format!("algorithm.kind={kind}"), "algorithm.epochs=2".to_string()];
+        let plan = workplace.plan(&set);
+        let prompts: Vec<_> =
+            plan.load_prompts(Split::Train).expect("prompts").into_iter().map(Arc::new).collect();
+        let expected =
+            plain_loop(&plan.model.path, Compute::CPU_F32, &prompts, &settings(&plan)).expect("the loop");
+
+        let summary = workplace.run(plan.clone(), Vec::new()).expect("the run");
+        assert!(summary.arms[0].steps > 4, "too few steps to tell anything: {}", summary.arms[0].steps);
+        let written = summary.arms[0].checkpoint.clone().expect("a checkpoint");
+
+        // Through the same writer: what is compared is bytes on disk.
+        let Checkpoint { config, tokenizer, weights } =
+            Checkpoint::open(&plan.model.path).expect("the model");
+        let again = workplace.path().join("expected");
+        write_hf(&again, &config, &tokenizer, &expected).expect("written");
+        let bytes = |folder: &std::path::Path| fs::read(folder.join("model.safetensors")).expect("weights");
+        assert!(bytes(&again) == bytes(written.as_ref()), "{kind}: the weights differ");
+        let untrained = workplace.path().join("untrained");
+        write_hf(&untrained, &config, &tokenizer, &weights).expect("written");
+        assert!(bytes(&again) != bytes(&untrained), "{kind}: nothing was learned");
+    }
+}
+
+/// The second arm finds the first groups sampled already, and comes to the same end as the first.
+#[test]
+fn equal_arms_end_with_equal_weights() {
+    let workplace = Workplace::new();
+    let summary = workplace.run(workplace.plan_of("two-equal-arms.toml", &[]), Vec::new()).expect("the run");
+    let [first, second] = &summary.arms[..] else { panic!("two arms") };
+    let bytes = |arm: &arriero_actors::summary::ArmSummary| {
+        let folder = arm.checkpoint.clone().expect("a checkpoint");
+        fs::read(std::path::Path::new(&folder).join("model.safetensors")).expect("weights")
+    };
+    assert!(bytes(first) == bytes(second), "the arms' weights differ");
+    assert_eq!(first.tokens_sampled, second.tokens_sampled);
+    assert!(first.tokens_sampled > 0 && first.steps > 0);
+    assert_eq!(first.after, second.after);
+}
