@@ -40,7 +40,7 @@ impl SelectionConfig {
         if self.min_reward.is_nan() {
             return Err("min_reward is nan; it must be a number".to_string());
         }
-        if !(self.min_margin >= 0.0) {
+        if self.min_margin.is_nan() || self.min_margin < 0.0 {
             return Err(format!("min_margin is {}; it must be at least 0", self.min_margin));
         }
         Ok(())

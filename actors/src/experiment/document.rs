@@ -304,6 +304,11 @@ impl<'a> Section<'a> {
 
     fn deserialize<T: DeserializeOwned>(&self, values: Table) -> Result<T, ExperimentError> {
         serde_path_to_error::deserialize(values).map_err(|error| {
+            // serde names a missing field in its message, and no path.
+            let missing = error.inner().message().split('`').nth(1);
+            if let Some(field) = missing.filter(|_| error.inner().message().starts_with("missing field")) {
+                return self.fail(field, "is missing");
+            }
             let path = error.path().to_string();
             let key = path.split(['.', '[']).next().unwrap_or_default();
             self.fail(key, &wrong(error.inner()))

@@ -1,0 +1,379 @@
+//! The program from outside: what it says of wrong input, how it ends on ctrl-c, what it serves.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{Workplace, fixture};
+
+fn arriero() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arriero"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+/// `arriero run` of the tiny experiment with `set` on top of it.
+fn run(workplace: &Workplace, set: &[&str]) -> Command {
+    let mut command = arriero();
+    command.args(["run", "tests/fixtures/experiments/tiny.toml", "--runs"]).arg(workplace.runs());
+    for assignment in set {
+        command.args(["--set", assignment]);
+    }
+    command
+}
+
+/// The one line of an error of wrong input.
+fn refusal(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    let [line] = lines[..] else { panic!("expected one line, found:\n{text}") };
+    line.strip_prefix("error: ").unwrap_or_else(|| panic!("no error: {line}")).to_string()
+}
+
+/// Runs it, and checks that it was refused, that nothing was written, and what was said.
+fn assert_refused(set: &[&str], expected: &str) {
+    let workplace = Workplace::new();
+    let said = refusal(&run(&workplace, set).output().expect("it starts"));
+    assert!(said.contains(expected), "expected …{expected}…, found: {said}");
+    assert!(!workplace.runs().exists(), "something was written: {said}");
+}
+
+#[test]
+fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
+    for (set, expected) in [
+        (
+            "algorithm.learning_rat=1",
+            "--set algorithm.learning_rat=1: unknown key algorithm.learning_rat; the nearest valid one is \
+             \"learning_rate\" (all: ",
+        ),
+        ("sead=1", "unknown key sead; the nearest valid one is \"seed\""),
+        ("algorithm.kind=dpu", "algorithm.kind is \"dpu\"; the nearest is \"dpo\" (all: sft, dpo)"),
+        ("algorithm.beta=0.1", "algorithm.beta is an option of \"dpo\" alone; remove it, or change kind"),
+        (
+            "algorithm.learning_rate=fast",
+            "algorithm.learning_rate is wrong: string \"fast\", expected a number",
+        ),
+        (
+            "generator.samples=-1",
+            "generator.samples is wrong: integer `-1`, expected a whole number of at least 0",
+        ),
+        ("generator.samples=0", "generator.samples is 0; it must be at least 1"),
+        ("generator.top_p=1.5", "generator.top_p is 1.5; it must be above 0 and at most 1"),
+        ("algorithm.batch_size=0", "algorithm.batch_size is 0; it must be at least 1"),
+        ("mode=async", "mode \"async\" is not there yet; use \"lockstep\""),
+        ("model=7", "model is a number, expected a table [model]"),
+        ("model.dtype=f16", "model.dtype is wrong: unknown variant `f16`"),
+        ("model.device=gpu", "unknown device \"gpu\"; expected \"auto\", \"cpu\" or \"cuda:N\""),
+        ("model.device=cuda:9", "device cuda:9 was asked for, but libtorch finds"),
+        ("reward.kind=contain", "reward.kind is \"contain\"; the nearest is \"contains\""),
+        ("prompts.train=0", "prompts.train is 0"),
+        (
+            "prompts.per_round=99",
+            "prompts.per_round is 99, but 1 rounds of it must fit in the 16 training prompts",
+        ),
+        ("queues.buffer=3", "queues.buffer is 3, less than the 16 prompts of a round that it must hold"),
+        ("name=a/b", "the run name \"a/b\" is not allowed"),
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("seed.x=1", "seed is a value, not a table"),
+    ] {
+        assert_refused(&[set], expected);
+    }
+    assert_refused(
+        &["algorithm.kind=dpo", "generator.samples=1"],
+        "\"dpo\" learns from pairs, but generator.samples is 1; set it to 2 or more",
+    );
+}
+
+#[test]
+fn broken_experiment_files_are_refused_with_their_line() {
+    let workplace = Workplace::new();
+    let file = workplace.path().join("broken.toml");
+    for (text, expected) in [
+        ("seed = \n", ":1: "),
+        (
+            "seed = 1\n[algorithm]\nkind = \"sft\"\nepoch = 2\n",
+            ":4: unknown key algorithm.epoch; the nearest valid one is \"epochs\"",
+        ),
+        (
+            "seed = 1\n[algorithm]\nkind = \"sft\"\nepochs = \"two\"\n",
+            ":4: algorithm.epochs is wrong: string \"two\"",
+        ),
+        ("seed = 1\n", "algorithm is missing; add [algorithm] with a kind (sft, dpo), or [[arm]] tables"),
+        ("[[arm]]\nname = \"a\"\n", "arm.0.stage is missing"),
+    ] {
+        fs::write(&file, text).expect("written");
+        let output = arriero().arg("run").arg(&file).arg("--runs").arg(workplace.runs()).output();
+        let said = refusal(&output.expect("it starts"));
+        assert!(said.contains("broken.toml") && said.contains(expected), "{said}");
+    }
+    let missing = arriero().args(["run", "no-such.toml"]).output().expect("it starts");
+    assert!(refusal(&missing).starts_with("no-such.toml cannot be read: "));
+    assert!(!workplace.runs().exists());
+}
+
+#[test]
+fn wrong_models_are_refused() {
+    let workplace = Workplace::new();
+    let model = |name: &str| {
+        let folder = workplace.path().join(name);
+        fs::create_dir(&folder).expect("a folder");
+        for entry in fs::read_dir(fixture("tiny")).expect("the fixture") {
+            let entry = entry.expect("an entry");
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("a copy");
+        }
+        folder
+    };
+    let refused = |path: &Path, expected: &str| {
+        assert_refused(&[&format!("model.path={}", path.display())], expected);
+        // `generate` says the same.
+        let output = arriero().args(["generate", "--prompt", "x", "--model"]).arg(path).output();
+        let said = refusal(&output.expect("it starts"));
+        assert!(said.contains(expected), "{said}");
+    };
+    refused(&workplace.path().join("nowhere"), "there is no model at ");
+
+    let cut = model("cut");
+    let weights = fs::read(cut.join("model.safetensors")).expect("weights");
+    fs::write(cut.join("model.safetensors"), &weights[..weights.len() / 2]).expect("cut");
+    refused(&cut, "model.safetensors is broken: it should have");
+
+    let foreign = model("foreign");
+    let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
+    fs::write(foreign.join("tokenizer.json"), tokenizer).expect("replaced");
+    refused(&foreign, "but the model's embedding has 320 rows: they do not belong together");
+}
+
+#[test]
+fn wrong_prompts_are_refused() {
+    let workplace = Workplace::new();
+    let good = workplace.path().join("good.jsonl");
+    fs::write(&good, "{\"prompt\": \"Hi\"}\n").expect("written");
+    let file = workplace.path().join("prompts.jsonl");
+    for (text, expected) in [
+        (String::new(), "prompts.jsonl: the file holds no prompts"),
+        ("\n\n".to_string(), "prompts.jsonl: the file holds no prompts"),
+        ("{\"prompt\": \"Hi\"}\n{\"prompt\": 3}\n".to_string(), "prompts.jsonl:2: no prompt: invalid type"),
+        ("{\"text\": \"Hi\"}\n".to_string(), "prompts.jsonl:1: no prompt: unknown field `text`"),
+        ("{\"prompt\": \" \"}\n".to_string(), "prompts.jsonl:1: the prompt is empty"),
+        (
+            format!("{{\"prompt\": \"{}\"}}\n", "long ".repeat(300)),
+            "but the model's context has 256, and an answer needs room",
+        ),
+        (
+            "{\"prompt\": \"Hi\", \"checks\": {\"constraint\": []}}\n".to_string(),
+            "prompt 0: its `checks` cannot be read",
+        ),
+    ] {
+        fs::write(&file, text).expect("written");
+        let set = [
+            "prompts={ kind = \"file\" }".to_string(),
+            format!("prompts.path={}", file.display()),
+            format!("prompts.held_out_path={}", good.display()),
+        ];
+        assert_refused(&set.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    }
+    let set = ["prompts={ kind = \"file\" }", &format!("prompts.path={}", good.display())];
+    assert_refused(&set, "prompts.held_out_path is missing");
+    assert_refused(
+        &["prompts.kind=file", "prompts.path=a", "prompts.held_out_path=b"],
+        "is an option of \"instructions\" alone; remove it, or change kind",
+    );
+}
+
+#[test]
+fn places_that_cannot_hold_a_run_are_refused() {
+    let workplace = Workplace::new();
+    let first = run(&workplace, &[]).output().expect("it starts");
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    let said = refusal(&run(&workplace, &[]).output().expect("it starts"));
+    assert!(
+        said.starts_with("the run \"tiny\" exists already in ") && said.contains("--set name=NAME"),
+        "{said}"
+    );
+
+    let file = workplace.path().join("a-file");
+    fs::write(&file, "").expect("written");
+    let output =
+        arriero().args(["run", "tests/fixtures/experiments/tiny.toml", "--runs"]).arg(&file).output();
+    assert!(refusal(&output.expect("it starts")).contains("a-file is not a folder"));
+    if cfg!(target_os = "linux") {
+        let output =
+            arriero().args(["run", "tests/fixtures/experiments/tiny.toml", "--runs", "/proc/runs"]).output();
+        assert!(refusal(&output.expect("it starts")).contains("cannot be written to"));
+    }
+
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let output = run(&workplace, &["name=other"]).args(["--metrics", &address]).output().expect("it starts");
+    let said = refusal(&output);
+    assert!(said.starts_with(&format!("metrics cannot be served on {address}")), "{said}");
+    assert!(!workplace.runs().join("other").exists());
+}
+
+#[test]
+fn a_run_leaves_what_the_design_says() {
+    let workplace = Workplace::new();
+    let output = run(&workplace, &["algorithm.kind=dpo"]).output().expect("it starts");
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    for row in
+        ["prompt accuracy", "mean reward", "KL to reference", "tokens sampled", "tokens trained", "seconds"]
+    {
+        assert!(table.contains(row), "{table}");
+    }
+    let run_folder = workplace.runs().join("tiny");
+    let arm = run_folder.join("dpo/5");
+    for name in ["experiment.toml", "run.db", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints"] {
+        assert!(arm.join(name).exists(), "{name} is missing");
+    }
+    let lines = fs::read_to_string(arm.join("metrics.jsonl")).expect("metrics");
+    let rows: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert!(rows.iter().all(|row| row["arm"] == "dpo" && row["stage"].is_string() && row["step"].is_u64()));
+    let steps: Vec<&serde_json::Value> = rows.iter().filter(|row| row["stage"] == "dpo").collect();
+    assert!(!steps.is_empty());
+    for name in ["loss", "rewards/chosen", "rewards/margins", "logps/rejected", "grad_norm", "learning_rate"]
+    {
+        assert!(steps.iter().all(|row| row[name].is_number()), "{name} is missing");
+    }
+    // Sampler and trainer have the same weights on the first step.
+    let first = steps[0]["behaviour_logp_difference/max"].as_f64().expect("a number");
+    assert!(first < 1e-4, "the sampler's log-probabilities are off by {first}");
+
+    let summary: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(run_folder.join("summary.json")).expect("a summary"))
+            .expect("JSON");
+    assert_eq!(summary["status"], "completed");
+    assert_eq!(summary["arms"][0]["arm"], "dpo");
+    let checkpoint = summary["arms"][0]["checkpoint"].as_str().expect("a path").to_string();
+
+    // The resolved experiment is a whole experiment: it runs, and samples and learns the same.
+    let mut again = arriero();
+    again
+        .arg("run")
+        .arg(run_folder.join("experiment.toml"))
+        .arg("--runs")
+        .arg(workplace.path().join("again"));
+    assert!(again.output().expect("it starts").status.success());
+    let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).expect("weights");
+    let step = Path::new(&checkpoint).file_name().expect("a name").to_os_string();
+    let repeated = workplace.path().join("again/tiny/dpo/5/checkpoints").join(step);
+    assert!(weights(&repeated) == weights(Path::new(&checkpoint)));
+
+    // A checkpoint is a model like any other.
+    let output = arriero()
+        .args(["generate", "--prompt", "Hi", "--max-new-tokens", "4", "--model", &checkpoint])
+        .output();
+    assert!(output.expect("it starts").status.success());
+}
+
+/// A run that would take minutes, once it has trained a little.
+fn long_run(workplace: &Workplace, metrics: Option<&str>) -> std::process::Child {
+    let mut command = run(workplace, &["rounds=200", "prompts.train=3200", "algorithm.learning_rate=1e-4"]);
+    if let Some(address) = metrics {
+        command.args(["--metrics", address]);
+    }
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let began = Instant::now();
+    while !lines.next().expect("it goes on").expect("text").contains("sft training, round 2") {
+        assert!(began.elapsed() < Duration::from_secs(120), "it does not get to round 2");
+    }
+    // Nobody reads on: the pipe must stay open all the same.
+    std::thread::spawn(move || lines.for_each(drop));
+    child
+}
+
+#[test]
+fn ctrl_c_ends_a_run_with_everything_recorded() {
+    let workplace = Workplace::new();
+    let mut child = long_run(&workplace, None);
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    let folder = workplace.runs().join("tiny");
+    let summary: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("summary.json")).expect("a summary"))
+            .expect("JSON");
+    assert_eq!(summary["status"], "interrupted");
+    let arm = &summary["arms"][0];
+    let steps = arm["steps"].as_u64().expect("a number");
+    let checkpoint = arm["checkpoint"].as_str().expect("the weights were kept").to_string();
+    assert!(steps >= 8 && checkpoint.ends_with(&format!("step-{steps}")), "{checkpoint} after {steps} steps");
+    let state = fs::read_to_string(Path::new(&checkpoint).join("state.json")).expect("a state");
+    let state: serde_json::Value = serde_json::from_str(&state).expect("JSON");
+    assert_eq!(state["step"], steps);
+    let lines = fs::read_to_string(folder.join("sft/5/metrics.jsonl")).expect("metrics");
+    let logged = lines.lines().filter(|line| line.contains("\"stage\":\"sft\"")).count() as u64;
+    assert_eq!(logged, steps, "a step was not recorded");
+}
+
+#[test]
+fn prometheus_gets_every_metric() {
+    let workplace = Workplace::new();
+    let address =
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").to_string();
+    let mut child = long_run(&workplace, Some(&address));
+    let mut page = String::new();
+    let mut stream = TcpStream::connect(&address).expect("it serves");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("sent");
+    stream.read_to_string(&mut page).expect("read");
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+    for name in [
+        "arriero_loss{arm=\"sft\",stage=\"sft\"}",
+        "arriero_grad_norm{",
+        "arriero_reward{arm=\"sft\",stage=\"rejection_sampling\"}",
+        "arriero_held_out_reward{arm=\"sft\",stage=\"evaluation\"}",
+    ] {
+        assert!(page.contains(name), "{name} is missing:\n{page}");
+    }
+}
+
+#[test]
+fn generate_repeats_itself_under_a_seed_whatever_the_batch() {
+    let workplace = Workplace::new();
+    let prompts = workplace.path().join("prompts.jsonl");
+    let lines: String =
+        ["a cat", "a dog", "rain"].iter().map(|text| format!("{{\"prompt\": \"{text}\"}}\n")).collect();
+    fs::write(&prompts, lines).expect("written");
+    let rows = |batch: &str, seed: &str| {
+        let output = workplace.path().join("out.jsonl");
+        let mut command = arriero();
+        command.args([
+            "generate",
+            "--model",
+            "tests/fixtures/tiny",
+            "--dtype",
+            "f32",
+            "--max-new-tokens",
+            "8",
+        ]);
+        command.args(["--samples", "3", "--batch", batch, "--seed", seed, "--prompts"]).arg(&prompts);
+        let status = command.arg("--output").arg(&output).status().expect("it starts");
+        assert!(status.success());
+        let text = fs::read_to_string(output).expect("rows");
+        let mut rows: Vec<(u64, u64, String)> = text
+            .lines()
+            .map(|line| {
+                let row: serde_json::Value = serde_json::from_str(line).expect("an object a line");
+                let number = |key: &str| row[key].as_u64().expect("a number");
+                (number("prompt_id"), number("sample"), row["tokens"].to_string())
+            })
+            .collect();
+        rows.sort();
+        rows
+    };
+    let expected = rows("9", "1");
+    assert_eq!(expected.len(), 9);
+    assert_eq!(rows("3", "1"), expected);
+    assert_ne!(rows("9", "2"), expected);
+}
