@@ -1,8 +1,8 @@
 //! Experiment files: from TOML to a validated [`Plan`].
 //!
-//! - [`document`]: the file with the positions of its keys, and `--set` on top of it; sections that are
+//! - `document`: the file with the positions of its keys, and `--set` on top of it; sections that are
 //!   read key by key and complain about what is left over;
-//! - [`prompts`]: where prompts come from;
+//! - `prompts`: where prompts come from;
 //! - here: which sections there are, and what they amount to.
 //!
 //! Everything that can be wrong with a file is found here, before anything heavy loads.

@@ -67,7 +67,7 @@ pub struct ArmSummary {
     pub after: Option<HeldOut>,
     /// After minus before, paired by prompt.
     pub change: Option<HeldOut>,
-    /// KL(policy ‖ reference) in nats a token, on held-out responses ([`Evaluation::kl`]).
+    /// KL(policy ‖ reference) in nats a token, on held-out responses: the mean over their tokens of the exact divergence of the next-token distributions.
     pub kl: Option<f64>,
     /// Tokens sampled for training, those included that an earlier arm had sampled from the same weights.
     pub tokens_sampled: u64,

@@ -23,11 +23,17 @@ use arriero_reward::{RewardConfig, Scorer};
 
 /// What the loop is told.
 pub struct Settings {
+    /// What is optimised.
     pub algorithm: Algorithm,
+    /// How.
     pub training: TrainingConfig,
+    /// How experience is sampled.
     pub generation: GenerationConfig,
+    /// What is worth training on.
     pub selection: SelectionConfig,
+    /// What is rewarded.
     pub reward: RewardConfig,
+    /// How often, each time on the next prompts.
     pub rounds: usize,
 }
 
@@ -44,7 +50,7 @@ pub fn plain_loop(
     let reference: Model = initial.model()?;
     let mut scorer: Box<dyn Scorer> = settings.reward.build()?;
     let (mut weights, mut newest, mut version) = (masters.weights(), initial, 0);
-    for (round, prompts) in prompts.chunks(prompts.len() / settings.rounds).enumerate() {
+    for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
             Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
         for prompt in prompts {

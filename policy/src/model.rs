@@ -121,12 +121,13 @@ impl Model {
             let key = rotate(&heads(&layer.key), &angles);
             let attention = attend(number, &query, &key, &heads(&layer.value));
             let attention = attention.reshape([-1, self.config.num_heads as i64 * head_dim]);
-            hidden = hidden + attention.linear(&layer.attention_output, None::<Tensor>);
+            // Not in place: autograd keeps the sum's first term.
+            hidden = &hidden + attention.linear(&layer.attention_output, None::<Tensor>);
 
             let input = rms_norm(&hidden, &layer.post_attention_norm, eps);
             let gated =
                 input.linear(&layer.gate, None::<Tensor>).silu() * input.linear(&layer.up, None::<Tensor>);
-            hidden = hidden + gated.linear(&layer.down, None::<Tensor>);
+            hidden = &hidden + gated.linear(&layer.down, None::<Tensor>);
         }
         rms_norm(&hidden, &self.norm, eps)
     }

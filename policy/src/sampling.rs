@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     /// Probabilities 0.5, 0.25, 0.125, 0.125.
-    const LOGITS: [f32; 4] = [0.693_147_2, 0.0, -0.693_147_2, -0.693_147_2];
+    const LOGITS: [f32; 4] = [std::f32::consts::LN_2, 0.0, -std::f32::consts::LN_2, -std::f32::consts::LN_2];
 
     fn shares(config: &SamplingConfig) -> Vec<f64> {
         let mut stream = Stream::new(9, Purpose::Sampling, 0, 0);
