@@ -79,7 +79,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 fn answer(generator: &mut Generator, messages: &[Message], turn: u64) -> Result<String, Failure> {
     let prompt = Prompt { id: turn, messages: messages.to_vec(), checks: serde_json::Value::Null };
     generator.submit(Arc::new(prompt)).map_err(|error| match error {
-        PolicyError::PromptTooLong { .. } => Failure::input(error),
+        PolicyError::PromptTooLong { .. } | PolicyError::Template { .. } => Failure::input(error),
         error => Failure::broken(error),
     })?;
     let mut out = std::io::stdout();

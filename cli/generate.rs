@@ -22,7 +22,13 @@ pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
     /// What to ask.
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompts", required_unless_present = "prompts")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "prompts",
+        required_unless_present = "prompts"
+    )]
     prompt: Option<String>,
     /// A file with one JSON object a line: {"prompt": "…"} or {"messages": [{"role": …, "content": …}]}.
     #[arg(long, value_name = "FILE")]
@@ -86,20 +92,15 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     sampling.validate().map_err(input)?;
     let prompts = match (&arguments.prompt, &arguments.prompts) {
         (_, Some(path)) => read_prompts(path).map_err(Failure::input)?,
+        (Some(text), None) if text.trim().is_empty() => {
+            return Err(input("--prompt is empty; give it some text".to_string()));
+        }
         (Some(text), None) => vec![Prompt {
             id: 0,
             messages: vec![Message::user(text.as_str())],
             checks: serde_json::Value::Null,
         }],
         (None, None) => return Err(input("give --prompt or --prompts".to_string())),
-    };
-    // The output must be writable before the model works for it.
-    let mut output: Box<dyn Write> = match &arguments.output {
-        Some(path) => {
-            let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()));
-            Box::new(BufWriter::new(file.map_err(Failure::Input)?))
-        }
-        None => Box::new(std::io::stdout()),
     };
     let (model, tokenizer) = arguments.model.load()?;
     let config = GenerationConfig {
@@ -114,6 +115,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     for prompt in prompts {
         generator.submit(Arc::new(prompt)).map_err(Failure::input)?;
     }
+    // Only now: an earlier refusal leaves the file that is there as it is.
+    let mut output: Box<dyn Write> = match &arguments.output {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()));
+            Box::new(BufWriter::new(file.map_err(Failure::Input)?))
+        }
+        None => Box::new(std::io::stdout()),
+    };
     while !generator.is_idle() {
         for group in generator.step().map_err(Failure::broken)? {
             bar.inc(1);

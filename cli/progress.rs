@@ -1,5 +1,6 @@
 //! Progress bars; plain lines where standard error is no terminal.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,13 @@ use arriero_actors::event::EventLevel;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::table::percent;
+
+/// Writes a line to standard error. That nobody reads it any more is no reason to end a run.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
 
 /// How often a bar moves on its own, so that its clock runs.
 const TICK: Duration = Duration::from_millis(500);
@@ -43,7 +51,7 @@ impl Progress {
     pub fn show(&self, event: RunEvent) {
         let mut phase = self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match event {
-            RunEvent::Started { directory, description } => eprintln!("{directory}: {description}"),
+            RunEvent::Started { directory, description } => say!("{directory}: {description}"),
             RunEvent::Phase { kind, arm, round, stage, total } => {
                 end(&mut phase);
                 let mut name = match arm.as_str() {
@@ -64,22 +72,23 @@ impl Progress {
                 bar.set_position(done);
                 let reward = reward.map(|reward| format!("reward {reward:.3}"));
                 let rate = rate.map(|rate| format!("{rate:.0} tokens/s"));
-                bar.set_message([reward, rate].into_iter().flatten().collect::<Vec<_>>().join(", "));
+                bar.set_message(listed([reward, rate]));
             }
-            RunEvent::Step { done, metrics } => {
+            RunEvent::Step { done, metrics, rate } => {
                 let Some(Shown { bar, .. }) = &*phase else { return };
                 bar.set_position(done);
                 let shown =
                     [("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
-                let texts = shown.iter().filter_map(|(name, label)| {
-                    metrics.get(*name).map(|value| format!("{label} {value:.3}"))
-                });
-                bar.set_message(texts.collect::<Vec<_>>().join(", "));
+                let texts = shown
+                    .iter()
+                    .map(|(name, label)| metrics.get(*name).map(|value| format!("{label} {value:.3}")));
+                let rate = rate.map(|rate| format!("{rate:.0} tokens/s"));
+                bar.set_message(listed(texts.chain([rate])));
             }
             RunEvent::Evaluated { figures } => {
                 let Some(Shown { bar, .. }) = &*phase else { return };
                 let accuracy = figures.prompt_accuracy.map(|accuracy| percent(&accuracy));
-                bar.set_message(accuracy.map_or(String::new(), |text| format!("prompt accuracy {text}")));
+                bar.set_message(listed([accuracy.map(|text| format!("prompt accuracy {text}"))]));
                 end(&mut phase);
             }
             RunEvent::ArmDone { .. } => end(&mut phase),
@@ -90,16 +99,21 @@ impl Progress {
                     EventLevel::Error => "error",
                 };
                 match &*phase {
-                    Some(Shown { bar, .. }) => bar.suspend(|| eprintln!("{level}: {message}")),
-                    None => eprintln!("{level}: {message}"),
+                    Some(Shown { bar, .. }) => bar.suspend(|| say!("{level}: {message}")),
+                    None => say!("{level}: {message}"),
                 }
             }
         }
     }
 }
 
+/// What is known, each followed by a comma: the time left comes next.
+fn listed(texts: impl IntoIterator<Item = Option<String>>) -> String {
+    texts.into_iter().flatten().map(|text| text + ", ").collect()
+}
+
 fn begin(name: String, total: u64) -> Shown {
-    let template = format!("{{prefix:{NAME_WIDTH}}} {{bar:24}} {{pos:>4}}/{{len}} {{msg}}, {{eta}} left");
+    let template = format!("{{prefix:{NAME_WIDTH}}} {{bar:24}} {{pos:>4}}/{{len}} {{msg}}{{eta}} left");
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(total).with_style(style).with_prefix(name.clone());
     bar.enable_steady_tick(TICK);
@@ -111,11 +125,12 @@ fn end(phase: &mut Option<Shown>) {
     let Some(Shown { bar, name, began }) = phase.take() else { return };
     let seconds = began.elapsed().as_secs_f64();
     let message = bar.message();
+    let message = message.trim_end_matches(", ");
     let done = bar.position();
     bar.finish_and_clear();
     let separator = if message.is_empty() { "" } else { ", " };
     match done {
-        0 => eprintln!("{name:NAME_WIDTH$} {seconds:>6.1} s"),
-        done => eprintln!("{name:NAME_WIDTH$} {seconds:>6.1} s  {done} done{separator}{message}"),
+        0 => say!("{name:NAME_WIDTH$} {seconds:>6.1} s"),
+        done => say!("{name:NAME_WIDTH$} {seconds:>6.1} s  {done} done{separator}{message}"),
     }
 }

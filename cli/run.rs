@@ -1,5 +1,6 @@
 //! `arriero run`: an experiment from its file to its table.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -37,7 +38,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let progress = Progress::new();
     let summary = arriero_actors::run(plan, options, move |event| progress.show(event)).map_err(failure)?;
-    println!("{}", table(&summary));
+    // The table is in summary.json as well: a closed pipe is no failure of the run.
+    let _ = writeln!(std::io::stdout(), "{}", table(&summary));
     match summary.status {
         Status::Interrupted => Err(Failure::Interrupted),
         Status::Completed | Status::Failed => Ok(()),

@@ -65,6 +65,19 @@ fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
         ),
         ("generator.samples=0", "generator.samples is 0; it must be at least 1"),
         ("generator.top_p=1.5", "generator.top_p is 1.5; it must be above 0 and at most 1"),
+        (
+            "algorithm={ kind = \"dpo\", beta = \"x\" }",
+            "algorithm.beta is wrong: string \"x\", expected a number",
+        ),
+        ("reward.text=7", "reward.text is wrong: integer `7`, expected a string"),
+        (
+            "prompts.train=many",
+            "prompts.train is wrong: string \"many\", expected a whole number of at least 0",
+        ),
+        (
+            "generator.temperature=1e-9",
+            "generator.temperature is 0.000000001; it must be 0 (greedy) or from 0.01 to 100",
+        ),
         ("algorithm.batch_size=0", "algorithm.batch_size is 0; it must be at least 1"),
         ("mode=async", "mode \"async\" is not there yet; use \"lockstep\""),
         ("model=7", "model is a number, expected a table [model]"),
@@ -182,8 +195,10 @@ fn wrong_prompts_are_refused() {
     }
     let set = ["prompts={ kind = \"file\" }", &format!("prompts.path={}", good.display())];
     assert_refused(&set, "prompts.held_out_path is missing");
+    let path = format!("prompts.path={}", good.display());
+    let held_out = format!("prompts.held_out_path={}", good.display());
     assert_refused(
-        &["prompts.kind=file", "prompts.path=a", "prompts.held_out_path=b"],
+        &["prompts.kind=file", &path, &held_out],
         "is an option of \"instructions\" alone; remove it, or change kind",
     );
 }
@@ -314,6 +329,53 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
     let lines = fs::read_to_string(folder.join("sft/5/metrics.jsonl")).expect("metrics");
     let logged = lines.lines().filter(|line| line.contains("\"stage\":\"sft\"")).count() as u64;
     assert_eq!(logged, steps, "a step was not recorded");
+}
+
+/// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
+#[test]
+fn ctrl_c_at_any_moment_ends_the_run() {
+    for delay in (0..20).map(|index| Duration::from_millis(100 + 83 * index)) {
+        let workplace = Workplace::new();
+        let mut command = arriero();
+        command
+            .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
+            .arg(workplace.runs());
+        // One step a stage; the second arm comes soon.
+        command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
+        let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
+        std::thread::sleep(delay);
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("it can be waited for") {
+                break status;
+            }
+            if began.elapsed() > Duration::from_secs(60) {
+                child.kill().expect("killed");
+                panic!("interrupted after {delay:?}, it hangs");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let summary = workplace.runs().join("two-equal-arms/summary.json");
+        let Ok(text) = fs::read_to_string(summary) else {
+            // Ctrl-c came before there was a run, by the signal itself, or with nothing left behind.
+            assert!(status.code().is_none() || status.code() == Some(130), "{delay:?}: {status}");
+            continue;
+        };
+        let summary: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let arms: Vec<&str> = summary["arms"]
+            .as_array()
+            .expect("arms")
+            .iter()
+            .map(|arm| arm["arm"].as_str().expect("a name"))
+            .collect();
+        assert!(["first", "second"].starts_with(&arms), "{delay:?}: {arms:?}");
+        match status.code() {
+            Some(130) => assert_eq!(summary["status"], "interrupted", "{delay:?}"),
+            Some(0) => assert_eq!(summary["status"], "completed", "{delay:?}"),
+            other => panic!("{delay:?}: exit code {other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ use crate::sampling_metrics::SamplingMetrics;
 use crate::summary::{ArmSummary, Status, change, held_out};
 use crate::wiring::Wiring;
 
-/// Times that an actor may be started again in a run.
+/// Times that an actor may be started again without getting anything done in between.
 const RESTARTS: u32 = 3;
 
 /// How long the recorder may take to write what waits when a run ends.
@@ -64,11 +64,11 @@ pub(crate) enum ConductorMessage {
     /// The reference has scored all trees.
     Referenced,
     /// The learner took a step.
-    Stepped { metrics: BTreeMap<String, f64> },
+    Stepped { metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
     /// The learner is through; the weights are published.
-    Trained { version: u32, tokens: u64, seconds: f64 },
+    Trained { version: u32 },
     /// Held-out responses so far.
-    Evaluating { done: u64 },
+    Evaluating { done: u64, tokens: u64, seconds: f64 },
     /// The evaluation is complete.
     Evaluated(Box<Evaluation>),
     /// The weights are on disk.
@@ -181,7 +181,12 @@ impl Actor for Conductor {
             ConductorMessage::Failed { role, cause } => {
                 state.end(Status::Failed, Some(format!("the {} failed: {cause}", role.as_str())));
             }
-            message => state.proceed(message)?,
+            message => {
+                // Only a message to an actor that has just died can fail; its death is on the way, too.
+                if let Err(error) = state.proceed(message) {
+                    state.end(Status::Failed, Some(one_line(&error.to_string())));
+                }
+            }
         }
         state.leave_when_ended(&myself).await;
         Ok(())
@@ -212,24 +217,38 @@ impl Actor for Conductor {
 
 impl ConductorState {
     fn proceed(&mut self, message: ConductorMessage) -> Result<(), ActorProcessingErr> {
+        if self.wiring.shutdown.has_begun() {
+            // Whatever else was under way when ctrl-c came does not begin anything new.
+            if let ConductorMessage::Checkpointed { directory, version, state } = message {
+                self.checkpointed(directory, version, state)?;
+            }
+            return Ok(());
+        }
         match message {
             ConductorMessage::Start => self.evaluate(0)?,
             ConductorMessage::Begun => self.sample()?,
             ConductorMessage::Sampling { tokens, seconds } => self.report_sampling(tokens, seconds, false)?,
             ConductorMessage::Generated { tokens, reused, seconds } => {
+                self.restarts.remove(&Role::Generator);
                 if let Phase::Sampling(sampling) = &mut self.phase {
                     sampling.metrics.reused(reused, self.seconds_per_initial_token);
                 }
                 self.report_sampling(tokens, seconds, true)?;
             }
             ConductorMessage::Scored(group) => {
+                self.restarts.remove(&Role::RewardWorker);
+                self.restarts.remove(&Role::RejectionSampler);
                 if let Phase::Sampling(sampling) = &mut self.phase {
                     sampling.metrics.add(&group);
                 }
             }
             ConductorMessage::Accepted { prompt_id } => self.settle(prompt_id, None)?,
-            ConductorMessage::Dropped { prompt_id, reason } => self.settle(prompt_id, Some(reason))?,
+            ConductorMessage::Dropped { prompt_id, reason } => {
+                self.restarts.remove(&Role::RewardWorker);
+                self.settle(prompt_id, Some(reason))?;
+            }
             ConductorMessage::ReferenceScored => {
+                self.restarts.remove(&Role::Reference);
                 if let Phase::Referencing { total, done, .. } = &mut self.phase {
                     *done += 1;
                     let event = RunEvent::Progress { done: *done, total: *total, reward: None, rate: None };
@@ -242,20 +261,24 @@ impl ConductorState {
                     self.train()?;
                 }
             }
-            ConductorMessage::Stepped { metrics } => self.report_step(&metrics),
-            ConductorMessage::Trained { version, tokens, seconds } => {
+            ConductorMessage::Stepped { metrics, tokens, seconds } => {
+                self.report_step(&metrics, tokens, seconds);
+            }
+            ConductorMessage::Trained { version } => {
                 self.progress.version = version;
-                self.progress.tokens_trained += tokens;
-                self.progress.seconds += seconds;
                 self.advance()?;
             }
-            ConductorMessage::Evaluating { done } => {
+            ConductorMessage::Evaluating { done, tokens, seconds } => {
                 if let Phase::Evaluating(job) = &self.phase {
                     let total = job.prompts.len() as u64;
-                    self.context.emit(RunEvent::Progress { done, total, reward: None, rate: None });
+                    let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
+                    self.context.emit(RunEvent::Progress { done, total, reward: None, rate });
                 }
             }
-            ConductorMessage::Evaluated(evaluation) => self.evaluated(*evaluation)?,
+            ConductorMessage::Evaluated(evaluation) => {
+                self.restarts.remove(&Role::Evaluator);
+                self.evaluated(*evaluation)?;
+            }
             ConductorMessage::Checkpointed { directory, version, state } => {
                 self.checkpointed(directory, version, state)?;
             }
@@ -401,15 +424,18 @@ impl ConductorState {
             step: self.progress.version.into(),
             metrics,
         });
-        for (reason, count) in reasons {
+        for (&reason, &count) in &reasons {
             *self.progress.dropped.entry(reason.to_string()).or_default() += count;
             self.record(Record::Drops { arm: arm.clone(), stage: stage.clone(), reason, count });
         }
         if accepted == 0 {
             let message = format!(
-                "arm {arm}, stage {stage}: no group of this round is of use, so there is nothing to train on; \
-                 dropped: {:?}",
-                self.progress.dropped
+                "arm {arm}, stage {stage}: no group of this round is of use, so there is nothing to train on ({})",
+                reasons
+                    .iter()
+                    .map(|(reason, count)| format!("{reason}: {count}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             );
             self.note(EventLevel::Warning, "rejection sampler", message);
             return self.advance();
@@ -440,20 +466,23 @@ impl ConductorState {
         Ok(())
     }
 
-    fn report_step(&mut self, metrics: &BTreeMap<String, f64>) {
+    fn report_step(&mut self, metrics: &BTreeMap<String, f64>, tokens: u64, seconds: f64) {
         let Phase::Training { done, .. } = &mut self.phase else { return };
         *done += 1;
         self.progress.version += 1;
-        let event = RunEvent::Step { done: *done, metrics: metrics.clone() };
+        self.progress.tokens_trained += tokens;
+        self.progress.seconds += seconds;
+        let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
+        let event = RunEvent::Step { done: *done, metrics: metrics.clone(), rate };
         self.context.emit(event);
     }
 
     fn evaluated(&mut self, evaluation: Evaluation) -> Result<(), ActorProcessingErr> {
         let figures = held_out(&evaluation);
         let mut metrics = BTreeMap::from([
-            ("kl".to_string(), evaluation.kl),
-            ("completions/mean_length".to_string(), figures.mean_length),
-            ("num_tokens".to_string(), evaluation.tokens as f64),
+            ("held_out/kl".to_string(), evaluation.kl),
+            ("held_out/mean_length".to_string(), figures.mean_length),
+            ("held_out/tokens_sampled".to_string(), evaluation.tokens as f64),
             ("seconds".to_string(), evaluation.seconds),
         ]);
         for (name, estimate) in [
@@ -514,13 +543,16 @@ impl ConductorState {
             self.end(Status::Failed, Some(format!("there is no run folder of arm \"{arm}\"")));
             return Ok(());
         };
+        let in_training = matches!(self.phase, Phase::Training { .. } | Phase::Evaluating(_));
         let state = serde_json::json!({
             "format": 1,
             "seed": self.context.plan.seed,
             "arm": arm,
             "round": self.round,
             "stage": self.stage,
-            "prompts_consumed": (self.round + 1) * self.context.plan.prompts.per_round(),
+            // A round's prompts are consumed when its training has begun.
+            "prompts_consumed": (self.round + usize::from(in_training)) * self.context.plan.prompts.per_round(),
+            "in_training": in_training,
         });
         let job = CheckpointJob { root, optimizer: self.context.plan.checkpoint.optimizer, state };
         self.enter(PhaseKind::Checkpoint, 1);
@@ -535,6 +567,9 @@ impl ConductorState {
         version: u32,
         state: serde_json::Value,
     ) -> Result<(), ActorProcessingErr> {
+        if !matches!(self.phase, Phase::Checkpointing { .. }) {
+            return Ok(());
+        }
         let Phase::Checkpointing { then } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
@@ -578,13 +613,10 @@ impl ConductorState {
             *then = AfterCheckpoint::End(Status::Interrupted);
             return;
         }
-        self.count_interrupted();
-        let unfinished = self.arms.len() == self.arm && self.baseline.is_some();
-        if unfinished {
-            let summary = self.summarise(None);
-            self.arms.extend(summary);
-        }
-        if self.progress.version > 0 && !self.progress.checkpointed {
+        self.close_arm("interrupted");
+        // A first step that is under way will have been taken when the learner gets to the checkpoint.
+        let has_learned = self.progress.version > 0 || matches!(self.phase, Phase::Training { .. });
+        if has_learned && !self.progress.checkpointed {
             if self.checkpoint(AfterCheckpoint::End(Status::Interrupted)).is_err() {
                 self.end(Status::Interrupted, Some("ctrl-c; the learner was gone already".to_string()));
             }
@@ -593,11 +625,14 @@ impl ConductorState {
         }
     }
 
-    /// Counts the groups that the end of the run leaves unused.
-    fn count_interrupted(&mut self) {
+    /// Counts the groups that the early end of the run leaves unused.
+    fn count_unused(&mut self, reason: &'static str) {
         let trees = self.wiring.buffer().len();
         let count = match &self.phase {
-            Phase::Sampling(sampling) => sampling.job.prompts.len() - sampling.outcomes.len() + trees,
+            // A group is settled if it was dropped; accepted ones were to be trained on.
+            Phase::Sampling(sampling) => {
+                sampling.job.prompts.len() - sampling.outcomes.values().flatten().count()
+            }
             Phase::Referencing { .. } => trees,
             Phase::Training { done, trees } => {
                 let stage = &self.current_stage().training;
@@ -607,8 +642,22 @@ impl ConductorState {
         } as u64;
         if count > 0 {
             let (arm, stage) = (self.current_arm().name.clone(), self.current_stage().name.clone());
-            *self.progress.dropped.entry("interrupted".to_string()).or_default() += count;
-            self.record(Record::Drops { arm, stage, reason: "interrupted", count });
+            *self.progress.dropped.entry(reason.to_string()).or_default() += count;
+            self.record(Record::Drops { arm, stage, reason, count });
+        }
+    }
+
+    /// Accounts for an arm that does not come to its end.
+    fn close_arm(&mut self, reason: &'static str) {
+        self.count_unused(reason);
+        if let Phase::Sampling(sampling) = &self.phase {
+            self.progress.tokens_sampled += sampling.metrics.tokens();
+            self.progress.seconds += sampling.metrics.seconds();
+        }
+        let unfinished = self.arms.len() == self.arm && self.baseline.is_some();
+        if unfinished {
+            let summary = self.summarise(None);
+            self.arms.extend(summary);
         }
     }
 
@@ -669,6 +718,9 @@ impl ConductorState {
 
     /// Decides that the run is over.
     fn end(&mut self, status: Status, cause: Option<String>) {
+        if status == Status::Failed && !self.wiring.shutdown.has_begun() {
+            self.close_arm("run_failed");
+        }
         self.wiring.shutdown.begin();
         self.wiring.completed.close();
         self.wiring.scored.close();
@@ -709,7 +761,7 @@ impl ConductorState {
         };
         self.context.unrecorded(unrecorded);
         self.wiring.records.close();
-        self.crew.stop();
+        self.crew.stop().await;
         myself.stop(None);
     }
 }

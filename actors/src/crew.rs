@@ -1,9 +1,10 @@
 //! The actors that the conductor supervises, each on a thread of its own.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
-use ractor::{ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr};
+use ractor::{ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, SpawnErr};
 
 use crate::conductor::ConductorMessage;
 use crate::evaluator::{Evaluator, EvaluatorMessage};
@@ -16,6 +17,9 @@ use crate::rejection_sampler::{RejectionSampler, RejectionSamplerMessage};
 use crate::reward_worker::{RewardWorker, RewardWorkerMessage};
 use crate::run::RunContext;
 use crate::wiring::Wiring;
+
+/// How long an actor may take over the message in hand when the run ends.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Crew {
     pub generator: ActorRef<GeneratorMessage>,
@@ -87,10 +91,16 @@ impl Crew {
         }
     }
 
-    /// Asks everybody to stop after the message in hand.
-    pub fn stop(&self) {
+    /// Asks everybody to stop after the message in hand, and waits for them: libtorch must not be computing
+    /// on another thread while the process ends.
+    pub async fn stop(&self) {
         for role in Role::ALL {
             self.cell(role).stop(None);
+        }
+        for cell in Role::ALL.map(|role| self.cell(role)) {
+            if cell.get_status() != ActorStatus::Stopped {
+                let _ = cell.wait(Some(STOP_PATIENCE)).await;
+            }
         }
     }
 }

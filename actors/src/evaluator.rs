@@ -114,7 +114,11 @@ impl ThreadLocalActor for Evaluator {
         for _ in 0..DECODE_STEPS {
             work.groups.extend(work.engine.step()?);
         }
-        state.wiring.tell(ConductorMessage::Evaluating { done: work.groups.len() as u64 });
+        state.wiring.tell(ConductorMessage::Evaluating {
+            done: work.groups.len() as u64,
+            tokens: work.engine.sampled_tokens(),
+            seconds: work.began.elapsed().as_secs_f64(),
+        });
         if !work.engine.is_idle() {
             myself.cast(EvaluatorMessage::Step)?;
             return Ok(());

@@ -77,6 +77,8 @@ pub enum RunEvent {
         done: u64,
         /// Its metrics.
         metrics: BTreeMap<String, f64>,
+        /// Tokens a second.
+        rate: Option<f64>,
     },
     /// Held-out figures.
     Evaluated {

@@ -76,8 +76,6 @@ pub(crate) struct LearnerState {
 struct Work {
     job: TrainingJob,
     batches: VecDeque<Vec<Tree>>,
-    tokens: u64,
-    began: Instant,
 }
 
 impl ThreadLocalActor for Learner {
@@ -158,7 +156,7 @@ impl LearnerState {
             training.clone(),
             batches.len(),
         )?);
-        self.work = Some(Work { job, batches, tokens: 0, began: Instant::now() });
+        self.work = Some(Work { job, batches });
         Ok(())
     }
 
@@ -166,6 +164,7 @@ impl LearnerState {
     fn step(&mut self) -> Result<bool, ActorProcessingErr> {
         let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
         if let Some(batch) = work.batches.pop_front() {
+            let began = Instant::now();
             self.wiring.faults.begin(Role::Learner);
             let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
                 Ok(report) => report,
@@ -176,7 +175,6 @@ impl LearnerState {
                 }
             };
             self.version += 1;
-            work.tokens += report.tokens;
             let record = Record::Metrics {
                 arm: work.job.arm.clone(),
                 stage: work.job.stage.name.clone(),
@@ -184,18 +182,18 @@ impl LearnerState {
                 metrics: report.metrics.clone(),
             };
             self.wiring.push(&self.wiring.records, record)?;
-            self.wiring.tell(ConductorMessage::Stepped { metrics: report.metrics });
+            self.wiring.tell(ConductorMessage::Stepped {
+                metrics: report.metrics,
+                tokens: report.tokens,
+                seconds: began.elapsed().as_secs_f64(),
+            });
         }
         if !work.batches.is_empty() {
             return Ok(true);
         }
         self.weights = trainer.weights();
         self.wiring.weights.publish(trainer.snapshot(self.version));
-        self.wiring.tell(ConductorMessage::Trained {
-            version: self.version,
-            tokens: work.tokens,
-            seconds: work.began.elapsed().as_secs_f64(),
-        });
+        self.wiring.tell(ConductorMessage::Trained { version: self.version });
         self.work = None;
         Ok(false)
     }

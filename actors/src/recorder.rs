@@ -94,6 +94,13 @@ impl ThreadLocalActor for Recorder {
     }
 }
 
+impl Drop for RecorderState {
+    /// Nobody waits for a recorder that is gone.
+    fn drop(&mut self) {
+        self.wiring.records.close();
+    }
+}
+
 impl RecorderState {
     fn flush(&mut self) -> Result<(), ActorProcessingErr> {
         while let Some(lease) = self.wiring.records.take(WORKER, std::time::Duration::ZERO) {

@@ -92,7 +92,7 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
         scored: Arc::clone(&scored),
         selection: selection.clone(),
     };
-    if job.version == 0 {
+    if job.version == 0 && job.round == 0 && wiring.plan.arms.len() > 1 {
         wiring.sampled_initially.keep(&scored);
     }
     let prompt_id = scored.group.prompt.id;

@@ -17,6 +17,7 @@ use arriero_reward::RewardError;
 use arriero_store::{ArmStore, RunDir, StoreError};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use ractor::{Actor, ActorRef};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::event::RunEvent;
@@ -50,9 +51,17 @@ pub enum RunError {
     /// The model cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The prompts lack what the reward needs.
+    /// A prompt lacks what the reward needs.
     #[error(transparent)]
     Reward(#[from] RewardError),
+    /// A prompt cannot be used.
+    #[error("{place}: {cause}")]
+    Prompt {
+        /// File and number, or which of the built-in prompts.
+        place: String,
+        /// Why.
+        cause: Box<RunError>,
+    },
     /// The run cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -80,6 +89,7 @@ impl RunError {
             RunError::Experiment(_)
                 | RunError::Policy(_)
                 | RunError::Reward(_)
+                | RunError::Prompt { .. }
                 | RunError::Store(_)
                 | RunError::Metrics { .. }
         )
@@ -234,7 +244,11 @@ pub fn run(
         directory: directory.path().display().to_string(),
         description: format!("{}, {}", context.plan.model.path.display(), context.compute),
     });
-    conduct(context, options.handle_ctrl_c)?;
+    if let Err(error) = conduct(context, options.handle_ctrl_c) {
+        // No actor has worked: the name stays free for the next try.
+        let _ = directory.remove();
+        return Err(error);
+    }
 
     let outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(Outcome { summary, unrecorded }) = outcome else {
@@ -265,17 +279,17 @@ fn conduct(context: RunContext, handle_ctrl_c: bool) -> Result<(), RunError> {
         .build()
         .map_err(|error| RunError::Runtime(error.to_string()))?;
     let result = runtime.block_on(async {
+        // Listened to from the start: what comes before the conductor is there waits for it.
+        let mut interrupts = if handle_ctrl_c { Some(Interrupts::listen()?) } else { None };
         let (conductor, finished) = Conductor::spawn(None, Conductor, context)
             .await
             .map_err(|error| RunError::Failed(format!("the actors could not start: {error}")))?;
-        if handle_ctrl_c {
+        if let Some(mut interrupts) = interrupts.take() {
             tokio::spawn(async move {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    let _ = conductor.cast(ConductorMessage::Interrupt);
-                }
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    std::process::exit(130);
-                }
+                interrupts.next().await;
+                let _ = conductor.cast(ConductorMessage::Interrupt);
+                interrupts.next().await;
+                std::process::exit(130);
             });
         }
         let _ = finished.await;
@@ -283,6 +297,29 @@ fn conduct(context: RunContext, handle_ctrl_c: bool) -> Result<(), RunError> {
     });
     runtime.shutdown_timeout(LEAVE_PATIENCE);
     result
+}
+
+/// Ctrl-c, and the request to end that service managers send.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn listen() -> Result<Self, RunError> {
+        let listen = |kind| signal(kind).map_err(|error| RunError::Runtime(error.to_string()));
+        Ok(Interrupts {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 fn arm_stores(directory: &RunDir, plan: &Plan) -> Result<BTreeMap<String, ArmStore>, StoreError> {
@@ -298,14 +335,26 @@ fn checked_prompts(
 ) -> Result<Vec<Arc<Prompt>>, RunError> {
     let prompts = plan.load_prompts(split)?;
     for prompt in &prompts {
-        plan.reward.check_prompt(prompt)?;
-        let tokens = tokenizer.prompt_tokens(&prompt.messages)?.len();
-        if tokens >= model.max_positions {
-            let limit = model.max_positions;
-            return Err(PolicyError::PromptTooLong { prompt_id: prompt.id, tokens, limit }.into());
-        }
+        check_prompt(plan, prompt, model, tokenizer).map_err(|cause| RunError::Prompt {
+            place: plan.prompts.source.place(split, prompt.id),
+            cause: Box::new(cause),
+        })?;
     }
     Ok(prompts.into_iter().map(Arc::new).collect())
+}
+
+fn check_prompt(
+    plan: &Plan,
+    prompt: &Prompt,
+    model: &ModelConfig,
+    tokenizer: &Tokenizer,
+) -> Result<(), RunError> {
+    plan.reward.check_prompt(prompt)?;
+    let (tokens, limit) = (tokenizer.prompt_tokens(&prompt.messages)?.len(), model.max_positions);
+    if tokens >= limit {
+        return Err(PolicyError::PromptTooLong { prompt_id: prompt.id, tokens, limit }.into());
+    }
+    Ok(())
 }
 
 /// What the checkpoints will take: f32 weights of each arm, twice that again with the optimiser's

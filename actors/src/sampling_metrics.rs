@@ -87,8 +87,8 @@ impl SamplingMetrics {
             ("completions/mean_length".to_string(), self.length_sum as f64 / completions),
             ("completions/clipped_ratio".to_string(), self.unfinished as f64 / completions),
             ("groups/accepted".to_string(), accepted as f64),
-            ("num_tokens".to_string(), self.tokens() as f64),
-            ("num_tokens/reused".to_string(), self.reused_tokens as f64),
+            ("tokens/sampled".to_string(), self.tokens() as f64),
+            ("tokens/reused".to_string(), self.reused_tokens as f64),
             ("tokens_per_second".to_string(), self.tokens_per_second().unwrap_or(0.0)),
             ("seconds".to_string(), self.seconds()),
         ]);

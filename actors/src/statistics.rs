@@ -41,9 +41,35 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<Estimate> {
     ratio(values.into_iter().map(|value| (value, 1.0)))
 }
 
+/// A share of independent yes-or-no outcomes, with Wilson's score interval ("Probable inference, the law of
+/// succession, and statistical inference", 1927), which is right near 0 and 1 as well. `None` of nothing.
+pub fn proportion(outcomes: impl IntoIterator<Item = bool>) -> Option<Estimate> {
+    /// The 97.5th percentile of the normal distribution.
+    const Z: f64 = 1.959_963_984_540_054;
+    let outcomes: Vec<bool> = outcomes.into_iter().collect();
+    let n = outcomes.len() as f64;
+    if outcomes.is_empty() {
+        return None;
+    }
+    let value = outcomes.iter().filter(|&&outcome| outcome).count() as f64 / n;
+    let middle = (value + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let half = Z / (1.0 + Z * Z / n) * (value * (1.0 - value) / n + Z * Z / (4.0 * n * n)).sqrt();
+    Some(Estimate { value, low: (middle - half).max(0.0), high: (middle + half).min(1.0) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// 1 of 10 (Newcombe, 1998, and any calculator): 1.79% to 40.42%; 0 of 10: 0 to 27.75%.
+    #[test]
+    fn the_proportion_has_wilsons_interval() {
+        let some = proportion((0..10).map(|i| i == 0)).expect("ten outcomes");
+        assert!((some.low - 0.017_876).abs() < 1e-5 && (some.high - 0.404_150).abs() < 1e-5, "{some:?}");
+        let none = proportion([false; 10]).expect("ten outcomes");
+        assert!(none.low == 0.0 && (none.high - 0.277_533).abs() < 1e-5, "{none:?}");
+        assert_eq!(proportion([]), None);
+    }
 
     /// 1, 2, 3, 4: mean 2.5, variance 5/3, t(0.975, 3) = 3.182446, half width 3.182446 √(5/12).
     #[test]

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::evaluator::{Evaluation, PromptOutcome};
-use crate::statistics::{Estimate, mean, ratio};
+use crate::statistics::{Estimate, mean, proportion, ratio};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -44,7 +44,8 @@ pub struct RunSummary {
 /// Held-out figures of one version of the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct HeldOut {
-    /// Share of prompts whose instructions were all followed; `None` without checkable instructions.
+    /// Share of prompts whose instructions were all followed; `None` without checkable instructions. An answer
+    /// that the token limit cut short is judged as it stands, whatever the reward makes of it.
     pub prompt_accuracy: Option<Estimate>,
     /// Share of instructions followed; the interval treats prompts as clusters.
     pub instruction_accuracy: Option<Estimate>,
@@ -86,7 +87,12 @@ pub struct ArmSummary {
 
 /// Figures of an evaluation.
 pub(crate) fn held_out(evaluation: &Evaluation) -> HeldOut {
-    figures(&evaluation.outcomes.iter().map(|outcome| (outcome, None)).collect::<Vec<_>>())
+    let figures = figures(&evaluation.outcomes.iter().map(|outcome| (outcome, None)).collect::<Vec<_>>());
+    let checked = evaluation.outcomes.iter().filter(|outcome| outcome.instructions > 0);
+    HeldOut {
+        prompt_accuracy: proportion(checked.map(|outcome| outcome.followed == outcome.instructions)),
+        ..figures
+    }
 }
 
 /// Figures of the paired differences. Both evaluations have the same prompts in the same order.

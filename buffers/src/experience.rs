@@ -73,10 +73,4 @@ impl ScoredGroup {
     pub fn rewards(&self) -> impl Iterator<Item = f32> + '_ {
         self.scores.iter().map(|score| score.reward)
     }
-
-    /// The mean reward of the group; 0 for an empty group.
-    pub fn mean_reward(&self) -> f64 {
-        let sum: f64 = self.rewards().map(f64::from).sum();
-        sum / self.scores.len().max(1) as f64
-    }
 }

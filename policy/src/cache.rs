@@ -1,9 +1,10 @@
 //! The generator's keys and values.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::config::ModelConfig;
 use crate::device::Compute;
+use crate::error::{PolicyError, Result};
 use crate::forest::TreeSpan;
 
 /// Keys and values of up to `slots` sequences. The sequences in use lie in the first slots, without
@@ -12,6 +13,7 @@ use crate::forest::TreeSpan;
 pub struct KvCache {
     /// (keys, values) of each layer, `[slots, capacity, kv_heads, head_dim]`.
     layers: Vec<(Tensor, Tensor)>,
+    slots: usize,
     capacity: i64,
 }
 
@@ -26,14 +28,26 @@ pub struct DecodeStep {
 }
 
 impl KvCache {
-    /// An empty cache for sequences of up to `capacity` tokens.
-    pub fn new(config: &ModelConfig, compute: Compute, slots: usize, capacity: usize) -> Self {
+    /// A cache without room.
+    pub fn empty() -> Self {
+        KvCache { layers: Vec::new(), slots: 0, capacity: 0 }
+    }
+
+    /// A cache for `slots` sequences of up to `capacity` tokens.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new(config: &ModelConfig, compute: Compute, slots: usize, capacity: usize) -> Result<Self> {
         let shape = [slots as i64, capacity as i64, config.num_kv_heads as i64, config.head_dim as i64];
-        let empty = || Tensor::zeros(shape, (compute.kind, compute.device));
-        KvCache {
-            layers: (0..config.num_layers).map(|_| (empty(), empty())).collect(),
-            capacity: capacity as i64,
-        }
+        let refused = |_| PolicyError::CacheTooLarge { slots, capacity };
+        let empty = || Tensor::f_zeros(shape, (compute.kind, compute.device)).map_err(refused);
+        let layers = (0..config.num_layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        Ok(KvCache { layers, slots, capacity: capacity as i64 })
+    }
+
+    /// Sequences that there is room for.
+    pub fn slots(&self) -> usize {
+        self.slots
     }
 
     /// Tokens a sequence may have.
@@ -136,11 +150,5 @@ impl KvCache {
             false,
         )
         .reshape([sequences, -1, head_dim])
-    }
-
-    /// Bytes that the cache holds.
-    pub fn bytes(&self) -> usize {
-        let width = |tensor: &Tensor| tensor.numel() * if tensor.kind() == Kind::Float { 4 } else { 2 };
-        self.layers.iter().map(|(keys, values)| width(keys) + width(values)).sum()
     }
 }

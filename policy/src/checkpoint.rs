@@ -1,8 +1,8 @@
 //! A model on disk: read from a Hugging Face directory or a GGUF file, written as the former.
 //!
-//! - [`hf`]: `config.json`, one or several safetensors files, `tokenizer.json`, chat template;
-//! - [`gguf`]: all of it in one file, quantised or not;
-//! - [`write`](mod@write): a directory that transformers, vLLM and llama.cpp's converter read.
+//! - `hf`: `config.json`, one or several safetensors files, `tokenizer.json`, chat template;
+//! - `gguf`: all of it in one file, quantised or not;
+//! - `write`: a directory that transformers, vLLM and llama.cpp's converter read.
 //!
 //! Reading goes in two steps: everything that can be wrong is found from the headers, then weights are
 //! read.

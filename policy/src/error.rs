@@ -22,7 +22,7 @@ pub enum PolicyError {
         path: PathBuf,
     },
     /// A file cannot be read.
-    #[error("{path} cannot be read: {cause}")]
+    #[error("{path} cannot be read: {cause}; put the file there, or make it readable")]
     Unreadable {
         /// Which.
         path: PathBuf,
@@ -110,7 +110,10 @@ pub enum PolicyError {
         limit: usize,
     },
     /// A prompt with its response exceeds the context.
-    #[error("prompt {prompt_id} with its response has {tokens} tokens, but the model's context has {limit}")]
+    #[error(
+        "prompt {prompt_id} with its response has {tokens} tokens, but the model's context has {limit}; \
+             lower max_new_tokens, or shorten the prompt"
+    )]
     SequenceTooLong {
         /// Which.
         prompt_id: u64,
@@ -142,6 +145,17 @@ pub enum PolicyError {
         asked: u32,
         /// What there is.
         held: u32,
+    },
+    /// The generator's cache does not fit.
+    #[error(
+        "there is not enough memory for a cache of {slots} sequences of {capacity} tokens; lower batch, samples \
+         or max_new_tokens"
+    )]
+    CacheTooLarge {
+        /// Sequences.
+        slots: usize,
+        /// Tokens of each.
+        capacity: usize,
     },
     /// A number overflowed or was never one.
     #[error(

@@ -103,13 +103,12 @@ impl Generator {
     /// A generator of weights `version`.
     pub fn new(model: Model, version: u32, tokenizer: Tokenizer, config: GenerationConfig) -> Self {
         let config = GenerationConfig { batch: config.batch.max(config.samples), ..config };
-        let cache = KvCache::new(model.config(), model.compute(), config.batch, 0);
         Generator {
             model,
             version,
             tokenizer,
             config,
-            cache,
+            cache: KvCache::empty(),
             waiting: VecDeque::new(),
             rows: Vec::new(),
             unfinished: Vec::new(),
@@ -211,7 +210,7 @@ impl Generator {
         if admitted.is_empty() {
             return Ok(());
         }
-        self.reserve(&admitted);
+        self.reserve(&admitted)?;
         let compute = self.model.compute();
         let prompts: Vec<(u64, &[u32])> =
             admitted.iter().map(|waiting| (waiting.prompt.id, &waiting.tokens[..])).collect();
@@ -263,17 +262,23 @@ impl Generator {
         Ok(())
     }
 
-    /// Makes room in the cache for these prompts and their completions.
-    fn reserve(&mut self, admitted: &[Waiting]) {
+    /// Makes room in the cache for these prompts and their completions, and slots for those that wait.
+    fn reserve(&mut self, admitted: &[Waiting]) -> Result<()> {
         let longest = admitted.iter().map(|waiting| waiting.tokens.len()).max().unwrap_or(0);
-        let wanted = (longest + self.config.sampling.max_new_tokens).min(self.model.config().max_positions);
-        if wanted <= self.cache.capacity() {
-            return;
+        let wanted = longest.saturating_add(self.config.sampling.max_new_tokens);
+        let wanted = wanted.min(self.model.config().max_positions);
+        let prompts = admitted.len() + self.waiting.len();
+        let slots = prompts.saturating_mul(self.config.samples).saturating_add(self.rows.len());
+        let slots = slots.min(self.config.batch);
+        if wanted <= self.cache.capacity() && slots <= self.cache.slots() {
+            return Ok(());
         }
-        let capacity = wanted.next_multiple_of(CAPACITY_STEP);
-        let mut larger = KvCache::new(self.model.config(), self.model.compute(), self.config.batch, capacity);
+        let capacity = wanted.next_multiple_of(CAPACITY_STEP).max(self.cache.capacity());
+        let slots = slots.max(self.cache.slots());
+        let mut larger = KvCache::new(self.model.config(), self.model.compute(), slots, capacity)?;
         larger.adopt(&self.cache, self.rows.len());
         self.cache = larger;
+        Ok(())
     }
 
     fn decode(&mut self) {

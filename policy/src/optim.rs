@@ -124,11 +124,6 @@ impl AdamW {
         AdamW { moments, steps: 0 }
     }
 
-    /// Steps taken.
-    pub fn steps(&self) -> i32 {
-        self.steps
-    }
-
     /// (first moment, second moment) of each parameter.
     pub fn moments(&self) -> &[(Tensor, Tensor)] {
         &self.moments

@@ -3,6 +3,11 @@
 use arriero_buffers::random::Stream;
 use serde::{Deserialize, Serialize};
 
+/// Below it logits overflow when they are divided.
+const LEAST_TEMPERATURE: f64 = 0.01;
+/// Above it nothing of the model is left.
+const MOST_TEMPERATURE: f64 = 100.0;
+
 /// How tokens are drawn. The steps apply in this order: temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,8 +41,11 @@ impl SamplingConfig {
         if self.max_new_tokens == 0 {
             return Err("max_new_tokens is 0; it must be at least 1".to_string());
         }
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(format!("temperature is {}; it must be a number of at least 0", self.temperature));
+        let temperature = self.temperature;
+        if temperature != 0.0 && !(LEAST_TEMPERATURE..=MOST_TEMPERATURE).contains(&temperature) {
+            return Err(format!(
+                "temperature is {temperature}; it must be 0 (greedy) or from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}"
+            ));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(format!("top_p is {}; it must be above 0 and at most 1", self.top_p));

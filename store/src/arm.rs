@@ -401,12 +401,26 @@ mod tests {
     #[test]
     fn samples_come_back() {
         let (_root, mut store) = arm();
-        let first = sample();
+        let mut first = sample();
         let reference_logps = Some(vec![-0.125, -2.0]);
         let (finish, dropped) = (Finish::Length, Some("stale".to_owned()));
-        let second = SampleRecord { reference_logps, finish, dropped, selected: None, ..sample() };
-        store.sample(&first).expect("it can be written");
-        store.sample(&second).expect("it can be written");
+        let second = SampleRecord {
+            reference_logps,
+            finish,
+            dropped,
+            selected: None,
+            sample: first.sample + 1,
+            ..sample()
+        };
+        // Recorded twice, as by an actor that died and began anew: it is one sample.
+        for record in [&first, &first, &second] {
+            store.sample(record).expect("it can be written");
+        }
+        // What the reference says comes later, and to this sample alone.
+        let SampleRecord { round, prompt_id, sample, .. } = first;
+        let key = SampleKey { stage: &first.stage, round, prompt_id, sample };
+        store.reference(key, &[-0.5, -0.25]).expect("it can be written");
+        first.reference_logps = Some(vec![-0.5, -0.25]);
         store.flush().expect("it can be written");
 
         let numbers = |blob: Vec<u8>| -> Vec<u32> {
@@ -414,7 +428,7 @@ mod tests {
         };
         let floats = |blob: Vec<u8>| -> Vec<f32> { numbers(blob).into_iter().map(f32::from_bits).collect() };
         let reader = reader(&store);
-        let mut statement = reader.prepare("SELECT * FROM samples ORDER BY rowid").expect("SQL");
+        let mut statement = reader.prepare("SELECT * FROM samples ORDER BY sample").expect("SQL");
         let rows = statement.query_map([], |row| {
             let components: String = row.get("components")?;
             Ok(SampleRecord {

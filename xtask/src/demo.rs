@@ -13,7 +13,7 @@ pub fn demo(workspace: &Workspace, args: &[String]) -> Result<()> {
     setup::setup(workspace, false)?;
     process::step(workspace.cargo().args(["build", "--release", "--package", "arriero"]))?;
 
-    let runs = workspace.root().join("runs");
+    let runs = workspace.root().join(given_value(args, "--runs").unwrap_or("runs"));
     let mut arriero = Command::new(workspace.release().join("arriero"));
     arriero.current_dir(workspace.root()).args(["run", EXPERIMENT]).args(args);
     let name = given_name(args).map_or_else(|| free_name(&runs), str::to_owned);
@@ -36,6 +36,13 @@ fn given_name(args: &[String]) -> Option<&str> {
     let joined = args.iter().filter_map(|arg| arg.strip_prefix("--set=name="));
     let apart =
         args.windows(2).filter(|pair| pair[0] == "--set").filter_map(|pair| pair[1].strip_prefix("name="));
+    joined.chain(apart).next_back()
+}
+
+/// The value of an option, as `--option VALUE` or `--option=VALUE`.
+fn given_value<'a>(args: &'a [String], option: &str) -> Option<&'a str> {
+    let joined = args.iter().filter_map(|arg| arg.strip_prefix(option)?.strip_prefix('='));
+    let apart = args.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str());
     joined.chain(apart).next_back()
 }
 
@@ -67,6 +74,14 @@ mod tests {
         assert_eq!(free_name(runs.path()), "quickstart-2");
         take("quickstart-2");
         assert_eq!(free_name(runs.path()), "quickstart-4");
+    }
+
+    #[test]
+    fn a_folder_given_by_the_user_is_seen() {
+        let args = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(given_value(&args(&["--runs", "there"]), "--runs"), Some("there"));
+        assert_eq!(given_value(&args(&["--runs=there"]), "--runs"), Some("there"));
+        assert_eq!(given_value(&args(&["--set", "name=a"]), "--runs"), None);
     }
 
     #[test]

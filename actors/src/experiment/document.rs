@@ -299,16 +299,27 @@ impl<'a> Section<'a> {
         for &other in kinds.iter().filter(|&&other| other != kind) {
             self.foreign.extend(option_names(other).iter().map(|&name| (name, other)));
         }
-        self.deserialize(values)
+        T::deserialize(values.clone()).map_err(|error| {
+            // serde knows no path inside of what is told apart by a tag: the culprit is the key without which
+            // the complaint is another, or none.
+            let complaint =
+                |values: Table| T::deserialize(values).err().map(|error| error.message().to_string());
+            let without = |key: &str| {
+                let mut rest = values.clone();
+                rest.remove(key);
+                rest
+            };
+            let own = Some(error.message().to_string());
+            let culprit = values.keys().find(|key| *key != "kind" && complaint(without(key)) != own);
+            match (missing_field(&error), culprit) {
+                (Some(field), _) => self.fail(field, "is missing"),
+                (None, key) => self.fail(key.map_or("kind", String::as_str), &wrong(&error)),
+            }
+        })
     }
 
     fn deserialize<T: DeserializeOwned>(&self, values: Table) -> Result<T, ExperimentError> {
         serde_path_to_error::deserialize(values).map_err(|error| {
-            // serde names a missing field in its message, and no path.
-            let missing = error.inner().message().split('`').nth(1);
-            if let Some(field) = missing.filter(|_| error.inner().message().starts_with("missing field")) {
-                return self.fail(field, "is missing");
-            }
             let path = error.path().to_string();
             let key = path.split(['.', '[']).next().unwrap_or_default();
             self.fail(key, &wrong(error.inner()))
@@ -346,6 +357,11 @@ fn join(path: &str, key: &str) -> String {
 fn nearest<'a>(text: &str, candidates: &[&'a str]) -> &'a str {
     let likeness = |candidate: &&&str| (strsim::jaro_winkler(text, candidate) * 1e6) as u64;
     candidates.iter().max_by_key(likeness).copied().unwrap_or_default()
+}
+
+/// The field of "missing field `x`".
+fn missing_field(error: &toml::de::Error) -> Option<&str> {
+    error.message().strip_prefix("missing field `")?.split('`').next()
 }
 
 /// serde's complaint in plain words.

@@ -85,6 +85,18 @@ impl super::Plan {
 }
 
 impl PromptSource {
+    /// Where a prompt stands, for errors.
+    pub fn place(&self, split: Split, id: u64) -> String {
+        match (self, split) {
+            (PromptSource::Instructions(_), Split::Train) => "built-in training prompts".to_string(),
+            (PromptSource::Instructions(_), Split::HeldOut) => "built-in held-out prompts".to_string(),
+            (PromptSource::File(files), Split::Train) => format!("{} (id {id})", files.path.display()),
+            (PromptSource::File(files), Split::HeldOut) => {
+                format!("{} (id {})", files.held_out_path.display(), id.saturating_sub(HELD_OUT_IDS))
+            }
+        }
+    }
+
     fn load(&self, split: Split) -> Result<Vec<Prompt>, ExperimentError> {
         match (self, split) {
             (PromptSource::Instructions(config), Split::Train) => {

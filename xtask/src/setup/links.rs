@@ -38,8 +38,8 @@ pub fn libtorch_is_intact(workspace: &Workspace) -> bool {
 
 /// Makes the folder that LIBTORCH names, from an installed torch.
 ///
-/// It leaves out libtorch_cuda, which torch-sys would link if it saw it: the program opens that one at
-/// start, where a run asks for CUDA.
+/// It leaves out libtorch_cuda, which torch-sys would link if it saw it: one binary is to serve machines with
+/// and without a GPU.
 pub fn link_libtorch(workspace: &Workspace, torch: &Path) -> Result<()> {
     check_loads(workspace, torch)?;
     let view = workspace.libtorch_view();
