@@ -96,6 +96,9 @@ fn file(path: &Path, text: &str) -> Result<()> {
 }
 
 fn tensors(path: &Path, weights: &Weights) -> Result<()> {
+    // safetensors makes a file that only its owner may read; a checkpoint is like any other file.
+    let permissions = File::create(path).and_then(|file| file.metadata());
+    let permissions = permissions.map_err(|error| unwritable(path, &error))?.permissions();
     let views = weights.iter().map(|(name, tensor)| (name, HostView::new(tensor)));
     // transformers refuses files that do not say which framework's layout they have.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
@@ -103,7 +106,9 @@ fn tensors(path: &Path, weights: &Weights) -> Result<()> {
         SafeTensorError::IoError(error) => unwritable(path, &error),
         error => PolicyError::Unwritable { path: path.to_path_buf(), cause: error.to_string() },
     })?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| unwritable(path, &error))
+    fs::set_permissions(path, permissions)
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(|error| unwritable(path, &error))
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> PolicyError {

@@ -1,0 +1,188 @@
+//! Deaths, ctrl-c, and the end of a run.
+
+use std::time::Duration;
+
+use arriero_store::EventLevel;
+use ractor::{ActorProcessingErr, ActorRef};
+
+use super::{AfterCheckpoint, ConductorMessage, ConductorState, Phase};
+use crate::evaluator::EvaluatorMessage;
+use crate::event::RunEvent;
+use crate::faults::Role;
+use crate::generator::GeneratorMessage;
+use crate::recorder::{Record, RecorderMessage};
+use crate::reference::ReferenceMessage;
+use crate::rejection_sampler::RejectionSamplerMessage;
+use crate::summary::Status;
+
+/// Times that an actor may be started again without getting anything done in between.
+const RESTARTS: u32 = 3;
+
+/// How long the recorder may take to write what waits when a run ends.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
+
+impl ConductorState {
+    /// Ends the run after the unit of work in progress; what the running arm has learned is kept.
+    pub(super) fn interrupt(&mut self) {
+        if self.wiring.shutdown.has_begun() {
+            return;
+        }
+        let message = "ctrl-c: ending the run after the step in progress; ctrl-c again stops at once";
+        self.note(EventLevel::Warning, "conductor", message.to_string());
+        self.wiring.shutdown.begin();
+        if let Phase::Checkpointing { then } = &mut self.phase {
+            *then = AfterCheckpoint::End(Status::Interrupted);
+            return;
+        }
+        self.close_arm("interrupted");
+        // A first step that is under way will have been taken when the learner gets to the checkpoint.
+        let has_learned = self.progress.version > 0 || matches!(self.phase, Phase::Training { .. });
+        if has_learned && !self.progress.checkpointed {
+            if self.checkpoint(AfterCheckpoint::End(Status::Interrupted)).is_err() {
+                self.end(Status::Interrupted, Some("ctrl-c; the learner was gone already".to_string()));
+            }
+        } else {
+            self.end(Status::Interrupted, Some("ctrl-c".to_string()));
+        }
+    }
+
+    /// Counts the groups that the early end of the run leaves unused.
+    pub(super) fn count_unused(&mut self, reason: &'static str) {
+        let trees = self.wiring.buffer().len();
+        let count = match &self.phase {
+            // A group is settled if it was dropped; accepted ones were to be trained on.
+            Phase::Sampling(sampling) => {
+                sampling.job.prompts.len() - sampling.outcomes.values().flatten().count()
+            }
+            Phase::Referencing { .. } => trees,
+            Phase::Training { done, trees } => {
+                let stage = &self.current_stage().training;
+                trees.saturating_sub(*done as usize * stage.batch_size)
+            }
+            _ => 0,
+        } as u64;
+        if count > 0 {
+            let (arm, stage) = (self.current_arm().name.clone(), self.current_stage().name.clone());
+            *self.progress.dropped.entry(reason.to_string()).or_default() += count;
+            self.record(Record::Drops { arm, stage, reason, count });
+        }
+    }
+
+    /// Accounts for an arm that does not come to its end.
+    pub(super) fn close_arm(&mut self, reason: &'static str) {
+        self.count_unused(reason);
+        if let Phase::Sampling(sampling) = &self.phase {
+            self.progress.tokens_sampled += sampling.metrics.tokens();
+            self.progress.seconds += sampling.metrics.seconds();
+        }
+        let unfinished = self.arms.len() == self.arm && self.baseline.is_some();
+        if unfinished {
+            let summary = self.summarise(None);
+            self.arms.extend(summary);
+        }
+    }
+
+    /// Acts on an actor's death.
+    pub(super) async fn bury(&mut self, role: Role, cause: String, myself: &ActorRef<ConductorMessage>) {
+        let restarts = self.restarts.entry(role).or_default();
+        *restarts += 1;
+        let (restarts, name) = (*restarts, role.as_str());
+        if role == Role::Recorder {
+            self.wiring.records.close();
+        }
+        if matches!(role, Role::Learner | Role::Recorder) {
+            let cause = format!("the {name} died: {cause}");
+            return self.end(Status::Failed, Some(cause));
+        }
+        if restarts > RESTARTS {
+            let cause = format!("the {name} died {restarts} times, the last time of: {cause}");
+            return self.end(Status::Failed, Some(cause));
+        }
+        self.note(
+            EventLevel::Warning,
+            name,
+            format!("the {name} died and is started again ({restarts} of {RESTARTS}): {cause}"),
+        );
+        let again = match self.crew.restart(role, &self.wiring, myself).await {
+            Ok(id) => {
+                self.roles.insert(id, role);
+                self.resume(role).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = again {
+            self.end(Status::Failed, Some(format!("the {name} could not be started again: {error}")));
+        }
+    }
+
+    /// Gives an actor that was restarted its part of the running phase.
+    pub(super) fn resume(&mut self, role: Role) -> Result<(), ActorProcessingErr> {
+        match (role, &mut self.phase) {
+            (Role::Generator, Phase::Sampling(sampling)) if !sampling.generated => {
+                sampling.metrics.generator_restarted();
+                self.crew.generator.cast(GeneratorMessage::Generate(sampling.job.clone()))?;
+            }
+            (Role::RejectionSampler, Phase::Sampling(sampling)) => {
+                let message = RejectionSamplerMessage::Use(sampling.selection.clone());
+                self.crew.rejection_sampler.cast(message)?;
+            }
+            (Role::Reference, Phase::Referencing { job, .. }) => {
+                self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;
+            }
+            (Role::Evaluator, Phase::Evaluating(job)) => {
+                self.crew.evaluator.cast(EvaluatorMessage::Evaluate(job.clone()))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Decides that the run is over.
+    pub(super) fn end(&mut self, status: Status, cause: Option<String>) {
+        if status == Status::Failed && !self.wiring.shutdown.has_begun() {
+            self.close_arm("run_failed");
+        }
+        self.wiring.shutdown.begin();
+        self.wiring.completed.close();
+        self.wiring.scored.close();
+        if let Some(cause) = &cause {
+            let level = if status == Status::Failed { EventLevel::Error } else { EventLevel::Warning };
+            self.record(Record::Event {
+                arm: None,
+                level,
+                actor: "conductor",
+                message: format!("the run ends: {cause}"),
+            });
+        }
+        let summary = self.context.summary(status, cause, std::mem::take(&mut self.arms));
+        for arm in &summary.arms {
+            match serde_json::to_value(arm) {
+                Ok(value) => self.record(Record::Summary { arm: arm.arm.clone(), summary: value }),
+                Err(error) => self.context.emit(RunEvent::Note {
+                    level: EventLevel::Error,
+                    message: format!("the summary of arm {} cannot be written: {error}", arm.arm),
+                }),
+            }
+        }
+        self.context.settle(summary);
+        self.phase = Phase::Ended;
+    }
+
+    /// When the run is over: waits for the recorder, then stops everybody.
+    pub(super) async fn leave_when_ended(&mut self, myself: &ActorRef<ConductorMessage>) {
+        if !matches!(self.phase, Phase::Ended) {
+            return;
+        }
+        let flushed = self.crew.recorder.call(RecorderMessage::Flush, Some(FLUSH_PATIENCE)).await;
+        let unrecorded = match flushed {
+            Ok(ractor::rpc::CallResult::Success(Ok(()))) => None,
+            Ok(ractor::rpc::CallResult::Success(Err(cause))) => Some(cause),
+            Ok(ractor::rpc::CallResult::Timeout) => Some("the recorder did not finish in time".to_string()),
+            Ok(ractor::rpc::CallResult::SenderError) | Err(_) => Some("the recorder is gone".to_string()),
+        };
+        self.context.unrecorded(unrecorded);
+        self.wiring.records.close();
+        self.crew.stop().await;
+        myself.stop(None);
+    }
+}

@@ -1,0 +1,319 @@
+//! The phases of a run: what begins each, what its reports add up to, and what comes after.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arriero_store::EventLevel;
+use ractor::ActorProcessingErr;
+
+use super::{AfterCheckpoint, ArmProgress, ConductorState, Phase, SamplingPhase};
+use crate::evaluator::{Evaluation, EvaluationJob, EvaluatorMessage};
+use crate::event::{PhaseKind, RunEvent};
+use crate::generator::{GenerationJob, GeneratorMessage};
+use crate::learner::{CheckpointJob, LearnerMessage, TrainingJob};
+use crate::recorder::Record;
+use crate::reference::{ReferenceJob, ReferenceMessage};
+use crate::rejection_sampler::{RejectionSamplerMessage, SelectionJob};
+use crate::sampling_metrics::SamplingMetrics;
+use crate::summary::{ArmSummary, Status, change, held_out};
+
+impl ConductorState {
+    /// The first thing to do after a stage's training.
+    pub(super) fn advance(&mut self) -> Result<(), ActorProcessingErr> {
+        self.stage += 1;
+        if self.stage == self.current_arm().stages.len() {
+            self.stage = 0;
+            self.round += 1;
+        }
+        if self.round < self.current_arm().rounds {
+            return self.sample();
+        }
+        // Names of the arm's last stage label what follows.
+        self.stage = self.current_arm().stages.len() - 1;
+        self.round = self.current_arm().rounds - 1;
+        self.evaluate(self.progress.version)
+    }
+
+    pub(super) fn evaluate(&mut self, version: u32) -> Result<(), ActorProcessingErr> {
+        let prompts = Arc::clone(&self.context.held_out);
+        let kind = if self.baseline.is_none() { PhaseKind::Baseline } else { PhaseKind::Evaluation };
+        self.enter(kind, prompts.len() as u64);
+        let job = EvaluationJob { version, prompts };
+        self.crew.evaluator.cast(EvaluatorMessage::Evaluate(job.clone()))?;
+        self.phase = Phase::Evaluating(job);
+        Ok(())
+    }
+
+    pub(super) fn begin_arm(&mut self) -> Result<(), ActorProcessingErr> {
+        (self.round, self.stage) = (0, 0);
+        self.progress = ArmProgress::default();
+        self.crew.learner.cast(LearnerMessage::Begin)?;
+        self.phase = Phase::Beginning;
+        Ok(())
+    }
+
+    pub(super) fn sample(&mut self) -> Result<(), ActorProcessingErr> {
+        let needs = self.current_stage().algorithm.objective().needs();
+        let prompts = self.context.round_prompts(self.round);
+        self.enter(PhaseKind::Sampling, prompts.len() as u64);
+        let job = GenerationJob::new(self.progress.version, prompts);
+        let selection = SelectionJob {
+            version: self.progress.version,
+            rule: needs.selection,
+            arm: self.current_arm().name.clone(),
+            stage: self.current_stage().name.clone(),
+            round: self.round as u64,
+        };
+        self.crew.rejection_sampler.cast(RejectionSamplerMessage::Use(selection.clone()))?;
+        self.crew.generator.cast(GeneratorMessage::Generate(job.clone()))?;
+        self.phase = Phase::Sampling(Box::new(SamplingPhase {
+            job,
+            selection,
+            needs_reference: needs.reference,
+            metrics: SamplingMetrics::default(),
+            outcomes: BTreeMap::new(),
+            generated: false,
+        }));
+        Ok(())
+    }
+
+    pub(super) fn report_sampling(
+        &mut self,
+        tokens: u64,
+        seconds: f64,
+        last: bool,
+    ) -> Result<(), ActorProcessingErr> {
+        let Phase::Sampling(sampling) = &mut self.phase else { return Ok(()) };
+        sampling.metrics.sampled(tokens, seconds);
+        sampling.generated |= last;
+        self.sampling_progress();
+        self.end_sampling()
+    }
+
+    pub(super) fn sampling_progress(&self) {
+        let Phase::Sampling(sampling) = &self.phase else { return };
+        self.context.emit(RunEvent::Progress {
+            done: sampling.outcomes.len() as u64,
+            total: sampling.job.prompts.len() as u64,
+            reward: sampling.metrics.mean_reward(),
+            rate: sampling.metrics.tokens_per_second(),
+        });
+    }
+
+    /// Notes what became of a group. A group that is reported twice, because an actor died between
+    /// its report and the end of its lease, counts once.
+    pub(super) fn settle(
+        &mut self,
+        prompt_id: u64,
+        dropped: Option<&'static str>,
+    ) -> Result<(), ActorProcessingErr> {
+        let Phase::Sampling(sampling) = &mut self.phase else { return Ok(()) };
+        sampling.outcomes.insert(prompt_id, dropped);
+        self.sampling_progress();
+        self.end_sampling()
+    }
+
+    pub(super) fn end_sampling(&mut self) -> Result<(), ActorProcessingErr> {
+        let Phase::Sampling(sampling) = &mut self.phase else { return Ok(()) };
+        if !sampling.generated || sampling.outcomes.len() < sampling.job.prompts.len() {
+            return Ok(());
+        }
+        let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for reason in sampling.outcomes.values().copied().flatten() {
+            *reasons.entry(reason).or_default() += 1;
+        }
+        let accepted = sampling.outcomes.values().filter(|outcome| outcome.is_none()).count() as u64;
+        let metrics = sampling.metrics.finish(accepted, &reasons);
+        let (tokens, seconds) = (sampling.metrics.tokens(), sampling.metrics.seconds());
+        let needs_reference = sampling.needs_reference;
+        if self.progress.version == 0 && self.arm == 0 && tokens > 0 {
+            self.seconds_per_initial_token = seconds / tokens as f64;
+        }
+        let (arm, stage) = (sampling.selection.arm.clone(), sampling.selection.stage.clone());
+        self.progress.tokens_sampled += tokens;
+        self.progress.seconds += seconds;
+        self.record(Record::Metrics {
+            arm: arm.clone(),
+            stage: "rejection_sampling".to_string(),
+            step: self.progress.version.into(),
+            metrics,
+        });
+        for (&reason, &count) in &reasons {
+            *self.progress.dropped.entry(reason.to_string()).or_default() += count;
+            self.record(Record::Drops { arm: arm.clone(), stage: stage.clone(), reason, count });
+        }
+        if accepted == 0 {
+            let message = format!(
+                "arm {arm}, stage {stage}: no group of this round is of use, so there is nothing to train on ({})",
+                reasons
+                    .iter()
+                    .map(|(reason, count)| format!("{reason}: {count}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+            self.note(EventLevel::Warning, "rejection sampler", message);
+            return self.advance();
+        }
+        if needs_reference { self.reference(accepted) } else { self.train() }
+    }
+
+    pub(super) fn reference(&mut self, total: u64) -> Result<(), ActorProcessingErr> {
+        self.enter(PhaseKind::Reference, total);
+        let job = ReferenceJob {
+            arm: self.current_arm().name.clone(),
+            stage: self.current_stage().name.clone(),
+            round: self.round as u64,
+        };
+        self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;
+        self.phase = Phase::Referencing { job, total, done: 0, began: Instant::now() };
+        Ok(())
+    }
+
+    pub(super) fn train(&mut self) -> Result<(), ActorProcessingErr> {
+        let stage = self.current_stage().clone();
+        let trees = self.wiring.buffer().len();
+        let steps = stage.training.epochs * trees.div_ceil(stage.training.batch_size);
+        self.enter(PhaseKind::Training, steps as u64);
+        let job = TrainingJob { arm: self.current_arm().name.clone(), stage, round: self.round as u64 };
+        self.crew.learner.cast(LearnerMessage::Train(Box::new(job)))?;
+        self.phase = Phase::Training { done: 0, trees };
+        Ok(())
+    }
+
+    pub(super) fn report_step(&mut self, metrics: &BTreeMap<String, f64>, tokens: u64, seconds: f64) {
+        let Phase::Training { done, .. } = &mut self.phase else { return };
+        *done += 1;
+        self.progress.version += 1;
+        self.progress.tokens_trained += tokens;
+        self.progress.seconds += seconds;
+        let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
+        let event = RunEvent::Step { done: *done, metrics: metrics.clone(), rate };
+        self.context.emit(event);
+    }
+
+    pub(super) fn evaluated(&mut self, evaluation: Evaluation) -> Result<(), ActorProcessingErr> {
+        let figures = held_out(&evaluation);
+        let mut metrics = BTreeMap::from([
+            ("held_out/kl".to_string(), evaluation.kl),
+            ("held_out/mean_length".to_string(), figures.mean_length),
+            ("held_out/tokens_sampled".to_string(), evaluation.tokens as f64),
+            ("seconds".to_string(), evaluation.seconds),
+        ]);
+        for (name, estimate) in [
+            ("prompt_accuracy", figures.prompt_accuracy),
+            ("instruction_accuracy", figures.instruction_accuracy),
+            ("reward", figures.reward),
+        ] {
+            if let Some(estimate) = estimate {
+                metrics.insert(format!("held_out/{name}"), estimate.value);
+            }
+        }
+        let arms: Vec<String> = match &self.baseline {
+            None => self.context.plan.arms.iter().map(|arm| arm.name.clone()).collect(),
+            Some(_) => vec![self.current_arm().name.clone()],
+        };
+        for arm in arms {
+            self.record(Record::Metrics {
+                arm,
+                stage: "evaluation".to_string(),
+                step: evaluation.version.into(),
+                metrics: metrics.clone(),
+            });
+        }
+        self.context.emit(RunEvent::Evaluated { figures });
+        if self.baseline.is_none() {
+            self.baseline = Some(evaluation);
+            return self.begin_arm();
+        }
+        self.progress.seconds += evaluation.seconds;
+        let summary = self.summarise(Some(&evaluation));
+        self.arms.extend(summary);
+        self.checkpoint(AfterCheckpoint::NextArm)
+    }
+
+    /// The running arm in numbers; nothing before the baseline is known.
+    pub(super) fn summarise(&self, after: Option<&Evaluation>) -> Option<ArmSummary> {
+        let baseline = self.baseline.as_ref()?;
+        let arm = self.current_arm();
+        Some(ArmSummary {
+            arm: arm.name.clone(),
+            stages: arm.stages.iter().map(|stage| stage.name.clone()).collect(),
+            before: held_out(baseline),
+            after: after.map(held_out),
+            change: after.map(|after| change(baseline, after)),
+            kl: after.map(|after| after.kl),
+            tokens_sampled: self.progress.tokens_sampled,
+            tokens_trained: self.progress.tokens_trained,
+            steps: self.progress.version.into(),
+            dropped: self.progress.dropped.clone(),
+            seconds: self.progress.seconds,
+            checkpoint: None,
+        })
+    }
+
+    pub(super) fn checkpoint(&mut self, then: AfterCheckpoint) -> Result<(), ActorProcessingErr> {
+        let arm = self.current_arm().name.clone();
+        let Some(root) = self.context.checkpoint_root(&arm) else {
+            self.end(Status::Failed, Some(format!("there is no run folder of arm \"{arm}\"")));
+            return Ok(());
+        };
+        let in_training = matches!(self.phase, Phase::Training { .. } | Phase::Evaluating(_));
+        let state = serde_json::json!({
+            "format": 1,
+            "seed": self.context.plan.seed,
+            "arm": arm,
+            "round": self.round,
+            "stage": self.stage,
+            // A round's prompts are consumed when its training has begun.
+            "prompts_consumed": (self.round + usize::from(in_training)) * self.context.plan.prompts.per_round(),
+            "in_training": in_training,
+        });
+        let job = CheckpointJob { root, optimizer: self.context.plan.checkpoint.optimizer, state };
+        self.enter(PhaseKind::Checkpoint, 1);
+        self.crew.learner.cast(LearnerMessage::Checkpoint(job))?;
+        self.phase = Phase::Checkpointing { then };
+        Ok(())
+    }
+
+    pub(super) fn checkpointed(
+        &mut self,
+        directory: PathBuf,
+        version: u32,
+        state: serde_json::Value,
+    ) -> Result<(), ActorProcessingErr> {
+        if !matches!(self.phase, Phase::Checkpointing { .. }) {
+            return Ok(());
+        }
+        let Phase::Checkpointing { then } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return Ok(());
+        };
+        let arm = self.current_arm().name.clone();
+        self.progress.checkpointed = true;
+        self.record(Record::Checkpoint {
+            arm: arm.clone(),
+            step: version.into(),
+            path: directory.clone(),
+            manifest: state,
+        });
+        if let Some(summary) = self.arms.iter_mut().find(|summary| summary.arm == arm) {
+            summary.checkpoint = Some(directory.display().to_string());
+            // After ctrl-c the learner has finished one more step than it had reported.
+            summary.steps = version.into();
+        }
+        match then {
+            AfterCheckpoint::End(status) => self.end(status, Some("ctrl-c".to_string())),
+            AfterCheckpoint::NextArm => {
+                self.context.emit(RunEvent::ArmDone { arm });
+                if self.arm + 1 < self.context.plan.arms.len() {
+                    self.arm += 1;
+                    self.begin_arm()?;
+                } else {
+                    self.end(Status::Completed, None);
+                }
+            }
+        }
+        Ok(())
+    }
+}
