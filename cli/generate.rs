@@ -16,6 +16,9 @@ use crate::Failure;
 use crate::model::ModelArguments;
 use crate::progress::counter;
 
+/// Sequences decoded at once, and samples of a prompt: more would only run out of memory.
+const MOST_SEQUENCES: usize = 65_536;
+
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -78,8 +81,12 @@ struct Row<'a> {
 /// Samples and writes.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let input = |message: String| Failure::input(anyhow!(message));
-    if arguments.samples == 0 || arguments.batch == 0 {
-        return Err(input("--samples and --batch must be at least 1".to_string()));
+    for (name, count) in [("--samples", arguments.samples), ("--batch", arguments.batch)] {
+        if !(1..=MOST_SEQUENCES).contains(&count) {
+            return Err(input(format!(
+                "{name} is {count}; it must be at least 1 and at most {MOST_SEQUENCES}"
+            )));
+        }
     }
     let greedy = if arguments.samples == 1 { 0.0 } else { 1.0 };
     let sampling = SamplingConfig {

@@ -63,7 +63,11 @@ fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
             "generator.samples=-1",
             "generator.samples is wrong: integer `-1`, expected a whole number of at least 0",
         ),
-        ("generator.samples=0", "generator.samples is 0; it must be at least 1"),
+        (
+            "queues.capacity=99999999999",
+            "queues.capacity is 99999999999; it must be at least 1 and at most 65536",
+        ),
+        ("generator.samples=0", "generator.samples is 0; it must be at least 1 and at most 65536"),
         ("generator.top_p=1.5", "generator.top_p is 1.5; it must be above 0 and at most 1"),
         (
             "algorithm={ kind = \"dpo\", beta = \"x\" }",

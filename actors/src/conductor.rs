@@ -305,7 +305,8 @@ impl ConductorState {
 
     fn enter(&self, kind: PhaseKind, total: u64) {
         let arm = if kind == PhaseKind::Baseline { String::new() } else { self.current_arm().name.clone() };
-        let round = (self.current_arm().rounds > 1).then_some(self.round + 1);
+        let in_rounds = matches!(kind, PhaseKind::Sampling | PhaseKind::Reference | PhaseKind::Training);
+        let round = (in_rounds && self.current_arm().rounds > 1).then_some(self.round + 1);
         let stage = self.current_stage().name.clone();
         self.context.emit(RunEvent::Phase { kind, arm, round, stage, total });
     }

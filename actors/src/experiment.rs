@@ -31,6 +31,13 @@ pub use prompts::{PromptFiles, PromptSource, Prompts, Split, read_prompts};
 /// `model.path` of the model that set-up brought.
 const DEFAULT_MODEL: &str = "default";
 
+/// Sequences decoded at once: more is a slip of the finger, and would only run out of memory.
+const MOST_SEQUENCES: usize = 65_536;
+/// Items of a queue, whose slots are allocated at once.
+const MOST_QUEUED: usize = 65_536;
+/// Rounds of an arm.
+const MOST_ROUNDS: usize = 1_000_000;
+
 /// An experiment with nothing left open.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -238,7 +245,7 @@ fn generator(mut section: Section<'_>) -> Result<GeneratorPlan, ExperimentError>
     let GeneratorSizes { samples, batch } = section.read(&GeneratorSizes::default())?;
     let sampling: SamplingConfig = section.read(&SamplingConfig::default())?;
     section.check(sampling.validate())?;
-    section.at_least_one(&[("samples", samples), ("batch", batch)])?;
+    section.counts(&[("samples", samples, MOST_SEQUENCES), ("batch", batch, MOST_SEQUENCES)])?;
     section.finish()?;
     Ok(GeneratorPlan { sampling, samples, batch })
 }
@@ -255,7 +262,7 @@ fn evaluation(
     };
     let sampling: SamplingConfig = section.read(&greedy)?;
     section.check(sampling.validate())?;
-    section.at_least_one(&[("batch", batch), ("kl_prompts", kl_prompts)])?;
+    section.counts(&[("batch", batch, MOST_SEQUENCES), ("kl_prompts", kl_prompts, usize::MAX)])?;
     section.finish()?;
     Ok(EvaluationPlan { sampling, batch, kl_prompts })
 }
@@ -279,7 +286,7 @@ fn reward(mut section: Section<'_>) -> Result<RewardConfig, ExperimentError> {
 fn capacities(mut section: Section<'_>, per_round: usize) -> Result<(usize, usize), ExperimentError> {
     let queue: usize = section.take("capacity")?.unwrap_or(64);
     let buffer: usize = section.take("buffer")?.unwrap_or(per_round);
-    section.at_least_one(&[("capacity", queue)])?;
+    section.counts(&[("capacity", queue, MOST_QUEUED)])?;
     if buffer < per_round {
         let message = format!("is {buffer}, less than the {per_round} prompts of a round that it must hold");
         return Err(section.fail("buffer", &message));
@@ -290,7 +297,7 @@ fn capacities(mut section: Section<'_>, per_round: usize) -> Result<(usize, usiz
 
 /// One `[algorithm]`, or any number of `[[arm]]`.
 fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm>, ExperimentError> {
-    root.at_least_one(&[("rounds", rounds)])?;
+    root.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
     let listed = root.children("arm")?;
     if root.has("algorithm") {
         if !listed.is_empty() {
@@ -315,7 +322,7 @@ fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
         let name: String = section.take("name")?.unwrap_or_else(|| names.join("-"));
         let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
-        section.at_least_one(&[("rounds", rounds)])?;
+        section.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
         arriero_store::check_arm_name(&name)
             .map_err(|error| section.fail("name", &format!("is wrong: {error}")))?;
         if arms.iter().any(|arm| arm.name == name) {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use arriero_buffers::Tree;
+use arriero_buffers::{ExperienceBuffer, Tree};
 use arriero_policy::checkpoint::{self, Weights};
 use arriero_policy::device::Compute;
 use arriero_policy::snapshot::Snapshot;
@@ -75,7 +75,27 @@ pub(crate) struct LearnerState {
 
 struct Work {
     job: TrainingJob,
+    experience: ExperienceBuffer,
+    /// Epochs begun.
+    epoch: u64,
+    /// What is left of the epoch.
     batches: VecDeque<Vec<Tree>>,
+}
+
+impl Work {
+    fn next_batch(&mut self, seed: u64) -> Option<Vec<Tree>> {
+        let training = &self.job.stage.training;
+        if self.batches.is_empty() && self.epoch < training.epochs as u64 {
+            let batches = self.experience.minibatches(seed, self.job.round, self.epoch, training.batch_size);
+            self.batches = batches.into_iter().map(|batch| batch.into_iter().cloned().collect()).collect();
+            self.epoch += 1;
+        }
+        self.batches.pop_front()
+    }
+
+    fn is_done(&self) -> bool {
+        self.batches.is_empty() && self.epoch >= self.job.stage.training.epochs as u64
+    }
 }
 
 impl ThreadLocalActor for Learner {
@@ -135,17 +155,13 @@ impl LearnerState {
 
     fn train(&mut self, job: TrainingJob) -> Result<(), ActorProcessingErr> {
         let training = &job.stage.training;
-        let batches: VecDeque<Vec<Tree>> = {
+        let experience = {
             let mut buffer = self.wiring.buffer();
-            let batches = (0..training.epochs as u64)
-                .flat_map(|epoch| {
-                    buffer.minibatches(self.wiring.plan.seed, job.round, epoch, training.batch_size)
-                })
-                .map(|batch| batch.into_iter().cloned().collect())
-                .collect();
+            let experience = buffer.clone();
             buffer.clear();
-            batches
+            experience
         };
+        let steps = training.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
         // The old optimiser goes before the new one comes: both at once would set the peak memory.
         self.trainer = None;
         self.trainer = Some(Trainer::new(
@@ -154,16 +170,16 @@ impl LearnerState {
             self.compute,
             job.stage.algorithm.objective(),
             training.clone(),
-            batches.len(),
+            steps,
         )?);
-        self.work = Some(Work { job, batches });
+        self.work = Some(Work { job, experience, epoch: 0, batches: VecDeque::new() });
         Ok(())
     }
 
     /// One optimiser step; false when there is no more to do.
     fn step(&mut self) -> Result<bool, ActorProcessingErr> {
         let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
-        if let Some(batch) = work.batches.pop_front() {
+        if let Some(batch) = work.next_batch(self.wiring.plan.seed) {
             let began = Instant::now();
             self.wiring.faults.begin(Role::Learner);
             let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
@@ -188,7 +204,7 @@ impl LearnerState {
                 seconds: began.elapsed().as_secs_f64(),
             });
         }
-        if !work.batches.is_empty() {
+        if !work.is_done() {
             return Ok(true);
         }
         self.weights = trainer.weights();

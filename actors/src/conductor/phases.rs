@@ -174,7 +174,7 @@ impl ConductorState {
     pub(super) fn train(&mut self) -> Result<(), ActorProcessingErr> {
         let stage = self.current_stage().clone();
         let trees = self.wiring.buffer().len();
-        let steps = stage.training.epochs * trees.div_ceil(stage.training.batch_size);
+        let steps = stage.training.epochs.saturating_mul(trees.div_ceil(stage.training.batch_size));
         self.enter(PhaseKind::Training, steps as u64);
         let job = TrainingJob { arm: self.current_arm().name.clone(), stage, round: self.round as u64 };
         self.crew.learner.cast(LearnerMessage::Train(Box::new(job)))?;

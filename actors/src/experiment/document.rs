@@ -197,9 +197,12 @@ impl<'a> Section<'a> {
         })
     }
 
-    pub fn at_least_one(&self, counts: &[(&str, usize)]) -> Result<(), ExperimentError> {
-        match counts.iter().find(|(_, count)| *count == 0) {
-            Some((key, _)) => Err(self.fail(key, "is 0; it must be at least 1")),
+    /// Checks that counts are at least 1 and at most what is given with them.
+    pub fn counts(&self, counts: &[(&str, usize, usize)]) -> Result<(), ExperimentError> {
+        match counts.iter().find(|(_, count, most)| !(1..=*most).contains(count)) {
+            Some((key, count, most)) => {
+                Err(self.fail(key, &format!("is {count}; it must be at least 1 and at most {most}")))
+            }
             None => Ok(()),
         }
     }
