@@ -266,6 +266,15 @@ fn a_run_leaves_what_the_design_says() {
     let first = steps[0]["behaviour_logp_difference/max"].as_f64().expect("a number");
     assert!(first < 1e-4, "the sampler's log-probabilities are off by {first}");
 
+    let database = rusqlite::Connection::open(arm.join("run.db")).expect("the store");
+    let mut query = database.prepare("SELECT message FROM events ORDER BY time").expect("a query");
+    let events = query.query_map([], |row| row.get::<_, String>(0)).expect("rows");
+    let events: Vec<String> = events.map(|event| event.expect("a row")).collect();
+    let phases =
+        ["baseline", "sampling of dpo, round 1", "reference", "training", "evaluation", "checkpoint"];
+    assert_eq!(events.len(), phases.len(), "{events:?}");
+    assert!(events.iter().zip(phases).all(|(event, phase)| event.starts_with(phase)), "{events:?}");
+
     let summary: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(run_folder.join("summary.json")).expect("a summary"))
             .expect("JSON");

@@ -308,6 +308,14 @@ impl ConductorState {
         let in_rounds = matches!(kind, PhaseKind::Sampling | PhaseKind::Reference | PhaseKind::Training);
         let round = (in_rounds && self.current_arm().rounds > 1).then_some(self.round + 1);
         let stage = self.current_stage().name.clone();
+        let place = if in_rounds { format!(" of {stage}, round {}", self.round + 1) } else { String::new() };
+        let message = format!("{}{place} begins, {total} to do", kind.as_str());
+        self.record(Record::Event {
+            arm: (kind != PhaseKind::Baseline).then(|| arm.clone()),
+            level: EventLevel::Info,
+            actor: "conductor",
+            message,
+        });
         self.context.emit(RunEvent::Phase { kind, arm, round, stage, total });
     }
 }
