@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, SlidingWindow};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::TreeSpan;
@@ -15,6 +15,7 @@ pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
     slots: usize,
     capacity: i64,
+    window: Option<SlidingWindow>,
 }
 
 /// Where a decode step writes, and what it may see.
@@ -24,13 +25,15 @@ pub struct DecodeStep {
     rows: Tensor,
     /// Additive, `[sequences, 1, 1, longest]`.
     mask: Tensor,
+    /// The same for layers with a sliding window, where that hides anything.
+    window_mask: Option<Tensor>,
     longest: i64,
 }
 
 impl KvCache {
     /// A cache without room.
     pub fn empty() -> Self {
-        KvCache { layers: Vec::new(), slots: 0, capacity: 0 }
+        KvCache { layers: Vec::new(), slots: 0, capacity: 0, window: None }
     }
 
     /// A cache for `slots` sequences of up to `capacity` tokens.
@@ -42,7 +45,7 @@ impl KvCache {
         let refused = |_| PolicyError::CacheTooLarge { slots, capacity };
         let empty = || Tensor::f_zeros(shape, (compute.kind, compute.device)).map_err(refused);
         let layers = (0..config.num_layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
-        Ok(KvCache { layers, slots, capacity: capacity as i64 })
+        Ok(KvCache { layers, slots, capacity: capacity as i64, window: config.sliding_window.clone() })
     }
 
     /// Sequences that there is room for.
@@ -103,22 +106,28 @@ impl KvCache {
             .enumerate()
             .map(|(slot, &length)| slot as i64 * self.capacity + length as i64)
             .collect();
-        let mut mask = vec![0.0f32; lengths.len() * longest];
-        for (row, &length) in mask.chunks_mut(longest.max(1)).zip(lengths) {
-            row[length + 1..].fill(f32::NEG_INFINITY);
-        }
-        DecodeStep {
-            rows: Tensor::from_slice(&rows).to_device(compute.device),
-            mask: Tensor::from_slice(&mask)
+        let mask = |window: usize| {
+            let mut mask = vec![0.0f32; lengths.len() * longest];
+            for (row, &length) in mask.chunks_mut(longest.max(1)).zip(lengths) {
+                row[length + 1..].fill(f32::NEG_INFINITY);
+                row[..(length + 1).saturating_sub(window)].fill(f32::NEG_INFINITY);
+            }
+            Tensor::from_slice(&mask)
                 .view([lengths.len() as i64, 1, 1, longest as i64])
                 .to_device(compute.device)
-                .to_kind(compute.kind),
+                .to_kind(compute.kind)
+        };
+        let window = self.window.as_ref().filter(|window| window.size < longest);
+        DecodeStep {
+            rows: Tensor::from_slice(&rows).to_device(compute.device),
+            mask: mask(longest),
+            window_mask: window.map(|window| mask(window.size)),
             longest: longest as i64,
         }
     }
 
     /// Stores one layer's new keys and values `[sequences, kv_heads, head_dim]` and attends to all
-    /// that each sequence has: `[sequences, heads, head_dim]`.
+    /// that each sequence has, or to the window: `[sequences, heads, head_dim]`.
     pub fn attend(
         &mut self,
         step: &DecodeStep,
@@ -138,7 +147,9 @@ impl KvCache {
         // values are read where they lie, once for the whole group.
         let grouped = query.view([sequences, kv_heads, -1, head_dim]);
         let groups = grouped.size()[2];
-        let mask = step.mask.expand([sequences, 1, groups, step.longest], false);
+        let windowed = self.window.as_ref().is_some_and(|window| window.layers[layer]);
+        let mask = step.window_mask.as_ref().filter(|_| windowed).unwrap_or(&step.mask);
+        let mask = mask.expand([sequences, 1, groups, step.longest], false);
         Tensor::scaled_dot_product_attention(
             &grouped,
             &seen(keys),

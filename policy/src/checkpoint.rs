@@ -110,11 +110,15 @@ fn check_tensors(path: &Path, config: &ModelConfig, found: &BTreeMap<String, Vec
     };
     match found.keys().find(|name| !known(name)) {
         Some(name) => {
-            let supported = "the tensors of a Llama without biases";
-            Err(PolicyError::unsupported(path, format!("the tensor {name}"), supported))
+            Err(PolicyError::unsupported(path, format!("the tensor {name}"), supported_tensors(config)))
         }
         None => Ok(()),
     }
+}
+
+/// For messages.
+fn supported_tensors(config: &ModelConfig) -> String {
+    format!("the tensors that its configuration asks for, of the family \"{}\"", config.family.name())
 }
 
 /// The model that `cargo xtask setup` brought: in `.arriero/models` of the current folder, of one above it,

@@ -29,6 +29,14 @@ impl TreeSpan {
         self.prompt + self.branches.iter().sum::<i64>()
     }
 
+    /// What a token may attend to where it sees `window` tokens of its sequence, itself among them; as
+    /// `mask`. `None` if the window holds every sequence, so that it changes nothing.
+    pub fn window_mask(&self, window: usize, device: Device) -> Option<Tensor> {
+        let longest = self.prompt + self.branches.iter().max().unwrap_or(&0);
+        (longest > window as i64)
+            .then(|| branch_mask(self.prompt, &self.branches, Some(window as i64)).to_device(device))
+    }
+
     /// Never true: a tree has a prompt.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -91,7 +99,7 @@ impl Forest {
                 positions.extend(prompt..prompt + inputs.len() as i64);
                 branches.push(inputs.len() as i64);
             }
-            let mask = (branches.len() > 1).then(|| branch_mask(prompt, &branches).to_device(device));
+            let mask = (branches.len() > 1).then(|| branch_mask(prompt, &branches, None).to_device(device));
             spans.push(TreeSpan { start, prompt, branches, mask });
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
@@ -127,9 +135,9 @@ impl Forest {
     }
 }
 
-/// Causal order within the prompt and within each branch; a branch sees the whole prompt and no
-/// other branch.
-fn branch_mask(prompt: i64, branches: &[i64]) -> Tensor {
+/// Causal order within the prompt and within each branch; a branch sees the prompt and no other branch.
+/// A window counts positions, which go on from the prompt's end in each branch.
+fn branch_mask(prompt: i64, branches: &[i64], window: Option<i64>) -> Tensor {
     let total = prompt + branches.iter().sum::<i64>();
     let size = total as usize;
     let mut mask = vec![f32::NEG_INFINITY; size * size];
@@ -137,14 +145,16 @@ fn branch_mask(prompt: i64, branches: &[i64]) -> Tensor {
         let base = row as usize * size;
         mask[base + from as usize..base + to as usize].fill(0.0);
     };
+    let first_seen = |position: i64| window.map_or(0, |window| (position + 1 - window).max(0));
     for row in 0..prompt {
-        allow(row, 0, row + 1);
+        allow(row, first_seen(row), row + 1);
     }
     let mut start = prompt;
     for &length in branches {
         for row in start..start + length {
-            allow(row, 0, prompt);
-            allow(row, start, row + 1);
+            let first = first_seen(prompt + row - start);
+            allow(row, first.min(prompt), prompt);
+            allow(row, start + (first - prompt).max(0), row + 1);
         }
         start += length;
     }
@@ -204,12 +214,28 @@ mod tests {
         assert!(forest.spans[1].mask.is_none());
     }
 
+    /// The columns that each row of a mask sees.
+    fn seen(mask: &Tensor) -> Vec<Vec<usize>> {
+        let size = mask.size()[0] as usize;
+        let mask: Vec<f32> = Vec::try_from(mask.flatten(0, -1)).expect("a vector");
+        let columns = |row: &[f32]| (0..size).filter(|&column| row[column] == 0.0).collect();
+        mask.chunks(size).map(columns).collect()
+    }
+
+    #[test]
+    fn a_window_counts_positions_and_not_places() {
+        let span = TreeSpan { start: 0, prompt: 2, branches: vec![3, 1], mask: None };
+        let expected = [vec![0], vec![0, 1], vec![1, 2], vec![2, 3], vec![3, 4], vec![1, 5]];
+        let mask = span.window_mask(2, Device::Cpu).expect("a sequence has five tokens");
+        assert_eq!(seen(&mask), expected);
+        assert!(span.window_mask(4, Device::Cpu).is_some());
+        assert!(span.window_mask(5, Device::Cpu).is_none());
+    }
+
     #[test]
     fn a_branch_sees_the_prompt_and_itself() {
-        let mask: Vec<f32> = Vec::try_from(branch_mask(2, &[2, 1]).view([25])).expect("a vector");
-        let seen: Vec<Vec<usize>> =
-            mask.chunks(5).map(|row| (0..5).filter(|&column| row[column] == 0.0).collect()).collect();
-        assert_eq!(seen, [vec![0], vec![0, 1], vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 4]]);
+        let expected = [vec![0], vec![0, 1], vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 4]];
+        assert_eq!(seen(&branch_mask(2, &[2, 1], None)), expected);
     }
 
     #[test]

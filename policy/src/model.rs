@@ -1,7 +1,9 @@
-//! The decoder of the Llama family: RMS norm, rotary positions, grouped-query attention, SwiGLU.
+//! The one decoder: RMS norm, rotary positions, grouped-query attention, SwiGLU; with biases or norms on
+//! heads where the configuration has them.
 //!
 //! Touvron et al., "LLaMA", 2023 (arXiv:2302.13971); Su et al., "RoFormer", 2021 (arXiv:2104.09864);
-//! Ainslie et al., "GQA", 2023 (arXiv:2305.13245); Shazeer, "GLU Variants", 2020 (arXiv:2002.05202).
+//! Ainslie et al., "GQA", 2023 (arXiv:2305.13245); Shazeer, "GLU Variants", 2020 (arXiv:2002.05202); Henry
+//! et al., "Query-Key Normalization", 2020 (arXiv:2010.04245).
 //!
 //! [`Model::layers`] is the only forward pass. It works on a flat axis of tokens and leaves attention
 //! to its caller, who knows how these tokens belong together: [`Model::forest`] attends within the
@@ -19,17 +21,35 @@ use crate::forest::{Forest, TreeSpan};
 /// and values `[tokens, kv_heads, head_dim]` to `[tokens, heads, head_dim]`.
 pub type Attend<'a> = dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Tensor + 'a;
 
+/// A matrix, and a bias where there is one.
+#[derive(Debug)]
+struct Linear {
+    /// `[outputs, inputs]`.
+    weight: Tensor,
+    /// `[outputs]`.
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// From `[tokens, inputs]` to `[tokens, outputs]`.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
 #[derive(Debug)]
 struct Layer {
     input_norm: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_output: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    /// Of each head's queries and of its keys, `[head_dim]`.
+    head_norms: Option<(Tensor, Tensor)>,
+    attention_output: Linear,
     post_attention_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 /// A decoder with its weights.
@@ -61,17 +81,22 @@ impl Model {
         }
         let place = |name: &str| weights[name].to_device(compute.device).to_kind(compute.kind);
         let layer = |number: usize| {
-            let part = |name: &str| place(&format!("model.layers.{number}.{name}.weight"));
+            let norm = |name: &str| place(&format!("model.layers.{number}.{name}.weight"));
+            let linear = |name: &str, bias: bool| Linear {
+                weight: norm(name),
+                bias: bias.then(|| place(&format!("model.layers.{number}.{name}.bias"))),
+            };
             Layer {
-                input_norm: part("input_layernorm"),
-                query: part("self_attn.q_proj"),
-                key: part("self_attn.k_proj"),
-                value: part("self_attn.v_proj"),
-                attention_output: part("self_attn.o_proj"),
-                post_attention_norm: part("post_attention_layernorm"),
-                gate: part("mlp.gate_proj"),
-                up: part("mlp.up_proj"),
-                down: part("mlp.down_proj"),
+                input_norm: norm("input_layernorm"),
+                query: linear("self_attn.q_proj", config.qkv_bias()),
+                key: linear("self_attn.k_proj", config.qkv_bias()),
+                value: linear("self_attn.v_proj", config.qkv_bias()),
+                head_norms: config.qk_norm().then(|| (norm("self_attn.q_norm"), norm("self_attn.k_norm"))),
+                attention_output: linear("self_attn.o_proj", config.attention_bias),
+                post_attention_norm: norm("post_attention_layernorm"),
+                gate: linear("mlp.gate_proj", config.mlp_bias),
+                up: linear("mlp.up_proj", config.mlp_bias),
+                down: linear("mlp.down_proj", config.mlp_bias),
             }
         };
         let embedding = place("model.embed_tokens.weight");
@@ -114,20 +139,23 @@ impl Model {
         let mut hidden = Tensor::embedding(&self.embedding, tokens, -1, false, false);
         for (number, layer) in self.layers.iter().enumerate() {
             let input = rms_norm(&hidden, &layer.input_norm, eps);
-            let heads = |matrix: &Tensor| {
-                input.linear(matrix, None::<Tensor>).view([-1, matrix.size()[0] / head_dim, head_dim])
-            };
-            let query = rotate(&heads(&layer.query), &angles);
-            let key = rotate(&heads(&layer.key), &angles);
-            let attention = attend(number, &query, &key, &heads(&layer.value));
+            let heads =
+                |linear: &Linear, count: usize| linear.forward(&input).view([-1, count as i64, head_dim]);
+            let mut query = heads(&layer.query, self.config.num_heads);
+            let mut key = heads(&layer.key, self.config.num_kv_heads);
+            let value = heads(&layer.value, self.config.num_kv_heads);
+            if let Some((query_norm, key_norm)) = &layer.head_norms {
+                query = rms_norm(&query, query_norm, eps);
+                key = rms_norm(&key, key_norm, eps);
+            }
+            let attention = attend(number, &rotate(&query, &angles), &rotate(&key, &angles), &value);
             let attention = attention.reshape([-1, self.config.num_heads as i64 * head_dim]);
             // Not in place: autograd keeps the sum's first term.
-            hidden = &hidden + attention.linear(&layer.attention_output, None::<Tensor>);
+            hidden = &hidden + layer.attention_output.forward(&attention);
 
             let input = rms_norm(&hidden, &layer.post_attention_norm, eps);
-            let gated =
-                input.linear(&layer.gate, None::<Tensor>).silu() * input.linear(&layer.up, None::<Tensor>);
-            hidden = &hidden + gated.linear(&layer.down, None::<Tensor>);
+            let gated = layer.gate.forward(&input).silu() * layer.up.forward(&input);
+            hidden = &hidden + layer.down.forward(&gated);
         }
         rms_norm(&hidden, &self.norm, eps)
     }
@@ -135,10 +163,19 @@ impl Model {
     /// Hidden states of a packed batch, `[tokens, hidden]`. `keep` is shown each layer's number,
     /// keys and values, which a generator stores.
     pub fn forest(&self, forest: &Forest, keep: &mut dyn FnMut(usize, &Tensor, &Tensor)) -> Tensor {
+        let device = self.compute.device;
+        let windowed: Vec<Option<Tensor>> = match &self.config.sliding_window {
+            Some(window) => forest.spans.iter().map(|span| span.window_mask(window.size, device)).collect(),
+            None => Vec::new(),
+        };
         self.layers(&forest.tokens, &forest.positions, &mut |layer, query, key, value| {
             keep(layer, key, value);
-            let parts: Vec<Tensor> =
-                forest.spans.iter().map(|span| attend_tree(span, query, key, value)).collect();
+            let windowed = self.config.window(layer).map_or(&[][..], |_| &windowed);
+            let attend = |(index, span): (usize, &TreeSpan)| {
+                let mask = windowed.get(index).and_then(Option::as_ref).or(span.mask.as_ref());
+                attend_tree(span, mask, query, key, value)
+            };
+            let parts: Vec<Tensor> = forest.spans.iter().enumerate().map(attend).collect();
             Tensor::cat(&parts, 0)
         })
     }
@@ -149,8 +186,14 @@ impl Model {
     }
 }
 
-/// Attention within one tree: `[tree's tokens, heads, head_dim]`.
-fn attend_tree(span: &TreeSpan, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+/// Attention within one tree, causal where there is no mask: `[tree's tokens, heads, head_dim]`.
+fn attend_tree(
+    span: &TreeSpan,
+    mask: Option<&Tensor>,
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+) -> Tensor {
     let heads = query.size()[1];
     // [tokens, heads, head_dim] → [1, heads, tokens, head_dim], key and value heads repeated for
     // their groups of query heads.
@@ -166,7 +209,7 @@ fn attend_tree(span: &TreeSpan, query: &Tensor, key: &Tensor, value: &Tensor) ->
         };
         full.transpose(0, 1).unsqueeze(0)
     };
-    let mask = span.mask.as_ref().map(|mask| mask.to_kind(query.kind()));
+    let mask = mask.map(|mask| mask.to_kind(query.kind()));
     let causal = mask.is_none();
     Tensor::scaled_dot_product_attention(
         &arrange(query),
@@ -192,10 +235,8 @@ fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 /// Cosines and sines, f32 `[max_positions, head_dim]`: each angle stands in both halves, as the
 /// Hugging Face layout pairs entry i with entry i + head_dim / 2.
 fn rotary_table(config: &ModelConfig, device: Device) -> (Tensor, Tensor) {
-    let half = config.head_dim / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| (1.0 / config.rope_theta.powf((2 * i) as f64 / config.head_dim as f64)) as f32)
-        .collect();
+    let frequencies = config.rope.frequencies(config.head_dim);
+    let frequencies: Vec<f32> = frequencies.into_iter().map(|frequency| frequency as f32).collect();
     let positions = Tensor::arange(config.max_positions as i64, (Kind::Float, Device::Cpu)).unsqueeze(1);
     let angles = positions * Tensor::from_slice(&frequencies).unsqueeze(0);
     let angles = Tensor::cat(&[&angles, &angles], 1).to_device(device);

@@ -1,7 +1,7 @@
 //! GGUF files: configuration, vocabulary, merges, chat template and (quantised) tensors in one.
 //!
 //! candle-core decodes the tensors. The names and the layout of query and key weights are llama.cpp's:
-//! it interleaves the two halves of each head for its rotary positions, which is undone here.
+//! in a Llama it interleaves the two halves of each head for its rotary positions, which is undone here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -13,8 +13,8 @@ use candle_core::quantized::gguf_file::{Content, Value as Metadata};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use super::{Weights, check_tensors};
-use crate::config::ModelConfig;
+use super::{Weights, check_tensors, supported_tensors};
+use crate::config::{Family, ModelConfig, Rope, RopeScaling};
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::{Tokenizer, TokenizerFacts};
 
@@ -40,7 +40,8 @@ impl GgufFile {
         })?;
         let fields = Fields { path, metadata: &content.metadata };
         let tokens = fields.strings("tokenizer.ggml.tokens")?;
-        let config = config(&fields, tokens.len(), content.tensor_infos.contains_key("output.weight"))?;
+        let has = |tensor: &str| content.tensor_infos.contains_key(tensor);
+        let config = config(&fields, tokens.len(), &has)?;
         let tokenizer = tokenizer(&fields, &tokens)?;
 
         let mut found = BTreeMap::new();
@@ -54,11 +55,7 @@ impl GgufFile {
                 return Err(PolicyError::broken(path, cause));
             }
             let name = hf_name(name).ok_or_else(|| {
-                PolicyError::unsupported(
-                    path,
-                    format!("the tensor {name}"),
-                    "the tensors of a Llama without biases",
-                )
+                PolicyError::unsupported(path, format!("the tensor {name}"), supported_tensors(&config))
             })?;
             found.insert(name, info.shape.dims().iter().map(|&size| size as i64).collect());
         }
@@ -82,6 +79,7 @@ impl GgufFile {
             let shape: Vec<i64> = shape.into_iter().map(|size| size as i64).collect();
             let tensor = Tensor::from_slice(&values).view(&shape[..]);
             let heads = match name.rsplit('.').nth(1) {
+                _ if self.config.family != Family::Llama => None,
                 Some("q_proj") => Some(self.config.num_heads),
                 Some("k_proj") => Some(self.config.num_kv_heads),
                 _ => None,
@@ -95,9 +93,9 @@ impl GgufFile {
 
 /// From rows that alternate between a head's two halves to rows of the first half, then of the second.
 fn join_halves(weight: &Tensor, heads: usize) -> Tensor {
-    let [rows, columns] = weight.size()[..] else { unreachable!("the shape was checked") };
+    let shape = weight.size();
     let heads = heads as i64;
-    weight.view([heads, rows / heads / 2, 2, columns]).transpose(1, 2).reshape([rows, columns])
+    weight.view([heads, shape[0] / heads / 2, 2, -1]).transpose(1, 2).reshape(&shape[..])
 }
 
 fn hf_name(name: &str) -> Option<String> {
@@ -111,19 +109,22 @@ fn hf_name(name: &str) -> Option<String> {
         return Some(fixed.to_string());
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (part, end) = part.split_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))?;
     let part = match part {
-        "attn_norm.weight" => "input_layernorm",
-        "attn_q.weight" => "self_attn.q_proj",
-        "attn_k.weight" => "self_attn.k_proj",
-        "attn_v.weight" => "self_attn.v_proj",
-        "attn_output.weight" => "self_attn.o_proj",
-        "ffn_norm.weight" => "post_attention_layernorm",
-        "ffn_gate.weight" => "mlp.gate_proj",
-        "ffn_up.weight" => "mlp.up_proj",
-        "ffn_down.weight" => "mlp.down_proj",
+        "attn_norm" => "input_layernorm",
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
+        "attn_output" => "self_attn.o_proj",
+        "ffn_norm" => "post_attention_layernorm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
         _ => return None,
     };
-    layer.parse::<u32>().ok().map(|layer| format!("model.layers.{layer}.{part}.weight"))
+    layer.parse::<u32>().ok().map(|layer| format!("model.layers.{layer}.{part}.{end}"))
 }
 
 /// The metadata, read by key.
@@ -167,35 +168,52 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn config(fields: &Fields<'_>, vocab_size: usize, has_output: bool) -> Result<ModelConfig> {
+fn config(fields: &Fields<'_>, vocab_size: usize, has: &dyn Fn(&str) -> bool) -> Result<ModelConfig> {
     let architecture = fields.text("general.architecture").unwrap_or("(none)");
-    if architecture != "llama" {
+    // llama.cpp has Mistral as a Llama, and does not know its window.
+    let families = [Family::Llama, Family::Qwen2, Family::Qwen3];
+    let Some(family) = families.into_iter().find(|family| family.name() == architecture) else {
         let found = format!("the architecture \"{architecture}\"");
-        return Err(PolicyError::unsupported(fields.path, found, "\"llama\""));
+        return Err(PolicyError::unsupported(fields.path, found, "\"llama\", \"qwen2\", \"qwen3\""));
+    };
+    let key = |name: &str| format!("{architecture}.{name}");
+    if let Some(window) = fields.number(&key("attention.sliding_window")).filter(|&window| window > 0) {
+        let found = format!("a sliding window of {window} tokens in a GGUF file");
+        let supported = "no window; use the model's Hugging Face directory instead";
+        return Err(PolicyError::unsupported(fields.path, found, supported));
     }
-    if let Some(scaling) = fields.text("llama.rope.scaling.type").filter(|&kind| kind != "none") {
-        let found = format!("scaled rotary positions (\"{scaling}\")");
-        return Err(PolicyError::unsupported(fields.path, found, "\"none\""));
-    }
-    let num_heads = fields.needed("llama.attention.head_count")?;
-    let hidden_size = fields.needed("llama.embedding_length")?;
-    let count = |key: &str| fields.number(key).map(|number| number as usize);
+    let num_heads = fields.needed(&key("attention.head_count"))?;
+    let hidden_size = fields.needed(&key("embedding_length"))?;
+    let count = |name: &str| fields.number(&key(name)).map(|number| number as usize);
+    // The file has these as f32; their shortest decimal form is what was meant.
+    let float = |name: &str| fields.float(&key(name)).map(shortest);
+    let scaling = match fields.text(&key("rope.scaling.type")).unwrap_or("none") {
+        "none" => RopeScaling::Default,
+        "linear" => RopeScaling::Linear { factor: float("rope.scaling.factor").unwrap_or(1.0) },
+        other => {
+            let found = format!("scaled rotary positions (\"{other}\")");
+            return Err(PolicyError::unsupported(fields.path, found, "\"none\", \"linear\""));
+        }
+    };
     let config = ModelConfig {
+        family,
         vocab_size,
         hidden_size,
-        intermediate_size: fields.needed("llama.feed_forward_length")?,
-        num_layers: fields.needed("llama.block_count")?,
+        intermediate_size: fields.needed(&key("feed_forward_length"))?,
+        num_layers: fields.needed(&key("block_count"))?,
         num_heads,
-        num_kv_heads: count("llama.attention.head_count_kv").unwrap_or(num_heads),
-        head_dim: count("llama.attention.key_length").unwrap_or(hidden_size / num_heads.max(1)),
-        max_positions: fields.needed("llama.context_length")?,
-        // The file has these as f32; their shortest decimal form is what was meant.
-        rms_norm_eps: shortest(fields.float("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-6)),
-        rope_theta: shortest(fields.float("llama.rope.freq_base").unwrap_or(10_000.0)),
-        tie_embeddings: !has_output,
+        num_kv_heads: count("attention.head_count_kv").unwrap_or(num_heads),
+        head_dim: count("attention.key_length").unwrap_or(hidden_size / num_heads.max(1)),
+        max_positions: fields.needed(&key("context_length"))?,
+        rms_norm_eps: float("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
+        rope: Rope { theta: float("rope.freq_base").unwrap_or(10_000.0), scaling },
+        sliding_window: None,
+        attention_bias: has("blk.0.attn_output.bias"),
+        mlp_bias: has("blk.0.ffn_down.bias"),
+        tie_embeddings: !has("output.weight"),
     };
     config.validate(fields.path)?;
-    let rotated = count("llama.rope.dimension_count").unwrap_or(config.head_dim);
+    let rotated = count("rope.dimension_count").unwrap_or(config.head_dim);
     if rotated != config.head_dim {
         let found = format!("rotary positions on {rotated} of {} dimensions", config.head_dim);
         return Err(PolicyError::unsupported(fields.path, found, "all dimensions"));
