@@ -18,9 +18,6 @@ pub struct TreeSpan {
     pub prompt: i64,
     /// Input tokens of each branch (one less than its response has).
     pub branches: Vec<i64>,
-    /// What a token may attend to, `[tokens, tokens]`, additive (0 or −∞); `None` where plain
-    /// causal order says it all.
-    pub mask: Option<Tensor>,
 }
 
 impl TreeSpan {
@@ -29,12 +26,12 @@ impl TreeSpan {
         self.prompt + self.branches.iter().sum::<i64>()
     }
 
-    /// What a token may attend to where it sees `window` tokens of its sequence, itself among them; as
-    /// `mask`. `None` if the window holds every sequence, so that it changes nothing.
-    pub fn window_mask(&self, window: usize, device: Device) -> Option<Tensor> {
+    /// What a token may attend to, `[tokens, tokens]`, additive (0 or −∞); with a window, that many tokens
+    /// of its sequence, itself among them. `None` where plain causal order says it all.
+    pub fn mask(&self, window: Option<usize>) -> Option<Tensor> {
         let longest = self.prompt + self.branches.iter().max().unwrap_or(&0);
-        (longest > window as i64)
-            .then(|| branch_mask(self.prompt, &self.branches, Some(window as i64)).to_device(device))
+        let window = window.map(|window| window as i64).filter(|&window| window < longest);
+        (window.is_some() || self.branches.len() > 1).then(|| branch_mask(self.prompt, &self.branches, window))
     }
 
     /// Never true: a tree has a prompt.
@@ -52,6 +49,9 @@ pub struct Forest {
     pub positions: Tensor,
     /// The trees, in order.
     pub spans: Vec<TreeSpan>,
+    /// The same for the kernels: of each tree its start, its number of segments (the prompt and the
+    /// branches), and their lengths.
+    pub layout: Vec<i64>,
     /// For each response token, the row whose hidden state predicts it: i64 `[response tokens]`, in
     /// the order of trees, branches, tokens.
     pub predictors: Tensor,
@@ -70,6 +70,7 @@ impl Forest {
         let mut predictors: Vec<i64> = Vec::new();
         let mut targets: Vec<i64> = Vec::new();
         let mut spans = Vec::with_capacity(trees.len());
+        let mut layout = Vec::new();
         for tree in trees {
             if tree.prompt.is_empty() {
                 return Err(PolicyError::EmptyPrompt { prompt_id: tree.prompt_id });
@@ -99,14 +100,16 @@ impl Forest {
                 positions.extend(prompt..prompt + inputs.len() as i64);
                 branches.push(inputs.len() as i64);
             }
-            let mask = (branches.len() > 1).then(|| branch_mask(prompt, &branches, None).to_device(device));
-            spans.push(TreeSpan { start, prompt, branches, mask });
+            layout.extend([start, 1 + branches.len() as i64, prompt]);
+            layout.extend(&branches);
+            spans.push(TreeSpan { start, prompt, branches });
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         Ok(Forest {
             tokens: tensor(&tokens),
             positions: tensor(&positions),
             spans,
+            layout,
             predictors: tensor(&predictors),
             targets: tensor(&targets),
         })
@@ -211,7 +214,8 @@ mod tests {
         assert_eq!(numbers(&forest.targets), [10, 11, 12, 20, 30, 31]);
         assert_eq!(numbers(&forest.predictors), [2, 3, 4, 2, 5, 6]);
         assert_eq!(forest.spans.iter().map(|span| span.start).collect::<Vec<_>>(), [0, 5]);
-        assert!(forest.spans[1].mask.is_none());
+        assert!(forest.spans[1].mask(None).is_none());
+        assert_eq!(forest.layout, [0, 3, 3, 2, 0, 5, 2, 1, 1]);
     }
 
     /// The columns that each row of a mask sees.
@@ -224,12 +228,13 @@ mod tests {
 
     #[test]
     fn a_window_counts_positions_and_not_places() {
-        let span = TreeSpan { start: 0, prompt: 2, branches: vec![3, 1], mask: None };
+        let span = TreeSpan { start: 0, prompt: 2, branches: vec![3, 1] };
         let expected = [vec![0], vec![0, 1], vec![1, 2], vec![2, 3], vec![3, 4], vec![1, 5]];
-        let mask = span.window_mask(2, Device::Cpu).expect("a sequence has five tokens");
+        let mask = span.mask(Some(2)).expect("a sequence has five tokens");
         assert_eq!(seen(&mask), expected);
-        assert!(span.window_mask(4, Device::Cpu).is_some());
-        assert!(span.window_mask(5, Device::Cpu).is_none());
+        assert_eq!(seen(&span.mask(Some(4)).expect("a sequence has five tokens"))[4], [1, 2, 3, 4]);
+        // A window that holds every sequence changes nothing.
+        assert_eq!(seen(&span.mask(Some(5)).expect("two branches")), seen(&span.mask(None).expect("two branches")));
     }
 
     #[test]

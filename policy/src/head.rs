@@ -5,14 +5,29 @@
 //! log p_y = z_y − logsumexp(z),  ∂ log p_y / ∂z = e_y − p,  ∂H / ∂z = −p ⊙ (log p + H).
 //!
 //! So the backward needs z again and nothing else: both directions go over the rows chunk by chunk,
-//! and the logits of the whole batch never exist. Logits and everything after them are f32.
+//! and the logits of the whole batch never exist. Logits and everything after them are f32, summed from
+//! hidden states and a matrix in the compute precision.
+//!
+//! Where the kernels run, a chunk is a block of rows and vocabulary entries small enough for the cache;
+//! elsewhere it is some rows and the whole vocabulary, in libtorch's ordinary operators.
 
 use tch::{Kind, Tensor, no_grad};
 
+use crate::kernels;
+use crate::model::wide_product;
 use crate::objective::TokenStatistics;
 
-/// Rows whose logits exist at one time.
+/// Rows whose logits exist at one time where the kernels do not run.
 const CHUNK_ROWS: i64 = 128;
+
+/// What the forward finds.
+#[derive(Debug)]
+pub struct Rows {
+    /// Of each response token.
+    pub statistics: TokenStatistics,
+    /// log Σ exp of the logits, f32 `[response tokens]`, which spares the kernels' backward a pass.
+    log_sums: Option<Tensor>,
+}
 
 /// d loss / d statistic, f32 `[response tokens]` each.
 #[derive(Debug)]
@@ -27,18 +42,38 @@ fn chunks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..rows).step_by(CHUNK_ROWS as usize).map(move |start| (start, CHUNK_ROWS.min(rows - start)))
 }
 
+/// Whether the kernels take these hidden states: pairs of neighbours go through the microkernel.
+fn is_fast(hidden: &Tensor) -> bool {
+    kernels::is_fast(hidden) && hidden.size()[1] % 2 == 0
+}
+
 /// Log-probabilities over the vocabulary of `length` rows from `start`: f32 `[length, vocab]`.
 fn log_probabilities(hidden: &Tensor, output: &Tensor, start: i64, length: i64) -> Tensor {
-    hidden.narrow(0, start, length).matmul(&output.tr()).log_softmax(-1, Kind::Float)
+    wide_product(&hidden.narrow(0, start, length), output).log_softmax(-1, Kind::Float)
+}
+
+fn join(parts: Vec<Tensor>, like: &Tensor) -> Tensor {
+    match parts.is_empty() {
+        true => Tensor::zeros([0], (Kind::Float, like.device())),
+        false => Tensor::cat(&parts, 0),
+    }
 }
 
 /// The statistics of `targets` (i64 `[rows]`) given hidden states `[rows, hidden]` and the output
 /// matrix `[vocab, hidden]`. Nothing is recorded for autograd.
-pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> TokenStatistics {
+pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
     no_grad(|| {
-        let rows = hidden.size()[0];
+        if is_fast(hidden) {
+            let rows = kernels::head(hidden, output, targets);
+            let statistics = TokenStatistics {
+                logps: &rows.target_logits - &rows.log_sums,
+                entropies: rows.entropies,
+                top1: rows.target_logits.ge_tensor(&rows.highest).to_kind(Kind::Float),
+            };
+            return Rows { statistics, log_sums: Some(rows.log_sums) };
+        }
         let (mut logps, mut entropies, mut top1) = (Vec::new(), Vec::new(), Vec::new());
-        for (start, length) in chunks(rows) {
+        for (start, length) in chunks(hidden.size()[0]) {
             let log_p = log_probabilities(hidden, output, start, length);
             let target =
                 log_p.gather(1, &targets.narrow(0, start, length).unsqueeze(1), false).squeeze_dim(1);
@@ -46,24 +81,33 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> TokenSt
             entropies.push(-(log_p.exp() * &log_p).sum_dim_intlist(1, false, Kind::Float));
             logps.push(target);
         }
-        let join = |parts: Vec<Tensor>| match parts.is_empty() {
-            true => Tensor::zeros([0], (Kind::Float, hidden.device())),
-            false => Tensor::cat(&parts, 0),
-        };
-        TokenStatistics { logps: join(logps), entropies: join(entropies), top1: join(top1) }
+        let [logps, entropies, top1] = [logps, entropies, top1].map(|parts| join(parts, hidden));
+        Rows { statistics: TokenStatistics { logps, entropies, top1 }, log_sums: None }
     })
 }
 
 /// The gradient of the hidden states, `[rows, hidden]` in their precision; the output matrix's is
-/// added to `output_gradient` (f32 `[vocab, hidden]`) in place.
+/// added to `output_gradient` (f32 `[vocab, hidden]`) in place, where it is wanted. `rows` is what the
+/// forward found on the same tensors.
 pub fn backward(
     hidden: &Tensor,
     output: &Tensor,
     targets: &Tensor,
+    rows: &Rows,
     gradients: &StatisticGradients,
-    output_gradient: &mut Tensor,
+    mut output_gradient: Option<&mut Tensor>,
 ) -> Tensor {
     no_grad(|| {
+        if let Some(log_sums) = &rows.log_sums {
+            return kernels::head_backward(
+                hidden,
+                output,
+                targets,
+                (log_sums, &rows.statistics.entropies),
+                (&gradients.logps, gradients.entropies.as_ref()),
+                output_gradient.as_deref(),
+            );
+        }
         let mut parts = Vec::new();
         for (start, length) in chunks(hidden.size()[0]) {
             let log_p = log_probabilities(hidden, output, start, length);
@@ -80,7 +124,9 @@ pub fn backward(
             let _ = d_logits.scatter_add_(1, &targets.narrow(0, start, length).unsqueeze(1), &logp_gradient);
             let d_logits = d_logits.to_kind(hidden.kind());
             parts.push(d_logits.matmul(output));
-            *output_gradient += d_logits.tr().matmul(&hidden.narrow(0, start, length));
+            if let Some(output_gradient) = output_gradient.as_deref_mut() {
+                *output_gradient += d_logits.tr().matmul(&hidden.narrow(0, start, length));
+            }
         }
         match parts.is_empty() {
             true => hidden.zeros_like(),
@@ -99,10 +145,7 @@ pub fn distribution_kl(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tensor)
                 (log_p.exp() * (log_p - log_q)).sum_dim_intlist(1, false, Kind::Float)
             })
             .collect();
-        match parts.is_empty() {
-            true => Tensor::zeros([0], (Kind::Float, policy.0.device())),
-            false => Tensor::cat(&parts, 0),
-        }
+        join(parts, policy.0)
     })
 }
 
@@ -110,12 +153,13 @@ pub fn distribution_kl(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tensor)
 mod tests {
     use super::*;
 
-    /// The chunked statistics and gradients against autograd on the whole, in f64, over more rows
-    /// than a chunk has.
+    /// The chunked statistics and gradients, with and without the kernels, against autograd on the whole,
+    /// in f64.
     #[test]
     fn equals_autograd_on_the_whole_logits() {
         tch::manual_seed(3);
-        let (rows, width, vocab) = (CHUNK_ROWS + 37, 12, 50);
+        // More rows and entries than a block has, and neither a multiple of one.
+        let (rows, width, vocab) = (600, 70, 333);
         let double = (Kind::Double, tch::Device::Cpu);
         let hidden = Tensor::randn([rows, width], double).set_requires_grad(true);
         let output = Tensor::randn([vocab, width], double).set_requires_grad(true);
@@ -130,24 +174,29 @@ mod tests {
 
         let single = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
         let (hidden_f32, output_f32) = (single(&hidden), single(&output));
-        let found = statistics(&hidden_f32, &output_f32, &targets);
         let gradients =
             StatisticGradients { logps: single(&weights), entropies: Some(single(&entropy_weights)) };
-        let mut output_gradient = output_f32.zeros_like();
-        let hidden_gradient = backward(&hidden_f32, &output_f32, &targets, &gradients, &mut output_gradient);
-
-        for (name, found, expected) in [
-            ("log-probability", &found.logps, logps.detach()),
-            ("entropy", &found.entropies, entropies.detach()),
-            ("hidden gradient", &hidden_gradient, hidden.grad()),
-            ("output gradient", &output_gradient, output.grad()),
-        ] {
-            let error = (found.to_kind(Kind::Double) - &expected).norm().double_value(&[]);
-            let relative = error / expected.norm().double_value(&[]);
-            assert!(relative < 1e-5, "{name}: relative error {relative}");
-        }
         let best = log_p.argmax(1, false).eq_tensor(&targets).sum(Kind::Int64).int64_value(&[]);
-        assert_eq!(found.top1.sum(Kind::Int64).int64_value(&[]), best);
+        for plain in [false, true] {
+            kernels::plain_only(plain);
+            let rows = statistics(&hidden_f32, &output_f32, &targets);
+            let mut output_gradient = output_f32.zeros_like();
+            let hidden_gradient =
+                backward(&hidden_f32, &output_f32, &targets, &rows, &gradients, Some(&mut output_gradient));
+            kernels::plain_only(false);
+            let found = rows.statistics;
+            for (name, found, expected) in [
+                ("log-probability", &found.logps, logps.detach()),
+                ("entropy", &found.entropies, entropies.detach()),
+                ("hidden gradient", &hidden_gradient, hidden.grad()),
+                ("output gradient", &output_gradient, output.grad()),
+            ] {
+                let error = (found.to_kind(Kind::Double) - &expected).norm().double_value(&[]);
+                let relative = error / expected.norm().double_value(&[]);
+                assert!(relative < 1e-5, "{name}, plain {plain}: relative error {relative}");
+            }
+            assert_eq!(found.top1.sum(Kind::Int64).int64_value(&[]), best);
+        }
     }
 
     /// p = (3/4, 1/4) against q = (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.13081203594…

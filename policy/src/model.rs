@@ -7,7 +7,8 @@
 //!
 //! [`Model::layers`] is the only forward pass. It works on a flat axis of tokens and leaves attention
 //! to its caller, who knows how these tokens belong together: [`Model::forest`] attends within the
-//! trees of a packed batch, the generator attends to its cache.
+//! trees of a packed batch, the generator attends to its cache. What is computed of a layer, and how its
+//! weights get their gradients, is [`crate::kernels`]' affair.
 
 use tch::{Device, Kind, Tensor};
 
@@ -15,41 +16,62 @@ use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
-use crate::forest::{Forest, TreeSpan};
+use crate::forest::Forest;
+use crate::kernels::{self, AttentionShape, Packed, Weight};
 
-/// Attention of one layer: from its number and the rotated queries `[tokens, heads, head_dim]`, keys
-/// and values `[tokens, kv_heads, head_dim]` to `[tokens, heads, head_dim]`.
-pub type Attend<'a> = dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Tensor + 'a;
+/// Attention of one layer: from its number and the rotated queries, keys and values side by side
+/// `[tokens, (heads + 2 kv_heads) head_dim]` to `[tokens, heads head_dim]`.
+pub type Attend<'a> = dyn FnMut(usize, &Tensor) -> Tensor + 'a;
 
-/// A matrix, and a bias where there is one.
+/// Shown each layer's number and what [`Attend`] is given.
+pub type Keep<'a> = dyn FnMut(usize, &Tensor) + 'a;
+
+/// Matrices that read the same input, side by side in their output.
 #[derive(Debug)]
-struct Linear {
-    /// `[outputs, inputs]`.
-    weight: Tensor,
-    /// `[outputs]`.
-    bias: Option<Tensor>,
+struct Projection {
+    parts: Vec<(Weight, Option<Weight>)>,
+    /// All of them with their biases, packed for decoding.
+    packed: Option<(Packed, Option<Tensor>)>,
 }
 
-impl Linear {
-    /// From `[tokens, inputs]` to `[tokens, outputs]`.
+impl Projection {
+    /// From `[tokens, inputs]` to `[tokens, outputs of all]`.
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        if let Some((packed, bias)) = &self.packed {
+            return packed.linear(x, bias.as_ref(), false);
+        }
+        let parts: Vec<_> = self.parts.iter().map(|(weight, bias)| (weight, bias.as_ref())).collect();
+        kernels::linear(x, &parts)
+    }
+
+    fn pack(&mut self) {
+        let join = |tensors: Vec<&Tensor>| Tensor::cat(&tensors, 0);
+        let matrix = join(self.parts.iter().map(|(weight, _)| &weight.value).collect());
+        let biases: Vec<&Tensor> =
+            self.parts.iter().filter_map(|(_, bias)| bias.as_ref().map(|bias| &bias.value)).collect();
+        self.packed = Some((Packed::new(&matrix), (!biases.is_empty()).then(|| join(biases))));
     }
 }
 
 #[derive(Debug)]
 struct Layer {
-    input_norm: Tensor,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    input_norm: Weight,
+    qkv: Projection,
     /// Of each head's queries and of its keys, `[head_dim]`.
-    head_norms: Option<(Tensor, Tensor)>,
-    attention_output: Linear,
-    post_attention_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    head_norms: Option<(Weight, Weight)>,
+    attention_output: Projection,
+    post_attention_norm: Weight,
+    gate_up: Projection,
+    down: Projection,
+}
+
+/// The residual stream between two layers: what it is, and what the last layer adds to it.
+#[derive(Debug)]
+pub struct Residual {
+    /// `[tokens, hidden]`.
+    pub hidden: Tensor,
+    /// `[tokens, hidden]`; nothing before the first layer.
+    pub delta: Option<Tensor>,
 }
 
 /// A decoder with its weights.
@@ -57,21 +79,38 @@ struct Layer {
 pub struct Model {
     config: ModelConfig,
     compute: Compute,
-    embedding: Tensor,
+    embedding: Weight,
     layers: Vec<Layer>,
-    norm: Tensor,
+    norm: Weight,
     output: Tensor,
+    packed_output: Option<Packed>,
     /// Cosines and sines of the rotary angles, f32 `[max_positions, head_dim]` each.
     rotary: (Tensor, Tensor),
+    /// Requires a gradient where the model is trained, so that autograd records.
+    anchor: Tensor,
 }
 
 impl Model {
-    /// A model over `weights` (Hugging Face names), which it shares where device and precision are
+    /// A frozen model over `weights` (Hugging Face names), which it shares where device and precision are
     /// already those of `compute`.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape than the configuration says.
     pub fn new(config: &ModelConfig, weights: &Weights, compute: Compute) -> Result<Self> {
+        Model::trainable(config, weights, &Weights::new(), compute)
+    }
+
+    /// A model whose backward adds the gradients of the weights named in `gradients` to these tensors (f32,
+    /// shapes of the weights).
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn trainable(
+        config: &ModelConfig,
+        weights: &Weights,
+        gradients: &Weights,
+        compute: Compute,
+    ) -> Result<Self> {
         for (name, shape) in config.tensor_shapes() {
             let tensor =
                 weights.get(&name).ok_or_else(|| PolicyError::MissingTensor { name: name.clone() })?;
@@ -79,37 +118,65 @@ impl Model {
                 return Err(PolicyError::WrongShape { name, expected: shape, found: tensor.size() });
             }
         }
-        let place = |name: &str| weights[name].to_device(compute.device).to_kind(compute.kind);
+        let weight = |name: &str| Weight {
+            value: weights[name].to_device(compute.device).to_kind(compute.kind).contiguous(),
+            gradient: gradients.get(name).map(Tensor::shallow_clone),
+        };
         let layer = |number: usize| {
-            let norm = |name: &str| place(&format!("model.layers.{number}.{name}.weight"));
-            let linear = |name: &str, bias: bool| Linear {
-                weight: norm(name),
-                bias: bias.then(|| place(&format!("model.layers.{number}.{name}.bias"))),
+            let norm = |name: &str| weight(&format!("model.layers.{number}.{name}.weight"));
+            let projection = |names: &[&str], bias: bool| Projection {
+                parts: names
+                    .iter()
+                    .map(|name| {
+                        let bias = bias.then(|| weight(&format!("model.layers.{number}.{name}.bias")));
+                        (norm(name), bias)
+                    })
+                    .collect(),
+                packed: None,
             };
             Layer {
                 input_norm: norm("input_layernorm"),
-                query: linear("self_attn.q_proj", config.qkv_bias()),
-                key: linear("self_attn.k_proj", config.qkv_bias()),
-                value: linear("self_attn.v_proj", config.qkv_bias()),
+                qkv: projection(
+                    &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                    config.qkv_bias(),
+                ),
                 head_norms: config.qk_norm().then(|| (norm("self_attn.q_norm"), norm("self_attn.k_norm"))),
-                attention_output: linear("self_attn.o_proj", config.attention_bias),
+                attention_output: projection(&["self_attn.o_proj"], config.attention_bias),
                 post_attention_norm: norm("post_attention_layernorm"),
-                gate: linear("mlp.gate_proj", config.mlp_bias),
-                up: linear("mlp.up_proj", config.mlp_bias),
-                down: linear("mlp.down_proj", config.mlp_bias),
+                gate_up: projection(&["mlp.gate_proj", "mlp.up_proj"], config.mlp_bias),
+                down: projection(&["mlp.down_proj"], config.mlp_bias),
             }
         };
-        let embedding = place("model.embed_tokens.weight");
-        let output = if config.tie_embeddings { embedding.shallow_clone() } else { place("lm_head.weight") };
+        let embedding = weight("model.embed_tokens.weight");
+        let output =
+            if config.tie_embeddings { embedding.value.shallow_clone() } else { weight("lm_head.weight").value };
         Ok(Model {
             layers: (0..config.num_layers).map(layer).collect(),
-            norm: place("model.norm.weight"),
+            norm: weight("model.norm.weight"),
             rotary: rotary_table(config, compute.device),
             config: config.clone(),
             compute,
             embedding,
             output,
+            packed_output: None,
+            anchor: Tensor::zeros([1], (Kind::Float, compute.device)).set_requires_grad(!gradients.is_empty()),
         })
+    }
+
+    /// The same frozen model with its matrices in the order in which the kernels read them fastest, a copy
+    /// that pays for a model that generates.
+    pub fn packed(mut self) -> Self {
+        if kernels::is_fast(&self.output) {
+            for layer in &mut self.layers {
+                for projection in
+                    [&mut layer.qkv, &mut layer.attention_output, &mut layer.gate_up, &mut layer.down]
+                {
+                    projection.pack();
+                }
+            }
+            self.packed_output = Some(Packed::new(&self.output));
+        }
+        self
     }
 
     /// The architecture.
@@ -127,81 +194,160 @@ impl Model {
         &self.output
     }
 
+    /// Logits of final hidden states `[rows, hidden]`: f32 `[rows, vocab]`, summed in f32.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        match &self.packed_output {
+            Some(packed) => packed.linear(hidden, None, true),
+            None => wide_product(hidden, &self.output),
+        }
+    }
+
+    /// Whether attention and products go through the kernels.
+    pub fn is_fast(&self) -> bool {
+        kernels::is_fast(&self.output)
+    }
+
+    /// Numbers of a layer's attention.
+    pub fn attention_shape(&self, layer: usize) -> AttentionShape {
+        AttentionShape {
+            heads: self.config.num_heads as i64,
+            kv_heads: self.config.num_kv_heads as i64,
+            head_dim: self.config.head_dim as i64,
+            scale: (self.config.head_dim as f32).sqrt().recip(),
+            window: self.config.window(layer).map_or(0, |window| window as i64),
+        }
+    }
+
+    /// The residual stream before the first layer, of tokens i64 `[tokens]`.
+    pub fn embed(&self, tokens: &Tensor) -> Residual {
+        Residual { hidden: kernels::embedding(&self.anchor, &self.embedding, tokens), delta: None }
+    }
+
+    /// One layer, of tokens at positions (i64 `[tokens]`).
+    pub fn layer(
+        &self,
+        number: usize,
+        residual: &Residual,
+        positions: &Tensor,
+        attend: &mut Attend<'_>,
+    ) -> Residual {
+        let layer = &self.layers[number];
+        let eps = self.config.rms_norm_eps;
+        let (hidden, input) =
+            kernels::rms_norm(&residual.hidden, residual.delta.as_ref(), &layer.input_norm, eps);
+        let mut qkv = layer.qkv.forward(&input);
+        if let Some(norms) = &layer.head_norms {
+            qkv = self.norm_heads(&qkv, norms);
+        }
+        let rotated_heads = self.config.num_heads + self.config.num_kv_heads;
+        let qkv = kernels::rotate(&qkv, positions, &self.rotary, rotated_heads);
+        let attention = layer.attention_output.forward(&attend(number, &qkv));
+        let (hidden, input) = kernels::rms_norm(&hidden, Some(&attention), &layer.post_attention_norm, eps);
+        let delta = layer.down.forward(&kernels::swiglu(&layer.gate_up.forward(&input)));
+        Residual { hidden, delta: Some(delta) }
+    }
+
+    /// Final hidden states, normed, `[tokens, hidden]`.
+    pub fn finish(&self, residual: &Residual) -> Tensor {
+        let eps = self.config.rms_norm_eps;
+        kernels::rms_norm(&residual.hidden, residual.delta.as_ref(), &self.norm, eps).1
+    }
+
     /// Final hidden states, normed, `[tokens, hidden]`, of tokens (i64 `[tokens]`) at positions (i64
     /// `[tokens]`).
     pub fn layers(&self, tokens: &Tensor, positions: &Tensor, attend: &mut Attend<'_>) -> Tensor {
-        let head_dim = self.config.head_dim as i64;
-        let eps = self.config.rms_norm_eps;
-        let angles = (
-            self.rotary.0.index_select(0, positions).unsqueeze(1),
-            self.rotary.1.index_select(0, positions).unsqueeze(1),
-        );
-        let mut hidden = Tensor::embedding(&self.embedding, tokens, -1, false, false);
-        for (number, layer) in self.layers.iter().enumerate() {
-            let input = rms_norm(&hidden, &layer.input_norm, eps);
-            let heads =
-                |linear: &Linear, count: usize| linear.forward(&input).view([-1, count as i64, head_dim]);
-            let mut query = heads(&layer.query, self.config.num_heads);
-            let mut key = heads(&layer.key, self.config.num_kv_heads);
-            let value = heads(&layer.value, self.config.num_kv_heads);
-            if let Some((query_norm, key_norm)) = &layer.head_norms {
-                query = rms_norm(&query, query_norm, eps);
-                key = rms_norm(&key, key_norm, eps);
-            }
-            let attention = attend(number, &rotate(&query, &angles), &rotate(&key, &angles), &value);
-            let attention = attention.reshape([-1, self.config.num_heads as i64 * head_dim]);
-            // Not in place: autograd keeps the sum's first term.
-            hidden = &hidden + layer.attention_output.forward(&attention);
-
-            let input = rms_norm(&hidden, &layer.post_attention_norm, eps);
-            let gated = layer.gate.forward(&input).silu() * layer.up.forward(&input);
-            hidden = &hidden + layer.down.forward(&gated);
+        let mut residual = self.embed(tokens);
+        for number in 0..self.layers.len() {
+            residual = self.layer(number, &residual, positions, attend);
         }
-        rms_norm(&hidden, &self.norm, eps)
+        self.finish(&residual)
     }
 
-    /// Hidden states of a packed batch, `[tokens, hidden]`. `keep` is shown each layer's number,
-    /// keys and values, which a generator stores.
-    pub fn forest(&self, forest: &Forest, keep: &mut dyn FnMut(usize, &Tensor, &Tensor)) -> Tensor {
-        let device = self.compute.device;
-        let windowed: Vec<Option<Tensor>> = match &self.config.sliding_window {
-            Some(window) => forest.spans.iter().map(|span| span.window_mask(window.size, device)).collect(),
-            None => Vec::new(),
-        };
-        self.layers(&forest.tokens, &forest.positions, &mut |layer, query, key, value| {
-            keep(layer, key, value);
-            let windowed = self.config.window(layer).map_or(&[][..], |_| &windowed);
-            let attend = |(index, span): (usize, &TreeSpan)| {
-                let mask = windowed.get(index).and_then(Option::as_ref).or(span.mask.as_ref());
-                attend_tree(span, mask, query, key, value)
-            };
-            let parts: Vec<Tensor> = forest.spans.iter().enumerate().map(attend).collect();
-            Tensor::cat(&parts, 0)
+    /// Hidden states of a packed batch, `[tokens, hidden]`.
+    pub fn forest(&self, forest: &Forest, keep: &mut Keep<'_>) -> Tensor {
+        let mut attention = ForestAttention::new(self, forest);
+        self.layers(&forest.tokens, &forest.positions, &mut |layer, qkv| {
+            keep(layer, qkv);
+            attention.attend(layer, qkv)
         })
     }
 
     /// Hidden states that predict the response tokens, `[response tokens, hidden]`.
     pub fn predictors(&self, forest: &Forest) -> Tensor {
-        self.forest(forest, &mut |_, _, _| ()).index_select(0, &forest.predictors)
+        self.forest(forest, &mut |_, _| ()).index_select(0, &forest.predictors)
+    }
+
+    /// Norms each head's queries and keys.
+    fn norm_heads(&self, qkv: &Tensor, (query_norm, key_norm): &(Weight, Weight)) -> Tensor {
+        let (heads, kv_heads) = (self.config.num_heads as i64, self.config.num_kv_heads as i64);
+        let head_dim = self.config.head_dim as i64;
+        let normed = |from: i64, count: i64, norm: &Weight| {
+            let part = qkv.narrow(1, from * head_dim, count * head_dim).reshape([-1, head_dim]);
+            let (_, normed) = kernels::rms_norm(&part, None, norm, self.config.rms_norm_eps);
+            normed.view([-1, count * head_dim])
+        };
+        let value = qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim);
+        Tensor::cat(&[normed(0, heads, query_norm), normed(heads, kv_heads, key_norm), value], 1)
     }
 }
 
-/// Attention within one tree, causal where there is no mask: `[tree's tokens, heads, head_dim]`.
-fn attend_tree(
-    span: &TreeSpan,
-    mask: Option<&Tensor>,
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-) -> Tensor {
+/// Attention within the trees of a forest.
+pub struct ForestAttention<'a> {
+    model: &'a Model,
+    forest: &'a Forest,
+    /// Masks of layers without and with a window, where libtorch's ordinary attention needs them.
+    masks: [Option<Vec<Option<Tensor>>>; 2],
+}
+
+impl std::fmt::Debug for ForestAttention<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ForestAttention").finish_non_exhaustive()
+    }
+}
+
+impl<'a> ForestAttention<'a> {
+    /// Attention of `model` within `forest`.
+    pub fn new(model: &'a Model, forest: &'a Forest) -> Self {
+        ForestAttention { model, forest, masks: [None, None] }
+    }
+
+    /// What [`Attend`] asks for.
+    pub fn attend(&mut self, layer: usize, qkv: &Tensor) -> Tensor {
+        let shape = self.model.attention_shape(layer);
+        if kernels::is_fast(qkv) {
+            return kernels::attention(qkv, &self.forest.layout, &shape);
+        }
+        let window = self.model.config.window(layer);
+        let masks = self.masks[usize::from(window.is_some())].get_or_insert_with(|| {
+            let mask = |span: &crate::forest::TreeSpan| span.mask(window).map(|mask| mask.to_device(qkv.device()));
+            self.forest.spans.iter().map(mask).collect()
+        });
+        let part = |from: i64, count: i64| {
+            let part = qkv.narrow(1, from * shape.head_dim, count * shape.head_dim);
+            part.view([-1, count, shape.head_dim])
+        };
+        let query = part(0, shape.heads);
+        let key = part(shape.heads, shape.kv_heads);
+        let value = part(shape.heads + shape.kv_heads, shape.kv_heads);
+        let attend = |(span, mask): (&crate::forest::TreeSpan, &Option<Tensor>)| {
+            let rows = |tensor: &Tensor| tensor.narrow(0, span.start, span.len());
+            attend_tree(&rows(&query), &rows(&key), &rows(&value), mask.as_ref())
+        };
+        let parts: Vec<Tensor> = self.forest.spans.iter().zip(masks.iter()).map(attend).collect();
+        Tensor::cat(&parts, 0).reshape([-1, shape.heads * shape.head_dim])
+    }
+}
+
+/// Attention within one tree with libtorch's ordinary operator, causal where there is no mask: queries
+/// `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
+fn attend_tree(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let heads = query.size()[1];
     // [tokens, heads, head_dim] → [1, heads, tokens, head_dim], key and value heads repeated for
     // their groups of query heads.
-    let arrange = |tensor: &Tensor| {
-        let rows = tensor.narrow(0, span.start, span.len());
+    let arrange = |rows: &Tensor| {
         let [tokens, own, head_dim] = rows.size()[..] else { unreachable!("three dimensions") };
         let full = if own == heads {
-            rows
+            rows.shallow_clone()
         } else {
             rows.unsqueeze(2)
                 .expand([tokens, own, heads / own, head_dim], false)
@@ -225,11 +371,12 @@ fn attend_tree(
     .transpose(0, 1)
 }
 
-/// x / √(mean(x²) + ε) ⊙ weight, the mean in f32.
-fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    let wide = x.to_kind(Kind::Float);
-    let scale = (wide.square().mean_dim(&[-1i64][..], true, Kind::Float) + eps).rsqrt();
-    (wide * scale).to_kind(x.kind()) * weight
+/// x Wᵀ in f32, whatever the precision of the two.
+pub(crate) fn wide_product(x: &Tensor, matrix: &Tensor) -> Tensor {
+    match kernels::is_fast(x) {
+        true if x.kind() != Kind::Float => Packed::new(matrix).linear(x, None, true),
+        _ => x.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr()),
+    }
 }
 
 /// Cosines and sines, f32 `[max_positions, head_dim]`: each angle stands in both halves, as the
@@ -241,12 +388,4 @@ fn rotary_table(config: &ModelConfig, device: Device) -> (Tensor, Tensor) {
     let angles = positions * Tensor::from_slice(&frequencies).unsqueeze(0);
     let angles = Tensor::cat(&[&angles, &angles], 1).to_device(device);
     (angles.cos(), angles.sin())
-}
-
-/// Rotary positions of `[tokens, heads, head_dim]`, with angles `[tokens, 1, head_dim]`.
-fn rotate(x: &Tensor, angles: &(Tensor, Tensor)) -> Tensor {
-    let wide = x.to_kind(Kind::Float);
-    let halves = wide.chunk(2, -1);
-    let turned = Tensor::cat(&[&(-&halves[1]), &halves[0]], -1);
-    (&wide * &angles.0 + turned * &angles.1).to_kind(x.kind())
 }

@@ -1,7 +1,11 @@
 //! AdamW over f32 master weights, clipping by the global norm, and learning-rate schedules.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::config::ModelConfig;
+use crate::device::Compute;
+use crate::kernels::{self, AdamWStep};
 
 /// Options of training that every algorithm shares.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,9 +21,16 @@ pub struct TrainingConfig {
     pub epochs: usize,
     /// Trees (prompts) in an optimiser step. Default 8.
     pub batch_size: usize,
-    /// Tokens in a forward and backward pass; what is over it waits its turn, and the gradients add
-    /// up. It bounds memory and changes no result. Default 1024.
-    pub micro_batch_tokens: usize,
+    /// MiB that the activations of a forward and backward pass may take. It says how many tokens go
+    /// through at once; what is over it waits its turn, and the gradients add up. It changes no result.
+    /// Default 1024.
+    pub activation_memory: usize,
+    /// Tokens in a forward and backward pass. Default: what `activation_memory` holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_tokens: Option<usize>,
+    /// Keep only what stands between the layers and compute the rest again in the backward (Chen et al.,
+    /// 2016): a sixteenth of the memory of activations for a third more time. Default false.
+    pub activation_checkpointing: bool,
     /// Global gradient norm above which gradients are scaled down. Default 1.
     pub max_grad_norm: f64,
     /// Decoupled weight decay. Default 0 (TRL's).
@@ -38,7 +49,9 @@ impl Default for TrainingConfig {
             warmup_ratio: 0.1,
             epochs: 1,
             batch_size: 8,
-            micro_batch_tokens: 1024,
+            activation_memory: 1024,
+            micro_batch_tokens: None,
+            activation_checkpointing: false,
             max_grad_norm: 1.0,
             weight_decay: 0.0,
             betas: (0.9, 0.999),
@@ -70,7 +83,8 @@ impl TrainingConfig {
         for (name, value) in [
             ("epochs", self.epochs),
             ("batch_size", self.batch_size),
-            ("micro_batch_tokens", self.micro_batch_tokens),
+            ("activation_memory", self.activation_memory),
+            ("micro_batch_tokens", self.micro_batch_tokens.unwrap_or(1)),
         ] {
             if value == 0 {
                 return Err(format!("{name} is 0; it must be at least 1"));
@@ -92,6 +106,12 @@ impl TrainingConfig {
         Ok(())
     }
 
+    /// Tokens that go through a model at once: `micro_batch_tokens`, or what `activation_memory` holds.
+    pub fn token_budget(&self, model: &ModelConfig, compute: Compute) -> usize {
+        let bytes = activation_bytes(model, compute, self.activation_checkpointing);
+        self.micro_batch_tokens.unwrap_or_else(|| (self.activation_memory.saturating_mul(1 << 20) / bytes).max(1))
+    }
+
     /// The learning rate of step `step` (from 0) of `total`.
     pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
         let warmup = (self.warmup_ratio * total as f64).ceil() as usize;
@@ -106,6 +126,21 @@ impl TrainingConfig {
         };
         self.learning_rate * factor
     }
+}
+
+/// Bytes of activations that a token keeps until its backward.
+fn activation_bytes(model: &ModelConfig, compute: Compute, checkpointing: bool) -> usize {
+    let hidden = model.hidden_size;
+    let attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
+    // Two sums and two norms' outputs, what the projections read, gate, up and their product.
+    let layer = 4 * hidden + attention + 3 * model.intermediate_size;
+    // Beside a layer's own, its gradients of the same sizes while it is in work.
+    let element = if compute.kind == Kind::Float { 4 } else { 2 };
+    let layers = match checkpointing {
+        true => model.num_layers * 2 * hidden + 2 * layer,
+        false => (model.num_layers + 1) * layer,
+    };
+    element * layers
 }
 
 /// Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019 (arXiv:1711.05101).
@@ -129,11 +164,14 @@ impl AdamW {
         &self.moments
     }
 
-    /// One update of `parameters` (f32) by `gradients` (f32), in place.
+    /// One update of `parameters` (f32) by `scale` times `gradients` (f32), in place. The leaf of each
+    /// parameter, where it is a tensor of its own, gets the new weights in its precision.
     pub fn step(
         &mut self,
-        parameters: &mut [Tensor],
+        parameters: &[Tensor],
+        leaves: &[Option<Tensor>],
         gradients: &[Tensor],
+        scale: f64,
         rate: f64,
         config: &TrainingConfig,
     ) {
@@ -142,33 +180,46 @@ impl AdamW {
         let correction1 = 1.0 - beta1.powi(self.steps);
         let correction2 = (1.0 - beta2.powi(self.steps)).sqrt();
         no_grad(|| {
-            for ((parameter, gradient), (first, second)) in
-                parameters.iter_mut().zip(gradients).zip(&mut self.moments)
-            {
-                let _ = first.lerp_(gradient, 1.0 - beta1);
+            let tensors = parameters.iter().zip(leaves).zip(gradients).zip(&mut self.moments);
+            for (((parameter, leaf), gradient), (first, second)) in tensors {
+                if parameter.device() == Device::Cpu {
+                    let step = AdamWStep {
+                        rate: rate as f32,
+                        beta1: beta1 as f32,
+                        beta2: beta2 as f32,
+                        eps: config.eps as f32,
+                        decay: config.weight_decay as f32,
+                        correction1: correction1 as f32,
+                        correction2_sqrt: correction2 as f32,
+                        gradient_scale: scale as f32,
+                    };
+                    kernels::adamw(parameter, gradient, (first, second), leaf.as_ref(), &step);
+                    continue;
+                }
+                let gradient = gradient * scale;
+                let _ = first.lerp_(&gradient, 1.0 - beta1);
                 let _ = second.g_mul_scalar_(beta2);
-                let _ = second.addcmul_(&(gradient * (1.0 - beta2)), gradient);
+                let _ = second.addcmul_(&(&gradient * (1.0 - beta2)), &gradient);
                 let denominator = second.sqrt() / correction2 + config.eps;
+                let mut parameter = parameter.shallow_clone();
                 let _ = parameter.g_mul_scalar_(1.0 - rate * config.weight_decay);
                 let _ = parameter.addcdiv_(&(&*first * (-rate / correction1)), &denominator);
+                if let Some(leaf) = leaf {
+                    leaf.shallow_clone().copy_(&parameter);
+                }
             }
         });
     }
 }
 
-/// Scales gradients so that their global norm is at most `limit`; returns the norm before.
-pub fn clip_by_global_norm(gradients: &mut [Tensor], limit: f64) -> f64 {
-    no_grad(|| {
-        let squares: f64 =
-            gradients.iter().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[])).sum();
-        let norm = squares.sqrt();
-        if norm > limit {
-            for gradient in gradients {
-                let _ = gradient.g_mul_scalar_(limit / norm);
-            }
-        }
-        norm
-    })
+/// The global norm of gradients (f32), and the factor that brings it down to `limit` where it is above.
+pub fn norm_and_clip(gradients: &[Tensor], limit: f64) -> (f64, f64) {
+    let squares = |gradient: &Tensor| match gradient.device() {
+        Device::Cpu => kernels::square_sum(gradient),
+        _ => gradient.square().sum(Kind::Double).double_value(&[]),
+    };
+    let norm = gradients.iter().map(squares).sum::<f64>().sqrt();
+    (norm, if norm > limit { limit / norm } else { 1.0 })
 }
 
 #[cfg(test)]
@@ -187,23 +238,23 @@ mod tests {
     fn adamw_follows_the_paper() {
         let config =
             TrainingConfig { weight_decay: 0.01, betas: (0.9, 0.99), eps: 0.0, ..Default::default() };
-        let mut parameters = [Tensor::from_slice(&[1.0f32])];
+        let parameters = [Tensor::from_slice(&[1.0f32])];
+        let leaves = [Some(Tensor::from_slice(&[1.0f32]).to_kind(Kind::BFloat16))];
         let mut optimizer = AdamW::new(&parameters);
-        optimizer.step(&mut parameters, &[Tensor::from_slice(&[0.5f32])], 0.1, &config);
+        optimizer.step(&parameters, &leaves, &[Tensor::from_slice(&[1.0f32])], 0.5, 0.1, &config);
         assert!((values(&parameters[0])[0] - 0.899).abs() < 1e-6);
-        optimizer.step(&mut parameters, &[Tensor::from_slice(&[-1.0f32])], 0.1, &config);
+        // 0.899 lies between the bf16 numbers 0.8984375 and 0.90234375.
+        assert_eq!(leaves[0].as_ref().map(values), Some(vec![0.8984375]));
+        optimizer.step(&parameters, &leaves, &[Tensor::from_slice(&[-1.0f32])], 1.0, 0.1, &config);
         let direction = (-0.055f64 / 0.19) / (0.012475f64 / 0.0199).sqrt();
         assert!((values(&parameters[0])[0] - (0.899 * 0.999 - 0.1 * direction)).abs() < 1e-6);
     }
 
     #[test]
-    fn clipping_scales_the_whole() {
-        let mut gradients = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
-        assert_eq!(clip_by_global_norm(&mut gradients, 10.0), 5.0);
-        assert_eq!(clip_by_global_norm(&mut gradients, 1.0), 5.0);
-        assert!(
-            (values(&gradients[0])[0] - 0.6).abs() < 1e-6 && (values(&gradients[1])[1] - 0.8).abs() < 1e-6
-        );
+    fn clipping_is_by_the_norm_of_the_whole() {
+        let gradients = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
+        assert_eq!(norm_and_clip(&gradients, 10.0), (5.0, 1.0));
+        assert_eq!(norm_and_clip(&gradients, 1.0), (5.0, 0.2));
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub fn score_reference(model: &Model, trees: &mut [Tree], micro_batch_tokens: us
 pub fn response_logps(model: &Model, trees: &[&Tree]) -> Result<Vec<f32>> {
     no_grad(|| {
         let forest = Forest::pack(trees, model.config().max_positions, model.compute().device)?;
-        let statistics = head::statistics(&model.predictors(&forest), model.output(), &forest.targets);
-        Ok(to_host(&statistics.logps))
+        let rows = head::statistics(&model.predictors(&forest), model.output(), &forest.targets);
+        Ok(to_host(&rows.statistics.logps))
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arriero_buffers::Tree;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Kind, Tensor};
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
@@ -14,7 +14,8 @@ use crate::forest::{Forest, micro_batches};
 use crate::head::{self, StatisticGradients};
 use crate::model::Model;
 use crate::objective::{Metrics, MicroBatch, Objective, TokenStatistics, Totals};
-use crate::optim::{AdamW, TrainingConfig, clip_by_global_norm};
+use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
+use crate::pass::Pass;
 use crate::snapshot::Snapshot;
 
 /// One trained tensor.
@@ -25,27 +26,20 @@ struct Parameter {
     master: Tensor,
     /// What the model computes with, in the compute precision; the master itself in f32.
     leaf: Tensor,
-    /// f32, sum over the micro-batches; the leaf's own gradient in f32.
+    /// f32, sum over the micro-batches.
     gradient: Tensor,
 }
 
 impl Parameter {
     fn new(name: &str, weight: &Tensor, compute: Compute) -> Self {
         let master = weight.to_device(compute.device).to_kind(Kind::Float).copy();
-        let leaf =
-            if compute.kind == Kind::Float { master.shallow_clone() } else { master.to_kind(compute.kind) };
-        let leaf = leaf.set_requires_grad(true);
-        // From the first backward on autograd adds to the gradient in place, so it can be handed
-        // around by its handle.
-        leaf.sum(compute.kind).backward();
-        let mut own = leaf.grad();
-        let _ = own.zero_();
-        let gradient = if compute.kind == Kind::Float { own } else { master.zeros_like() };
-        Parameter { name: name.to_string(), master: master.detach(), leaf, gradient }
+        let leaf = master.to_kind(compute.kind);
+        Parameter { name: name.to_string(), gradient: master.zeros_like(), master, leaf }
     }
 
-    fn is_shared(&self) -> bool {
-        self.leaf.kind() == Kind::Float
+    /// The leaf, where it is a tensor of its own.
+    fn own_leaf(&self) -> Option<Tensor> {
+        (self.leaf.kind() != Kind::Float).then(|| self.leaf.shallow_clone())
     }
 }
 
@@ -69,6 +63,8 @@ pub struct Trainer {
     training: TrainingConfig,
     total_steps: usize,
     step: usize,
+    /// The factor by which the last step's gradient was clipped.
+    gradient_scale: f64,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -110,11 +106,12 @@ impl Trainer {
     ) -> Result<Self> {
         let parameters: Vec<Parameter> =
             weights.iter().map(|(name, weight)| Parameter::new(name, weight, compute)).collect();
-        let leaves: Weights = parameters
-            .iter()
-            .map(|parameter| (parameter.name.clone(), parameter.leaf.shallow_clone()))
-            .collect();
-        let model = Model::new(config, &leaves, compute)?;
+        let collect = |pick: &dyn Fn(&Parameter) -> Tensor| -> Weights {
+            parameters.iter().map(|parameter| (parameter.name.clone(), pick(parameter))).collect()
+        };
+        let leaves = collect(&|parameter| parameter.leaf.shallow_clone());
+        let gradients = collect(&|parameter| parameter.gradient.shallow_clone());
+        let model = Model::trainable(config, &leaves, &gradients, compute)?;
         let masters: Vec<Tensor> =
             parameters.iter().map(|parameter| parameter.master.shallow_clone()).collect();
         Ok(Trainer {
@@ -127,6 +124,7 @@ impl Trainer {
             training,
             total_steps,
             step: 0,
+            gradient_scale: 1.0,
         })
     }
 
@@ -139,30 +137,34 @@ impl Trainer {
         for parameter in &mut self.parameters {
             let _ = parameter.gradient.zero_();
         }
+        let budget = self.training.token_budget(&self.config, self.compute);
+        if let Some(tree) = batch.iter().find(|tree| tree.len() > budget) {
+            return Err(PolicyError::TreeOverBudget {
+                prompt_id: tree.prompt_id,
+                tokens: tree.len(),
+                budget,
+            });
+        }
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
         let mut tokens = 0;
-        for trees in micro_batches(batch, self.training.micro_batch_tokens) {
+        for trees in micro_batches(batch, budget) {
             let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
             tokens += forest.len() as u64;
             metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals })?);
         }
-        let mut gradients: Vec<Tensor> =
-            self.parameters.iter().map(|parameter| parameter.gradient.shallow_clone()).collect();
-        let grad_norm = clip_by_global_norm(&mut gradients, self.training.max_grad_norm);
+        let collect = |pick: &dyn Fn(&Parameter) -> Tensor| self.parameters.iter().map(pick).collect::<Vec<_>>();
+        let gradients = collect(&|parameter| parameter.gradient.shallow_clone());
+        let (grad_norm, scale) = norm_and_clip(&gradients, self.training.max_grad_norm);
         if !grad_norm.is_finite() {
             let prompt_ids = batch.iter().map(|tree| tree.prompt_id).collect();
             return Err(PolicyError::NotFinite { what: "gradient norm", prompt_ids });
         }
         let rate = self.training.learning_rate_at(self.step, self.total_steps);
-        let mut masters: Vec<Tensor> =
-            self.parameters.iter().map(|parameter| parameter.master.shallow_clone()).collect();
-        self.optimizer.step(&mut masters, &gradients, rate, &self.training);
-        no_grad(|| {
-            for parameter in self.parameters.iter_mut().filter(|parameter| !parameter.is_shared()) {
-                parameter.leaf.copy_(&parameter.master);
-            }
-        });
+        let masters = collect(&|parameter| parameter.master.shallow_clone());
+        let leaves: Vec<Option<Tensor>> = self.parameters.iter().map(Parameter::own_leaf).collect();
+        self.optimizer.step(&masters, &leaves, &gradients, scale, rate, &self.training);
+        self.gradient_scale = scale;
         self.step += 1;
         let mut metrics = metrics.values();
         metrics.insert("grad_norm".to_string(), grad_norm);
@@ -172,14 +174,15 @@ impl Trainer {
 
     /// Adds the gradient of one micro-batch's share of the loss.
     fn accumulate(&mut self, forest: &Forest, batch: &MicroBatch<'_>) -> Result<Metrics> {
-        let hidden = self.model.predictors(forest);
-        let fixed = hidden.detach();
-        let output = self.model.output().detach();
-        let statistics = head::statistics(&fixed, &output, &forest.targets);
+        let pass = Pass::record(&self.model, forest, self.training.activation_checkpointing);
+        let hidden = pass.hidden().detach();
+        let output = self.model.output();
+        let rows = head::statistics(&hidden, output, &forest.targets);
+        let leaf = |statistic: &Tensor| statistic.detach().copy().set_requires_grad(true);
         let statistics = TokenStatistics {
-            logps: statistics.logps.set_requires_grad(true),
-            entropies: statistics.entropies.set_requires_grad(true),
-            top1: statistics.top1,
+            logps: leaf(&rows.statistics.logps),
+            entropies: leaf(&rows.statistics.entropies),
+            top1: rows.statistics.top1.shallow_clone(),
         };
         let loss = self.objective.loss(&statistics, batch);
         if !loss.value.double_value(&[]).is_finite() {
@@ -192,34 +195,25 @@ impl Trainer {
             gradient.defined().then_some(gradient)
         };
         let gradients = StatisticGradients {
-            logps: gradient(&statistics.logps)
-                .unwrap_or_else(|| fixed.new_zeros(statistics.logps.size(), (Kind::Float, fixed.device()))),
+            logps: gradient(&statistics.logps).unwrap_or_else(|| statistics.logps.zeros_like()),
             entropies: gradient(&statistics.entropies),
         };
         let name = if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        let Some(owner) = self.parameters.iter_mut().find(|parameter| parameter.name == name) else {
-            return Err(PolicyError::MissingTensor { name: name.to_string() });
-        };
+        let owner = self.parameters.iter_mut().find(|parameter| parameter.name == name);
+        let output_gradient = owner.map(|parameter| &mut parameter.gradient);
         let hidden_gradient =
-            head::backward(&fixed, &output, &forest.targets, &gradients, &mut owner.gradient);
-        // The gradient of this sum with respect to the hidden states is `hidden_gradient`.
-        (hidden * hidden_gradient).sum(Kind::Float).backward();
-        for parameter in self.parameters.iter_mut().filter(|parameter| !parameter.is_shared()) {
-            let mut own = parameter.leaf.grad();
-            if own.defined() {
-                parameter.gradient += &own;
-                let _ = own.zero_();
-            }
-        }
+            head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient);
+        pass.backward(&hidden_gradient);
         let mut metrics = loss.metrics;
         behaviour_difference(&mut metrics, &statistics.logps.detach(), batch);
         Ok(metrics)
     }
 
-    /// The gradient of the last step, after clipping, by name.
+    /// The gradient of the last step, after clipping, by name: copies.
     pub fn gradients(&self) -> Weights {
-        let handle = |parameter: &Parameter| (parameter.name.clone(), parameter.gradient.shallow_clone());
-        self.parameters.iter().map(handle).collect()
+        let copy =
+            |parameter: &Parameter| (parameter.name.clone(), &parameter.gradient * self.gradient_scale);
+        self.parameters.iter().map(copy).collect()
     }
 
     /// Handles of the f32 master weights: they change with the next step.

@@ -1,0 +1,482 @@
+#include "attention.h"
+
+#include <cmath>
+
+#include "gemm.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace arriero {
+
+namespace {
+
+/// Key columns of a block. Blocks never straddle segments; the columns past a segment's end are masked.
+constexpr int64_t columns = 32;
+/// Query positions of a block. All heads that share a key head stand in it, position by position.
+constexpr int64_t positions = 32;
+
+/// A block of key columns as a query block sees it.
+struct Block {
+  int64_t index;  // of the tree's packed blocks
+  int64_t first;  // position of its first key in its segment
+  bool own;       // of the query's own segment, else of the prompt
+};
+
+struct Tree {
+  const TreeLayout* segments;
+  std::vector<int64_t> first_block;  // of each segment; then their number
+  int64_t start, tokens;
+
+  explicit Tree(const TreeLayout& layout) : segments(&layout), start(layout[0].start), tokens(0) {
+    int64_t blocks = 0;
+    for (const Segment& segment : layout) {
+      first_block.push_back(blocks);
+      blocks += (segment.length + columns - 1) / columns;
+      tokens += segment.length;
+    }
+    first_block.push_back(blocks);
+  }
+  int64_t blocks() const { return first_block.back(); }
+};
+
+/// Query positions [from, from + count) of a segment of a tree.
+struct QueryBlock {
+  const Tree* tree;
+  size_t segment;
+  int64_t from, count;
+
+  bool in_prompt() const { return segment == 0; }
+  int64_t token() const { return (*tree->segments)[segment].start + from; }
+  /// Position in the sequence of the first query.
+  int64_t position() const { return from + (in_prompt() ? 0 : (*tree->segments)[0].length); }
+
+  std::vector<Block> blocks(int64_t window) const {
+    std::vector<Block> seen;
+    const int64_t prompt = (*tree->segments)[0].length;
+    if (!in_prompt()) {
+      for (int64_t first = 0; first < prompt; first += columns) {
+        if (window && first + columns <= position() - window + 1) continue;
+        seen.push_back({first / columns, first, false});
+      }
+    }
+    for (int64_t first = 0; first < from + count; first += columns) {
+      if (window && first + columns <= from - window + 1) continue;
+      seen.push_back({tree->first_block[segment] + first / columns, first, true});
+    }
+    return seen;
+  }
+
+  /// Which columns [low, high) of a block the query at `position` (counted from `from`) sees.
+  void range(const Block& block, int64_t offset, int64_t window, int64_t* low, int64_t* high) const {
+    const int64_t prompt = (*tree->segments)[0].length;
+    const int64_t end = block.own ? from + offset + 1 : prompt;
+    const int64_t begin = window ? (block.own ? from : position()) + offset - window + 1 : 0;
+    *low = std::clamp<int64_t>(begin - block.first, 0, columns);
+    *high = std::clamp<int64_t>(end - block.first, *low, columns);
+  }
+};
+
+std::vector<Tree> plan(const std::vector<TreeLayout>& layouts) {
+  std::vector<Tree> trees;
+  for (const TreeLayout& layout : layouts) trees.emplace_back(layout);
+  return trees;
+}
+
+std::vector<QueryBlock> query_blocks(const Tree& tree) {
+  std::vector<QueryBlock> found;
+  for (size_t segment = 0; segment < tree.segments->size(); segment++) {
+    const int64_t length = (*tree.segments)[segment].length;
+    for (int64_t from = 0; from < length; from += positions) {
+      found.push_back({&tree, segment, from, std::min(positions, length - from)});
+    }
+  }
+  return found;
+}
+
+ARRIERO_CLONES float highest_of(const float* x, int64_t low, int64_t high, float highest) {
+  for (int64_t j = low; j < high; j++) highest = x[j] > highest ? x[j] : highest;
+  return highest;
+}
+
+#define ARRIERO_ATTENTION_ROWS(T)                                                                                  \
+  /* p = e^(scale (s − highest)) within [low, high), else 0; returns the sum. */                                   \
+  ARRIERO_CLONES float weights_of(const float* s, int64_t low, int64_t high, float scale, float highest, T* p) {   \
+    float sum = 0;                                                                                                 \
+    for (int64_t j = 0; j < columns; j++) {                                                                        \
+      const float e = j >= low && j < high ? exponential((s[j] - highest) * scale) : 0.0f;                         \
+      sum += e;                                                                                                    \
+      p[j] = narrow<T>(e);                                                                                         \
+    }                                                                                                              \
+    return sum;                                                                                                    \
+  }                                                                                                                \
+  /* p = e^(scale s − log_sum), ds = p (dp − d) scale, within [low, high), else 0. */                              \
+  ARRIERO_CLONES void score_gradients(const float* s, const float* dp, int64_t low, int64_t high, float scale,     \
+                                      float log_sum, float d, T* p, T* ds) {                                       \
+    for (int64_t j = 0; j < columns; j++) {                                                                        \
+      const float e = j >= low && j < high ? exponential(s[j] * scale - log_sum) : 0.0f;                           \
+      p[j] = narrow<T>(e);                                                                                         \
+      ds[j] = narrow<T>(e * (dp[j] - d) * scale);                                                                  \
+    }                                                                                                              \
+  }                                                                                                                \
+  ARRIERO_CLONES void scale_row(const float* x, float factor, int64_t n, T* out) {                                 \
+    for (int64_t j = 0; j < n; j++) out[j] = narrow<T>(x[j] * factor);                                             \
+  }                                                                                                                \
+  ARRIERO_CLONES float dot_row(const T* a, const T* b, int64_t n) {                                                \
+    float sum = 0;                                                                                                 \
+    for (int64_t j = 0; j < n; j++) sum += widen(a[j]) * widen(b[j]);                                              \
+    return sum;                                                                                                    \
+  }
+ARRIERO_ATTENTION_ROWS(float)
+ARRIERO_ATTENTION_ROWS(bf16)
+
+/// Gathers the rows (position by position, `group` heads each) of a query block: contiguous
+/// [rows, head_dim], rows past the end 0 up to `padded`.
+template <typename T>
+void gather(const T* from, int64_t ld, int64_t token, int64_t count, int64_t width, int64_t padded, T* out) {
+  for (int64_t i = 0; i < count; i++) std::memcpy(static_cast<void*>(out + i * width), from + (token + i) * ld, width * sizeof(T));
+  std::fill(out + count * width, out + padded * width, T(0.0f));
+}
+
+/// Query positions are padded to this, so that few microkernels are generated.
+int64_t padded_count(int64_t count) { return round_up(count, 8); }
+
+/// Packs the keys or values (head_dim wide at `from`, ld elements a row) of a tree, block by block.
+template <typename T, typename Pack>
+void pack_blocks(const Tree& tree, const T* from, int64_t ld, int64_t head_dim, T* out, const Pack& pack) {
+  for (size_t segment = 0; segment < tree.segments->size(); segment++) {
+    const auto [start, length] = (*tree.segments)[segment];
+    for (int64_t first = 0; first < length; first += columns) {
+      const int64_t block = tree.first_block[segment] + first / columns;
+      pack(from + (start + first) * ld, std::min(columns, length - first), out + block * columns * head_dim);
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, T* out,
+                       float* log_sums) {
+  const auto [heads, kv_heads, head_dim, scale, window] = shape;
+  const int64_t group = heads / kv_heads, ld = (heads + 2 * kv_heads) * head_dim;
+  const std::vector<Tree> trees = plan(layouts);
+  std::vector<QueryBlock> queries;
+  std::vector<int64_t> offsets;  // of each tree's blocks
+  int64_t blocks = 0;
+  for (const Tree& tree : trees) {
+    for (const QueryBlock& block : query_blocks(tree)) queries.push_back(block);
+    offsets.push_back(blocks);
+    blocks += tree.blocks();
+  }
+  const auto options = at::TensorOptions().dtype(at::CppTypeToScalarType<T>::value);
+  const at::Tensor packed_keys = at::empty({kv_heads, blocks, columns * head_dim}, options);
+  const at::Tensor packed_values = at::empty_like(packed_keys);
+  T* all_keys = packed_keys.data_ptr<T>();
+  T* all_values = packed_values.data_ptr<T>();
+  const int64_t tree_count = static_cast<int64_t>(trees.size());
+  each_task(tree_count * kv_heads, [&](int64_t task) {
+    const int64_t head = task / tree_count, index = task % tree_count;
+    const int64_t at = (head * blocks + offsets[index]) * columns * head_dim;
+    const T* keys = qkv + (heads + head) * head_dim;
+    pack_blocks(trees[index], keys, ld, head_dim, all_keys + at, [&](const T* from, int64_t count, T* to) {
+      pack_transposed(from, count, head_dim, ld, columns, to);
+    });
+    pack_blocks(trees[index], keys + kv_heads * head_dim, ld, head_dim, all_values + at,
+                [&](const T* from, int64_t count, T* to) { pack_rows(from, count, head_dim, ld, columns, head_dim, to); });
+  });
+  const int64_t query_count = static_cast<int64_t>(queries.size());
+  each_task(query_count * kv_heads, [&](int64_t task) {
+    // Later blocks see more keys: the longest first.
+    const int64_t head = task % kv_heads;
+    const QueryBlock& query = queries[query_count - 1 - task / kv_heads];
+    const int64_t at = (head * blocks + offsets[query.tree - trees.data()]) * columns * head_dim;
+    const T *keys = all_keys + at, *values = all_values + at;
+    const std::vector<Block> seen = query.blocks(window);
+    const int64_t count = static_cast<int64_t>(seen.size());
+    const int64_t padded = padded_count(query.count), rows = padded * group;
+    T* q = scratch<T, 2>(rows * head_dim);
+    gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, q);
+    float* scores = scratch<float, 3>(count * rows * columns);
+    T* weights = scratch<T, 4>(count * rows * columns);
+    float* sums = scratch<float, 4>(rows * head_dim);
+    for (int64_t b = 0; b < count; b++) {
+      microkernel(rows, columns, head_dim, q, head_dim, keys + seen[b].index * columns * head_dim, columns,
+                  scores + b * rows * columns, columns, false);
+    }
+    std::vector<float> totals(rows, 1.0f);
+    for (int64_t row = 0; row < rows; row++) {
+      // A padded row is given its last real neighbour's range; nobody reads it.
+      const int64_t offset = std::min(row / group, query.count - 1);
+      float highest = -INFINITY, total = 0;
+      for (int64_t b = 0; b < count; b++) {
+        int64_t low, high;
+        query.range(seen[b], offset, window, &low, &high);
+        highest = highest_of(scores + (b * rows + row) * columns, low, high, highest);
+      }
+      for (int64_t b = 0; b < count; b++) {
+        int64_t low, high;
+        query.range(seen[b], offset, window, &low, &high);
+        const int64_t at_row = (b * rows + row) * columns;
+        total += weights_of(scores + at_row, low, high, scale, highest, weights + at_row);
+      }
+      totals[row] = total;
+      if (row < query.count * group) {
+        log_sums[(query.token() + row / group) * heads + head * group + row % group] =
+            highest * scale + std::log(total);
+      }
+    }
+    for (int64_t b = 0; b < count; b++) {
+      microkernel(rows, head_dim, columns, weights + b * rows * columns, columns,
+                  values + seen[b].index * columns * head_dim, head_dim, sums, head_dim, b > 0);
+    }
+    for (int64_t row = 0; row < query.count * group; row++) {
+      const int64_t target = (query.token() + row / group) * heads + head * group + row % group;
+      scale_row(sums + row * head_dim, 1.0f / totals[row], head_dim, out + target * head_dim);
+    }
+  });
+}
+
+template <typename T>
+void attention_backward(const T* d_out, const T* qkv, const T* out, const float* log_sums,
+                        const std::vector<TreeLayout>& layouts, const AttentionShape& shape, T* d_qkv) {
+  const auto [heads, kv_heads, head_dim, scale, window] = shape;
+  const int64_t group = heads / kv_heads, ld = (heads + 2 * kv_heads) * head_dim;
+  const std::vector<Tree> trees = plan(layouts);
+  // A tree and a key head are one task, the largest trees first.
+  std::vector<int64_t> order(trees.size());
+  for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int64_t>(i);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return trees[a].tokens > trees[b].tokens; });
+  each_task(static_cast<int64_t>(trees.size()) * kv_heads, [&](int64_t task) {
+    const int64_t head = task % kv_heads;
+    const Tree& tree = trees[order[task / kv_heads]];
+    const int64_t size = tree.blocks() * columns * head_dim, most_rows = positions * group;
+    const T* key_rows = qkv + (heads + head) * head_dim;
+    const T* value_rows = key_rows + kv_heads * head_dim;
+    T* keys_turned = scratch<T, 2>(size);
+    T* keys = scratch<T, 4>(size);
+    T* values_turned = scratch<T, 5>(size);
+    const auto turn = [&](const T* from, int64_t count, T* to) { pack_transposed(from, count, head_dim, ld, columns, to); };
+    const auto rows_of = [&](const T* from, int64_t count, T* to) {
+      pack_rows(from, count, head_dim, ld, columns, head_dim, to);
+    };
+    pack_blocks(tree, key_rows, ld, head_dim, keys_turned, turn);
+    pack_blocks(tree, key_rows, ld, head_dim, keys, rows_of);
+    pack_blocks(tree, value_rows, ld, head_dim, values_turned, turn);
+    float* d_keys = scratch<float, 5>(size);
+    float* d_values = scratch<float, 6>(size);
+    std::fill_n(d_keys, size, 0.0f);
+    std::fill_n(d_values, size, 0.0f);
+    T* q = scratch<T, 6>(most_rows * head_dim);
+    T* d_o = scratch<T, 7>(most_rows * head_dim);
+    T* q_packed = scratch<T, 8>(most_rows * head_dim);
+    T* d_o_packed = scratch<T, 9>(most_rows * head_dim);
+    float* s = scratch<float, 3>(most_rows * columns);
+    float* dp = scratch<float, 4>(most_rows * columns);
+    T* p = scratch<T, 10>(most_rows * columns);
+    T* ds = scratch<T, 11>(most_rows * columns);
+    T* turned = scratch<T, 12>(most_rows * columns);
+    float* d_q = scratch<float, 7>(most_rows * head_dim);
+    std::vector<float> deltas(most_rows);
+    for (const QueryBlock& query : query_blocks(tree)) {
+      const int64_t padded = padded_count(query.count), rows = padded * group;
+      gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, q);
+      gather(d_out + head * group * head_dim, heads * head_dim, query.token(), query.count, group * head_dim, padded, d_o);
+      pack_rows(q, rows, head_dim, head_dim, rows, head_dim, q_packed);
+      pack_rows(d_o, rows, head_dim, head_dim, rows, head_dim, d_o_packed);
+      const auto number = [&](int64_t row) {
+        return (query.token() + row / group) * heads + head * group + row % group;
+      };
+      for (int64_t row = 0; row < query.count * group; row++) {
+        deltas[row] = dot_row(d_o + row * head_dim, out + number(row) * head_dim, head_dim);
+      }
+      bool first = true;
+      for (const Block& block : query.blocks(window)) {
+        const int64_t at = block.index * columns * head_dim;
+        microkernel(rows, columns, head_dim, q, head_dim, keys_turned + at, columns, s, columns, false);
+        microkernel(rows, columns, head_dim, d_o, head_dim, values_turned + at, columns, dp, columns, false);
+        for (int64_t row = 0; row < rows; row++) {
+          int64_t low = 0, high = 0;
+          const bool real = row < query.count * group;
+          if (real) query.range(block, row / group, window, &low, &high);
+          score_gradients(s + row * columns, dp + row * columns, low, high, scale, real ? log_sums[number(row)] : 0.0f,
+                          real ? deltas[row] : 0.0f, p + row * columns, ds + row * columns);
+        }
+        microkernel(rows, head_dim, columns, ds, columns, keys + at, head_dim, d_q, head_dim, !first);
+        transpose(ds, rows, columns, columns, rows, turned);
+        microkernel(columns, head_dim, rows, turned, rows, q_packed, head_dim, d_keys + at, head_dim, true);
+        transpose(p, rows, columns, columns, rows, turned);
+        microkernel(columns, head_dim, rows, turned, rows, d_o_packed, head_dim, d_values + at, head_dim, true);
+        first = false;
+      }
+      for (int64_t i = 0; i < query.count; i++) {
+        T* target = d_qkv + (query.token() + i) * ld + head * group * head_dim;
+        scale_row(d_q + i * group * head_dim, 1.0f, group * head_dim, target);
+      }
+    }
+    for (size_t segment = 0; segment < tree.segments->size(); segment++) {
+      const auto [start, length] = (*tree.segments)[segment];
+      for (int64_t i = 0; i < length; i++) {
+        const int64_t at = (tree.first_block[segment] * columns + i) * head_dim;
+        T* target = d_qkv + (start + i) * ld + (heads + head) * head_dim;
+        scale_row(d_keys + at, 1.0f, head_dim, target);
+        scale_row(d_values + at, 1.0f, head_dim, target + kv_heads * head_dim);
+      }
+    }
+  });
+}
+
+namespace {
+
+// One query's scores over a page: keys are [head_dim / pair][page_tokens][pair]. And its values' sum.
+ARRIERO_CLONES void page_scores(const float* q, const float* keys, int64_t head_dim, float* scores) {
+  float sums[page_tokens] = {};
+  for (int64_t d = 0; d < head_dim; d++) {
+    for (int64_t j = 0; j < page_tokens; j++) sums[j] += q[d] * keys[d * page_tokens + j];
+  }
+  for (int64_t j = 0; j < page_tokens; j++) scores[j] = sums[j];
+}
+ARRIERO_CLONES void page_sum(const float* weights, const float* values, int64_t head_dim, float* out) {
+  for (int64_t t = 0; t < page_tokens; t++) {
+    for (int64_t j = 0; j < head_dim; j++) out[j] += weights[t] * values[t * head_dim + j];
+  }
+}
+
+ARRIERO_CLONES void page_scores_wide(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
+  float sums[page_tokens] = {};
+  for (int64_t d = 0; d < head_dim; d += 2) {
+    const float first = widen(q[d]), second = widen(q[d + 1]);
+    for (int64_t j = 0; j < page_tokens; j++) {
+      const bf16* both = keys + d * page_tokens + 2 * j;
+      sums[j] += first * widen(both[0]) + second * widen(both[1]);
+    }
+  }
+  for (int64_t j = 0; j < page_tokens; j++) scores[j] = sums[j];
+}
+ARRIERO_CLONES void page_sum_wide(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
+  for (int64_t t = 0; t < page_tokens; t += 2) {
+    const float first = widen(weights[t]), second = widen(weights[t + 1]);
+    for (int64_t j = 0; j < head_dim; j++) {
+      const bf16* both = values + t * head_dim + 2 * j;
+      out[j] += first * widen(both[0]) + second * widen(both[1]);
+    }
+  }
+}
+
+#if defined(__x86_64__)
+// The same with the processor's products of bf16 pairs.
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void page_scores_bf16(const bf16* q, const bf16* keys,
+                                                                                   int64_t head_dim, float* scores) {
+  __m512 sums = _mm512_setzero_ps();
+  for (int64_t d = 0; d < head_dim; d += 2) {
+    int32_t both;
+    std::memcpy(&both, q + d, sizeof(both));
+    sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both),
+                            (__m512bh)_mm512_loadu_si512(keys + d * page_tokens));
+  }
+  _mm512_storeu_ps(scores, sums);
+}
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void page_sum_bf16(const bf16* weights, const bf16* values,
+                                                                                int64_t head_dim, float* out) {
+  for (int64_t j = 0; j < head_dim; j += 16) {
+    __m512 sums = _mm512_loadu_ps(out + j);
+    for (int64_t t = 0; t < page_tokens; t += 2) {
+      int32_t both;
+      std::memcpy(&both, weights + t, sizeof(both));
+      sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both),
+                              (__m512bh)_mm512_loadu_si512(values + t * head_dim + 2 * j));
+    }
+    _mm512_storeu_ps(out + j, sums);
+  }
+}
+#endif
+
+void page_scores(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
+#if defined(__x86_64__)
+  if (has_microkernel<bf16>()) return page_scores_bf16(q, keys, head_dim, scores);
+#endif
+  page_scores_wide(q, keys, head_dim, scores);
+}
+void page_sum(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
+#if defined(__x86_64__)
+  if (has_microkernel<bf16>() && head_dim % 16 == 0) return page_sum_bf16(weights, values, head_dim, out);
+#endif
+  page_sum_wide(weights, values, head_dim, out);
+}
+
+}  // namespace
+
+template <typename T>
+void page_write(const T* qkv, int64_t tokens, const AttentionShape& shape, const int64_t* slots, T* pages) {
+  const auto [heads, kv_heads, head_dim, scale, window] = shape;
+  const int64_t ld = (heads + 2 * kv_heads) * head_dim, side = page_tokens * head_dim;
+  for (int64_t token = 0; token < tokens; token++) {
+    const int64_t page = slots[token] / page_tokens, place = slots[token] % page_tokens;
+    for (int64_t head = 0; head < kv_heads; head++) {
+      const T* key = qkv + token * ld + (heads + head) * head_dim;
+      const T* value = key + kv_heads * head_dim;
+      T* keys = pages + (page * kv_heads + head) * 2 * side;
+      T* values = keys + side;
+      for (int64_t d = 0; d < head_dim; d++) {
+        keys[(d / pair<T> * page_tokens + place) * pair<T> + d % pair<T>] = key[d];
+        values[(place / pair<T> * head_dim + d) * pair<T> + place % pair<T>] = value[d];
+      }
+    }
+  }
+}
+
+template <typename T>
+void page_attention(const T* qkv, int64_t sequences, const AttentionShape& shape, const T* pages,
+                    const int64_t* tables, int64_t table_width, const int64_t* lengths, T* out) {
+  const auto [heads, kv_heads, head_dim, scale, window] = shape;
+  const int64_t group = heads / kv_heads, ld = (heads + 2 * kv_heads) * head_dim, side = page_tokens * head_dim;
+  each_task(sequences, [&](int64_t sequence) {
+    const int64_t length = lengths[sequence], begin = window ? std::max<int64_t>(0, length - window) : 0;
+    const int64_t first = begin / page_tokens, last = (length + page_tokens - 1) / page_tokens;
+    float* scores = scratch<float, 3>((last - first) * page_tokens);
+    T* weights = scratch<T, 4>(page_tokens * 2);
+    float* sums = scratch<float, 4>(head_dim);
+    for (int64_t head = 0; head < kv_heads; head++) {
+      for (int64_t member = 0; member < group; member++) {
+        const int64_t number = head * group + member;
+        const T* q = qkv + sequence * ld + number * head_dim;
+        const auto page = [&](int64_t index) {
+          return pages + (tables[sequence * table_width + index] * kv_heads + head) * 2 * side;
+        };
+        const auto low = [&](int64_t index) { return std::max<int64_t>(0, begin - index * page_tokens); };
+        const auto high = [&](int64_t index) { return std::min(page_tokens, length - index * page_tokens); };
+        float highest = -INFINITY, total = 0;
+        for (int64_t index = first; index < last; index++) {
+          float* here = scores + (index - first) * page_tokens;
+          page_scores(q, page(index), head_dim, here);
+          highest = highest_of(here, low(index), high(index), highest);
+        }
+        std::fill_n(sums, head_dim, 0.0f);
+        for (int64_t index = first; index < last; index++) {
+          const float* here = scores + (index - first) * page_tokens;
+          float e[page_tokens];
+          for (int64_t j = 0; j < page_tokens; j++) {
+            e[j] = j >= low(index) && j < high(index) ? exponential((here[j] - highest) * scale) : 0.0f;
+            total += e[j];
+            weights[j] = narrow<T>(e[j]);
+          }
+          page_sum(weights, page(index) + side, head_dim, sums);
+        }
+        scale_row(sums, 1.0f / total, head_dim, out + (sequence * heads + number) * head_dim);
+      }
+    }
+  });
+}
+
+#define ARRIERO_INSTANTIATE(T)                                                                                     \
+  template void attention_forward<T>(const T*, const std::vector<TreeLayout>&, const AttentionShape&, T*, float*); \
+  template void attention_backward<T>(const T*, const T*, const T*, const float*, const std::vector<TreeLayout>&,  \
+                                      const AttentionShape&, T*);                                                  \
+  template void page_write<T>(const T*, int64_t, const AttentionShape&, const int64_t*, T*);                       \
+  template void page_attention<T>(const T*, int64_t, const AttentionShape&, const T*, const int64_t*, int64_t,     \
+                                  const int64_t*, T*);
+ARRIERO_INSTANTIATE(float)
+ARRIERO_INSTANTIATE(bf16)
+
+}  // namespace arriero

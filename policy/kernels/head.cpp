@@ -1,0 +1,204 @@
+#include "head.h"
+
+#include <cmath>
+
+#include "gemm.h"
+
+namespace arriero {
+
+namespace {
+
+/// What is known of a row after some of its logits: their highest, Σ e^(z − highest), and
+/// Σ e^(z − highest) (z − highest).
+struct Running {
+  float highest = -INFINITY, sum = 0, moment = 0;
+};
+
+ARRIERO_CLONES void update_row(const float* logits, int64_t n, Running* running) {
+  float highest = logits[0];
+  for (int64_t j = 1; j < n; j++) highest = logits[j] > highest ? logits[j] : highest;
+  Running r = *running;
+  if (highest > r.highest) {
+    if (r.sum > 0) {
+      const float shift = r.highest - highest, factor = exponential(shift);
+      r.moment = factor * (r.moment + shift * r.sum);
+      r.sum *= factor;
+    }
+    r.highest = highest;
+  }
+  float sum = 0, moment = 0;
+  for (int64_t j = 0; j < n; j++) {
+    const float shifted = logits[j] - r.highest, e = exponential(shifted);
+    sum += e;
+    // e is 0 where the logit is far below, −∞ included.
+    moment += e * (shifted < -87.0f ? 0.0f : shifted);
+  }
+  r.sum += sum;
+  r.moment += moment;
+  *running = r;
+}
+
+// d z_j = −p_j (d_logp + (log p_j + H) d_entropy), to which the target's own d_logp is added outside.
+#define ARRIERO_GRADIENT_ROW(T)                                                                                    \
+  ARRIERO_CLONES void gradient_row(const float* logits, int64_t n, float log_sum, float d_logp, float entropy,     \
+                                   float d_entropy, T* d) {                                                        \
+    for (int64_t j = 0; j < n; j++) {                                                                              \
+      const float log_p = logits[j] - log_sum;                                                                     \
+      d[j] = narrow<T>(-exponential(log_p) * (d_logp + (log_p + entropy) * d_entropy));                            \
+    }                                                                                                              \
+  }
+ARRIERO_GRADIENT_ROW(float)
+ARRIERO_GRADIENT_ROW(bf16)
+
+/// Rows of a forward task: packing a panel of the output matrix is paid once for them.
+constexpr int64_t forward_rows = 256;
+/// Rows and vocabulary entries whose logits' gradients exist at one time in a thread.
+constexpr int64_t backward_rows = 512;
+constexpr int64_t backward_entries = 2 * panel;
+
+}  // namespace
+
+template <typename T>
+void head_forward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const int64_t* targets, float* target_logits,
+                  float* log_sums, float* entropies, float* highest) {
+  // Few rows are spread over the threads all the same.
+  const int64_t share = round_up((m + at::get_num_threads() - 1) / at::get_num_threads(), block_rows);
+  const int64_t task_rows = std::max(block_rows, std::min(forward_rows, share));
+  each_task((m + task_rows - 1) / task_rows, [&](int64_t task) {
+    const int64_t first = task * task_rows, rows = std::min(task_rows, m - first);
+    std::vector<Running> running(rows);
+    T* b = scratch<T, 2>(k * panel);
+    float* logits = scratch<float, 3>(block_rows * panel);
+    for (int64_t entry = 0; entry < v; entry += panel) {
+      const int64_t width = std::min(panel, v - entry);
+      pack_transposed(w + entry * k, width, k, k, panel, b);
+      for (int64_t block = 0; block < rows; block += block_rows) {
+        const int64_t count = std::min(block_rows, rows - block);
+        microkernel(count, panel, k, h + (first + block) * k, k, b, panel, logits, panel, false);
+        for (int64_t i = 0; i < count; i++) {
+          const int64_t row = first + block + i;
+          update_row(logits + i * panel, width, &running[block + i]);
+          if (targets[row] >= entry && targets[row] < entry + width) {
+            target_logits[row] = logits[i * panel + targets[row] - entry];
+          }
+        }
+      }
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      const Running& r = running[i];
+      const float log_sum = std::log(r.sum);
+      log_sums[first + i] = r.highest + log_sum;
+      entropies[first + i] = log_sum - r.moment / r.sum;
+      highest[first + i] = r.highest;
+    }
+  });
+}
+
+template <typename T>
+void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const int64_t* targets,
+                   const float* log_sums, const float* entropies, const float* d_logps, const float* d_entropies, T* dh,
+                   float* dw) {
+  const int64_t blocks = (v + backward_entries - 1) / backward_entries;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), blocks);
+  const int64_t h_panels = (k + panel - 1) / panel;
+  const int64_t chunk = std::min(backward_rows, round_up(m, depth_step));
+  const int64_t wide = h_panels * panel;
+  // Each thread sums its share of dh aside; a fixed share, so that the sum has one order.
+  at::Tensor shares = at::empty({threads, chunk, wide}, at::kFloat);
+  at::Tensor packed_h = at::empty({h_panels, chunk, panel}, at::CppTypeToScalarType<T>::value);
+  T* h_rows = packed_h.template data_ptr<T>();
+  for (int64_t first = 0; first < m; first += chunk) {
+    const int64_t rows = std::min(chunk, m - first), depth = round_up(rows, depth_step);
+    each_task(h_panels, [&](int64_t index) {
+      const int64_t column = index * panel;
+      pack_rows(h + first * k + column, rows, std::min(panel, k - column), k, depth, panel,
+                h_rows + index * chunk * panel);
+    });
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; thread++) {
+        float* share = shares.template data_ptr<float>() + thread * chunk * wide;
+        std::memset(share, 0, chunk * wide * sizeof(float));
+        T* w_columns = scratch<T, 2>(k * backward_entries);
+        T* w_rows = scratch<T, 4>(backward_entries * wide);
+        float* logits = scratch<float, 3>(block_rows * panel);
+        T* d = scratch<T, 5>(chunk * backward_entries);
+        T* d_turned = scratch<T, 6>(chunk * backward_entries);
+        for (int64_t block = thread; block < blocks; block += threads) {
+          const int64_t entry = block * backward_entries, width = std::min(backward_entries, v - entry);
+          for (int64_t at = 0; at < backward_entries; at += panel) {
+            const int64_t here = std::clamp<int64_t>(width - at, 0, panel);
+            pack_transposed(w + (entry + at) * k, here, k, k, panel, w_columns + at * k);
+          }
+          for (int64_t index = 0; index < h_panels; index++) {
+            const int64_t column = index * panel;
+            pack_rows(w + entry * k + column, width, std::min(panel, k - column), k, backward_entries, panel,
+                      w_rows + index * backward_entries * panel);
+          }
+          for (int64_t row = 0; row < rows; row += block_rows) {
+            const int64_t count = std::min(block_rows, rows - row);
+            for (int64_t at = 0; at < backward_entries; at += panel) {
+              const int64_t here = std::clamp<int64_t>(width - at, 0, panel);
+              microkernel(count, panel, k, h + (first + row) * k, k, w_columns + at * k, panel, logits, panel, false);
+              for (int64_t i = 0; i < count; i++) {
+                const int64_t index = first + row + i;
+                T* into = d + (row + i) * backward_entries + at;
+                gradient_row(logits + i * panel, here, log_sums[index], d_logps[index],
+                             d_entropies ? entropies[index] : 0.0f, d_entropies ? d_entropies[index] : 0.0f, into);
+                std::fill(into + here, into + panel, T(0.0f));
+                const int64_t target = targets[index] - entry - at;
+                if (target >= 0 && target < here) {
+                  // Anew in f32: where p is near 1 the two terms nearly cancel.
+                  const float log_p = logits[i * panel + target] - log_sums[index];
+                  const float p = exponential(log_p);
+                  float own = -std::expm1(log_p) * d_logps[index];
+                  if (d_entropies) own -= p * (log_p + entropies[index]) * d_entropies[index];
+                  into[target] = narrow<T>(own);
+                }
+              }
+            }
+            for (int64_t index = 0; index < h_panels; index++) {
+              microkernel(count, panel, backward_entries, d + row * backward_entries, backward_entries,
+                          w_rows + index * backward_entries * panel, panel, share + row * wide + index * panel, wide,
+                          true);
+            }
+          }
+          if (!dw) continue;
+          transpose(d, rows, backward_entries, backward_entries, depth, d_turned);
+          for (int64_t at = 0; at < width; at += block_rows) {
+            const int64_t count = std::min(block_rows, width - at);
+            for (int64_t index = 0; index < h_panels; index++) {
+              const int64_t column = index * panel, here = std::min(panel, k - column);
+              float* target = dw + (entry + at) * k + column;
+              float* c = here == panel ? target : logits;
+              microkernel(count, panel, depth, d_turned + at * depth, depth, h_rows + index * chunk * panel, panel, c,
+                          here == panel ? k : panel, here == panel);
+              for (int64_t i = 0; here < panel && i < count; i++) {
+                for (int64_t j = 0; j < here; j++) target[i * k + j] += c[i * panel + j];
+              }
+            }
+          }
+        }
+      }
+    });
+    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+      const float* share = shares.template const_data_ptr<float>();
+      for (int64_t i = begin; i < end; i++) {
+        for (int64_t j = 0; j < k; j++) {
+          float sum = 0;
+          for (int64_t t = 0; t < threads; t++) sum += share[(t * chunk + i) * wide + j];
+          dh[(first + i) * k + j] = narrow<T>(sum);
+        }
+      }
+    });
+  }
+}
+
+#define ARRIERO_INSTANTIATE(T)                                                                                     \
+  template void head_forward<T>(const T*, int64_t, int64_t, const T*, int64_t, const int64_t*, float*, float*,     \
+                                float*, float*);                                                                   \
+  template void head_backward<T>(const T*, int64_t, int64_t, const T*, int64_t, const int64_t*, const float*,      \
+                                 const float*, const float*, const float*, T*, float*);
+ARRIERO_INSTANTIATE(float)
+ARRIERO_INSTANTIATE(bf16)
+
+}  // namespace arriero
