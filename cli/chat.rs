@@ -1,12 +1,12 @@
 //! `arriero chat`: a conversation on the terminal.
 
 use std::io::{BufRead, Write};
-use std::sync::Arc;
 
-use arriero_buffers::{Message, Prompt, Role};
+use arriero_buffers::{Message, Role};
 use arriero_policy::PolicyError;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{Engine, Request};
 use arriero_policy::sampling::SamplingConfig;
+use arriero_policy::tokenizer::Tokenizer;
 
 use crate::Failure;
 use crate::model::ModelArguments;
@@ -43,8 +43,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     sampling.validate().map_err(|message| Failure::input(anyhow::anyhow!(message)))?;
     let (model, tokenizer) = arguments.model.load()?;
-    let config = GenerationConfig { sampling, samples: 1, batch: 1, seed: arguments.seed };
-    let mut generator = Generator::new(model, 0, tokenizer, config);
+    let engine = Engine::new(model, 0, tokenizer.clone(), 1);
+    let mut speaker = Speaker { engine, tokenizer, sampling, seed: arguments.seed };
     let system = arguments.system.map(|content| Message { role: Role::System, content });
     let beginning: Vec<Message> = system.into_iter().collect();
     let mut messages = beginning.clone();
@@ -61,7 +61,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             "/reset" => messages = beginning.clone(),
             text => {
                 messages.push(Message::user(text));
-                match answer(&mut generator, &messages, turn) {
+                match speaker.answer(&messages, turn) {
                     Ok(text) => messages.push(Message { role: Role::Assistant, content: text }),
                     Err(Failure::Input(error)) => {
                         messages.pop();
@@ -75,30 +75,42 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Prints the answer as it comes.
-fn answer(generator: &mut Generator, messages: &[Message], turn: u64) -> Result<String, Failure> {
-    let prompt = Prompt { id: turn, messages: messages.to_vec(), checks: serde_json::Value::Null };
-    generator.submit(Arc::new(prompt)).map_err(|error| match error {
-        PolicyError::PromptTooLong { .. } | PolicyError::Template { .. } => Failure::input(error),
-        error => Failure::broken(error),
-    })?;
-    let mut out = std::io::stdout();
-    let mut shown = 0;
-    loop {
-        let groups = generator.step().map_err(Failure::broken)?;
-        let text = match groups.into_iter().next().and_then(|group| group.completions.into_iter().next()) {
-            Some(completion) => completion.text,
-            None => generator.text_in_progress(turn).map_err(Failure::broken)?,
+/// The model's side of the conversation.
+struct Speaker {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    sampling: SamplingConfig,
+    seed: u64,
+}
+
+impl Speaker {
+    /// Prints the answer as it comes.
+    fn answer(&mut self, messages: &[Message], turn: u64) -> Result<String, Failure> {
+        let input = |error| match error {
+            PolicyError::PromptTooLong { .. } | PolicyError::Template { .. } => Failure::input(error),
+            error => Failure::broken(error),
         };
-        // A character of several tokens shows as a replacement until it is complete.
-        let stable = if generator.is_idle() { text.len() } else { text.trim_end_matches('\u{fffd}').len() };
-        if let Some(new) = text.get(shown..stable) {
-            write!(out, "{new}").and_then(|()| out.flush()).map_err(Failure::broken)?;
-            shown = stable;
+        let request = Request {
+            tokens: self.tokenizer.prompt_tokens(messages).map_err(input)?,
+            samples: 1,
+            sampling: self.sampling.clone(),
+            end_tokens: self.tokenizer.eos_ids().to_vec(),
+            seed: self.seed,
+            prompt_id: turn,
+            report: true,
+            alternatives: 0,
+        };
+        self.engine.submit(request).map_err(input)?;
+        let mut out = std::io::stdout();
+        let mut text = String::new();
+        while !self.engine.is_idle() {
+            self.engine.step().map_err(Failure::broken)?;
+            for drawn in self.engine.take_drawn() {
+                write!(out, "{}", drawn.text).and_then(|()| out.flush()).map_err(Failure::broken)?;
+                text.push_str(&drawn.text);
+            }
         }
-        if generator.is_idle() {
-            writeln!(out).map_err(Failure::broken)?;
-            return Ok(text);
-        }
+        writeln!(out).map_err(Failure::broken)?;
+        Ok(text)
     }
 }

@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Only tokens with at least this share of the most probable one's probability.
     #[arg(long, default_value_t = 0.0)]
     min_p: f64,
+    /// Ends a completion, whose text ends before it; may be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
     /// Seed of the random numbers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -95,6 +98,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         top_k: arguments.top_k,
         top_p: arguments.top_p,
         min_p: arguments.min_p,
+        stop: arguments.stop,
     };
     sampling.validate().map_err(input)?;
     let prompts = match (&arguments.prompt, &arguments.prompts) {

@@ -94,7 +94,7 @@ pub struct GeneratorPlan {
 /// Options of the evaluator.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvaluationPlan {
-    /// How tokens are drawn. Default: greedily, and as many as the generator.
+    /// How tokens are drawn. Default: greedily, with the generator's limit and stop strings.
     pub sampling: SamplingConfig,
     /// Sequences decoded at once. Default 64.
     pub batch: usize,
@@ -258,6 +258,7 @@ fn evaluation(
     let greedy = SamplingConfig {
         temperature: 0.0,
         max_new_tokens: generator.sampling.max_new_tokens,
+        stop: generator.sampling.stop.clone(),
         ..SamplingConfig::default()
     };
     let sampling: SamplingConfig = section.read(&greedy)?;

@@ -13,6 +13,8 @@ use crate::prompt::Prompt;
 pub enum Finish {
     /// The model gave an end-of-turn token, which is the last of the completion's tokens.
     EndOfTurn,
+    /// A stop string came. The completion's tokens go on to its end, its text ends before it.
+    Stop,
     /// The token limit was reached.
     Length,
 }

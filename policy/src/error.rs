@@ -109,6 +109,12 @@ pub enum PolicyError {
         /// The context.
         limit: usize,
     },
+    /// A request with an option out of its range.
+    #[error("{message}")]
+    WrongRequest {
+        /// The option, its value and its range.
+        message: String,
+    },
     /// A prompt with its response exceeds the context.
     #[error(
         "prompt {prompt_id} with its response has {tokens} tokens, but the model's context has {limit}; \

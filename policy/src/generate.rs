@@ -1,14 +1,23 @@
-//! Batched generation: finished sequences leave at once and waiting prompts take their places.
+//! Batched generation: finished sequences leave at once and waiting requests take their places.
 //!
-//! A prompt's samples share one pass over the prompt. Tokens are drawn on the host with random
+//! - [`Engine`]: completes requests, each with its own options;
+//! - [`Request`], and what comes back of it: [`DrawnToken`]s while it goes on, an [`Answer`] in the end;
+//! - [`Generator`]: prompts and groups, all with the same options, on top of it;
+//! - `text`: tokens to text while they come, and stop strings.
+//!
+//! A request's samples share one pass over its prompt. Tokens are drawn on the host with random
 //! numbers keyed by (seed, prompt, sample, token), so that a sample does not depend on its
 //! neighbours.
+
+mod generator;
+mod request;
+mod text;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arriero_buffers::random::{Purpose, Stream};
-use arriero_buffers::{Completion, Finish, Group, Prompt};
+use arriero_buffers::{Completion, Finish};
 use rayon::prelude::*;
 use tch::{Kind, Tensor, no_grad};
 
@@ -16,8 +25,12 @@ use crate::cache::KvCache;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::model::Model;
-use crate::sampling::{Draw, SamplingConfig, draw};
+use crate::sampling::{alternatives, draw};
 use crate::tokenizer::Tokenizer;
+
+pub use generator::{GenerationConfig, Generator};
+pub use request::{Answer, DrawnToken, Request};
+use text::TextStream;
 
 /// Prompt tokens that go through the model at once.
 const PREFILL_TOKENS: usize = 1024;
@@ -25,121 +38,152 @@ const PREFILL_TOKENS: usize = 1024;
 /// Cache capacity grows in steps of this many tokens.
 const CAPACITY_STEP: usize = 64;
 
-/// Options of a generator.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerationConfig {
-    /// How tokens are drawn.
-    pub sampling: SamplingConfig,
-    /// Completions of a prompt.
-    pub samples: usize,
-    /// Sequences decoded at once; raised to `samples` where it is less.
-    pub batch: usize,
-    /// Seed of the random numbers.
-    pub seed: u64,
-}
-
-/// A prompt that waits for its turn.
+/// A request that waits for its turn.
 struct Waiting {
-    prompt: Arc<Prompt>,
-    tokens: Vec<u32>,
+    id: u64,
+    request: Arc<Request>,
 }
 
-/// A group whose completions are not all there yet.
+/// A request whose completions are not all there yet.
 struct Unfinished {
-    group: Group,
+    answer: Answer,
     missing: usize,
 }
 
 /// A sequence in a slot of the cache.
 struct Row {
-    prompt_id: u64,
+    request_id: u64,
+    request: Arc<Request>,
     limit: usize,
     /// Tokens in the cache.
     length: usize,
     stream: Stream,
     completion: Completion,
+    /// Kept where somebody looks at the text before the end: stop strings, reports.
+    text: Option<TextStream>,
+    drawn: Option<DrawnToken>,
     done: bool,
 }
 
 impl Row {
-    /// Adds a token.
-    fn push(&mut self, drawn: Draw, version: u32, eos_ids: &[u32]) {
+    /// Draws a token and adds it.
+    fn advance(&mut self, logits: &[f32], version: u32, tokenizer: &Tokenizer) -> Result<()> {
+        let request = &self.request;
         let completion = &mut self.completion;
+        let position = completion.tokens.len() as u64;
+        let drawn = draw(logits, &request.sampling, &mut self.stream, position);
         completion.tokens.push(drawn.token);
         completion.logps.push(drawn.logp);
         completion.sampled_logps.push(drawn.sampled_logp);
         completion.weight_versions.push(version);
-        if eos_ids.contains(&drawn.token) {
+        if request.end_tokens.contains(&drawn.token) {
             completion.finish = Finish::EndOfTurn;
         }
         self.done = completion.finish == Finish::EndOfTurn || completion.tokens.len() >= self.limit;
+        let Some(text) = &mut self.text else { return Ok(()) };
+        if text.push(tokenizer, drawn.token, self.done)? {
+            if completion.finish != Finish::EndOfTurn {
+                completion.finish = Finish::Stop;
+            }
+            self.done = true;
+        }
+        if request.report {
+            self.drawn = Some(DrawnToken {
+                request_id: self.request_id,
+                sample: completion.sample,
+                draw: drawn,
+                alternatives: alternatives(logits, &drawn, request.alternatives),
+                text: text.take_new(),
+                finish: self.done.then_some(completion.finish),
+            });
+        }
+        Ok(())
     }
 }
 
-/// A model that generates.
-pub struct Generator {
+/// A model that completes requests.
+pub struct Engine {
     model: Model,
     version: u32,
     tokenizer: Tokenizer,
-    config: GenerationConfig,
+    /// Sequences decoded at once.
+    batch: usize,
     cache: KvCache,
+    next_id: u64,
     waiting: VecDeque<Waiting>,
     rows: Vec<Row>,
     unfinished: Vec<Unfinished>,
+    drawn: Vec<DrawnToken>,
     logits: Vec<f32>,
     sampled_tokens: u64,
 }
 
-impl std::fmt::Debug for Generator {
+impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Generator")
+        f.debug_struct("Engine")
             .field("version", &self.version)
             .field("rows", &self.rows.len())
             .finish_non_exhaustive()
     }
 }
 
-impl Generator {
-    /// A generator of weights `version`.
-    pub fn new(model: Model, version: u32, tokenizer: Tokenizer, config: GenerationConfig) -> Self {
-        let config = GenerationConfig { batch: config.batch.max(config.samples), ..config };
-        Generator {
+impl Engine {
+    /// An engine of weights `version` that decodes up to `batch` sequences at once.
+    pub fn new(model: Model, version: u32, tokenizer: Tokenizer, batch: usize) -> Self {
+        Engine {
             model,
             version,
             tokenizer,
-            config,
+            batch,
             cache: KvCache::empty(),
+            next_id: 0,
             waiting: VecDeque::new(),
             rows: Vec::new(),
             unfinished: Vec::new(),
+            drawn: Vec::new(),
             logits: Vec::new(),
             sampled_tokens: 0,
         }
     }
 
-    /// Accepts a prompt.
+    /// Accepts a request, and gives it a number.
     ///
     /// # Errors
-    /// If the chat template refuses it, or it leaves no room in the model's context.
-    pub fn submit(&mut self, prompt: Arc<Prompt>) -> Result<()> {
-        let tokens = self.tokenizer.prompt_tokens(&prompt.messages)?;
-        self.submit_tokens(prompt, tokens)
+    /// If its prompt is empty or leaves no room in the model's context, or an option is out of range.
+    pub fn submit(&mut self, mut request: Request) -> Result<u64> {
+        let (prompt_id, limit) = (request.prompt_id, self.model.config().max_positions);
+        if request.tokens.is_empty() {
+            return Err(PolicyError::EmptyPrompt { prompt_id });
+        }
+        if request.tokens.len() >= limit {
+            return Err(PolicyError::PromptTooLong { prompt_id, tokens: request.tokens.len(), limit });
+        }
+        if !(1..=self.batch).contains(&request.samples) {
+            let message =
+                format!("samples is {}; it must be at least 1 and at most {}", request.samples, self.batch);
+            return Err(PolicyError::WrongRequest { message });
+        }
+        request.sampling.validate().map_err(|message| PolicyError::WrongRequest { message })?;
+        // Special tokens are no text, so that text never contains them.
+        let tokenizer = &self.tokenizer;
+        let marker = |stop: &String| tokenizer.id(stop).filter(|&id| tokenizer.is_special(id));
+        request.end_tokens.extend(request.sampling.stop.iter().filter_map(marker));
+        let id = self.next_id;
+        self.next_id += 1;
+        self.waiting.push_back(Waiting { id, request: Arc::new(request) });
+        Ok(id)
     }
 
-    /// Accepts a prompt that is rendered already.
-    ///
-    /// # Errors
-    /// If it is empty or leaves no room in the model's context.
-    pub fn submit_tokens(&mut self, prompt: Arc<Prompt>, tokens: Vec<u32>) -> Result<()> {
-        let limit = self.model.config().max_positions;
-        if tokens.is_empty() {
-            return Err(PolicyError::EmptyPrompt { prompt_id: prompt.id });
+    /// Forgets a request: its sequences make room at once. False if it is not here (any more).
+    pub fn cancel(&mut self, request_id: u64) -> bool {
+        let before = self.waiting.len() + self.unfinished.len();
+        self.waiting.retain(|waiting| waiting.id != request_id);
+        self.unfinished.retain(|unfinished| unfinished.answer.request_id != request_id);
+        self.drawn.retain(|drawn| drawn.request_id != request_id);
+        while let Some(slot) = self.rows.iter().position(|row| row.request_id == request_id) {
+            self.leave(slot);
         }
-        if tokens.len() >= limit {
-            return Err(PolicyError::PromptTooLong { prompt_id: prompt.id, tokens: tokens.len(), limit });
-        }
-        self.waiting.push_back(Waiting { prompt, tokens });
-        Ok(())
+        before > self.waiting.len() + self.unfinished.len()
     }
 
     /// True if nothing is left to do.
@@ -152,59 +196,51 @@ impl Generator {
         self.sampled_tokens
     }
 
-    /// The text of a prompt's first sample so far; empty where it is not being generated.
-    ///
-    /// # Errors
-    /// If the tokens cannot be decoded.
-    pub fn text_in_progress(&self, prompt_id: u64) -> Result<String> {
-        let row = self.rows.iter().find(|row| row.prompt_id == prompt_id && row.completion.sample == 0);
-        row.map_or(Ok(String::new()), |row| self.tokenizer.decode(&row.completion.tokens, true))
+    /// Requests that wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
-    /// Admits what fits, then adds one token to every sequence. Returns the groups that this
+    /// Sequences that are being decoded.
+    pub fn decoding(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The tokens that were drawn since the last call, for the requests that report.
+    pub fn take_drawn(&mut self) -> Vec<DrawnToken> {
+        std::mem::take(&mut self.drawn)
+    }
+
+    /// Admits what fits, then adds one token to every sequence. Returns the requests that this
     /// completed.
     ///
     /// # Errors
-    /// If a completion's tokens cannot be decoded.
-    pub fn step(&mut self) -> Result<Vec<Group>> {
+    /// If there is no memory for the cache, or a completion's tokens cannot be decoded.
+    pub fn step(&mut self) -> Result<Vec<Answer>> {
         no_grad(|| {
-            let mut groups = Vec::new();
+            let mut answers = Vec::new();
             self.admit()?;
-            self.retire(&mut groups)?;
+            self.retire(&mut answers)?;
             if !self.rows.is_empty() {
-                self.decode();
-                self.retire(&mut groups)?;
+                self.decode()?;
+                self.retire(&mut answers)?;
             }
-            Ok(groups)
+            Ok(answers)
         })
-    }
-
-    /// Works until idle; the groups in the order of their prompts' submission.
-    ///
-    /// # Errors
-    /// As [`Generator::step`].
-    pub fn run(&mut self) -> Result<Vec<Group>> {
-        let order: Vec<u64> = self.waiting.iter().map(|waiting| waiting.prompt.id).collect();
-        let mut groups = Vec::new();
-        while !self.is_idle() {
-            groups.extend(self.step()?);
-        }
-        groups.sort_by_key(|group| order.iter().position(|&id| id == group.prompt.id));
-        Ok(groups)
     }
 
     /// Passes waiting prompts through the model, as many as there is room for, and draws the first
     /// token of each of their samples.
     fn admit(&mut self) -> Result<()> {
-        let samples = self.config.samples;
         let mut admitted: Vec<Waiting> = Vec::new();
-        let mut tokens = 0;
-        while self.rows.len() + (admitted.len() + 1) * samples <= self.config.batch {
-            let Some(next) = self.waiting.front() else { break };
-            if !admitted.is_empty() && tokens + next.tokens.len() > PREFILL_TOKENS {
+        let (mut tokens, mut slots) = (0, self.rows.len());
+        while let Some(Waiting { request, .. }) = self.waiting.front() {
+            let fits = admitted.is_empty() || tokens + request.tokens.len() <= PREFILL_TOKENS;
+            if slots + request.samples > self.batch || !fits {
                 break;
             }
-            tokens += next.tokens.len();
+            tokens += request.tokens.len();
+            slots += request.samples;
             admitted.extend(self.waiting.pop_front());
         }
         if admitted.is_empty() {
@@ -213,63 +249,67 @@ impl Generator {
         self.reserve(&admitted)?;
         let compute = self.model.compute();
         let prompts: Vec<(u64, &[u32])> =
-            admitted.iter().map(|waiting| (waiting.prompt.id, &waiting.tokens[..])).collect();
+            admitted.iter().map(|Waiting { request, .. }| (request.prompt_id, &request.tokens[..])).collect();
         let forest = Forest::pack_prompts(&prompts, self.model.config().max_positions, compute.device)?;
         let first_slot = self.rows.len();
         let cache = &mut self.cache;
         let hidden = self.model.forest(&forest, &mut |layer, key, value| {
-            for (index, span) in forest.spans.iter().enumerate() {
-                cache.fill(layer, first_slot + index * samples, samples, span, key, value);
+            let mut slot = first_slot;
+            for (span, Waiting { request, .. }) in forest.spans.iter().zip(&admitted) {
+                cache.fill(layer, slot, request.samples, span, key, value);
+                slot += request.samples;
             }
         });
         let ends: Vec<i64> = forest.spans.iter().map(|span| span.start + span.prompt - 1).collect();
         let ends = Tensor::from_slice(&ends).to_device(compute.device);
         let hidden = hidden.index_select(0, &ends);
-        for waiting in admitted {
-            let limit = self
-                .config
-                .sampling
-                .max_new_tokens
-                .min(self.model.config().max_positions - waiting.tokens.len());
-            for sample in 0..samples as u32 {
-                self.rows.push(Row {
-                    prompt_id: waiting.prompt.id,
-                    limit,
-                    length: waiting.tokens.len(),
-                    stream: Stream::new(
-                        self.config.seed,
-                        Purpose::Sampling,
-                        waiting.prompt.id,
-                        sample.into(),
-                    ),
-                    completion: Completion {
-                        sample,
-                        tokens: Vec::new(),
-                        logps: Vec::new(),
-                        sampled_logps: Vec::new(),
-                        weight_versions: Vec::new(),
-                        text: String::new(),
-                        finish: Finish::Length,
-                    },
-                    done: false,
-                });
-            }
-            let group =
-                Group { prompt: waiting.prompt, prompt_tokens: waiting.tokens, completions: Vec::new() };
-            self.unfinished.push(Unfinished { group, missing: samples });
+        let mut sources = Vec::new();
+        for (source, Waiting { id, request }) in admitted.into_iter().enumerate() {
+            sources.extend(std::iter::repeat_n(source, request.samples));
+            let row = |sample| self.row(id, &request, sample);
+            let rows: Vec<Row> = (0..request.samples as u32).map(row).collect();
+            self.rows.extend(rows);
+            let missing = request.samples;
+            let answer = Answer { request_id: id, request, completions: Vec::new() };
+            self.unfinished.push(Unfinished { answer, missing });
         }
-        self.draw(&hidden, first_slot, samples);
-        Ok(())
+        self.draw(&hidden, first_slot, &sources)
+    }
+
+    /// A sequence that has its prompt in the cache and nothing else.
+    fn row(&self, request_id: u64, request: &Arc<Request>, sample: u32) -> Row {
+        let room = self.model.config().max_positions - request.tokens.len();
+        let watched = request.report || !request.sampling.stop.is_empty();
+        Row {
+            request_id,
+            limit: request.sampling.max_new_tokens.min(room),
+            length: request.tokens.len(),
+            stream: Stream::new(request.seed, Purpose::Sampling, request.prompt_id, sample.into()),
+            completion: Completion {
+                sample,
+                tokens: Vec::new(),
+                logps: Vec::new(),
+                sampled_logps: Vec::new(),
+                weight_versions: Vec::new(),
+                text: String::new(),
+                finish: Finish::Length,
+            },
+            text: watched.then(|| TextStream::new(&request.sampling.stop)),
+            drawn: None,
+            done: false,
+            request: Arc::clone(request),
+        }
     }
 
     /// Makes room in the cache for these prompts and their completions, and slots for those that wait.
     fn reserve(&mut self, admitted: &[Waiting]) -> Result<()> {
-        let longest = admitted.iter().map(|waiting| waiting.tokens.len()).max().unwrap_or(0);
-        let wanted = longest.saturating_add(self.config.sampling.max_new_tokens);
+        let longest = |Waiting { request, .. }: &Waiting| {
+            request.tokens.len().saturating_add(request.sampling.max_new_tokens)
+        };
+        let wanted = admitted.iter().map(longest).max().unwrap_or(0);
         let wanted = wanted.min(self.model.config().max_positions);
-        let prompts = admitted.len() + self.waiting.len();
-        let slots = prompts.saturating_mul(self.config.samples).saturating_add(self.rows.len());
-        let slots = slots.min(self.config.batch);
+        let samples = admitted.iter().chain(&self.waiting).map(|waiting| waiting.request.samples);
+        let slots = samples.fold(self.rows.len(), usize::saturating_add).min(self.batch);
         if wanted <= self.cache.capacity() && slots <= self.cache.slots() {
             return Ok(());
         }
@@ -281,7 +321,7 @@ impl Generator {
         Ok(())
     }
 
-    fn decode(&mut self) {
+    fn decode(&mut self) -> Result<()> {
         let compute = self.model.compute();
         let lengths: Vec<usize> = self.rows.iter().map(|row| row.length).collect();
         let step = self.cache.step(&lengths, compute);
@@ -297,52 +337,60 @@ impl Generator {
         for row in &mut self.rows {
             row.length += 1;
         }
-        self.draw(&hidden, 0, 1);
+        let sources: Vec<usize> = (0..self.rows.len()).collect();
+        self.draw(&hidden, 0, &sources)
     }
 
-    /// Draws the next token of the rows from `first` on, `share` of which share each row of `hidden`.
-    fn draw(&mut self, hidden: &Tensor, first: usize, share: usize) {
+    /// Draws the next token of the rows from `first` on; each one's row of `hidden` is in `sources`.
+    fn draw(&mut self, hidden: &Tensor, first: usize, sources: &[usize]) -> Result<()> {
         let logits =
             hidden.matmul(&self.model.output().tr()).to_kind(Kind::Float).to_device(tch::Device::Cpu);
         let vocabulary = self.model.config().vocab_size;
         self.logits.resize(logits.numel(), 0.0);
         logits.copy_data(&mut self.logits, logits.numel());
-        let (version, sampling, eos_ids) = (self.version, &self.config.sampling, self.tokenizer.eos_ids());
-        let logits = &self.logits;
-        self.rows[first..].par_iter_mut().enumerate().for_each(|(index, row)| {
-            let logits = &logits[index / share * vocabulary..][..vocabulary];
-            let position = row.completion.tokens.len() as u64;
-            let drawn = draw(logits, sampling, &mut row.stream, position);
-            row.push(drawn, version, eos_ids);
-        });
-        self.sampled_tokens += (self.rows.len() - first) as u64;
+        let (version, tokenizer, logits) = (self.version, &self.tokenizer, &self.logits);
+        let rows = &mut self.rows[first..];
+        rows.par_iter_mut().zip(sources).try_for_each(|(row, source)| {
+            row.advance(&logits[source * vocabulary..][..vocabulary], version, tokenizer)
+        })?;
+        self.drawn.extend(rows.iter_mut().filter_map(|row| row.drawn.take()));
+        self.sampled_tokens += sources.len() as u64;
+        Ok(())
     }
 
-    /// Takes finished sequences out; `groups` gets what this completes.
-    fn retire(&mut self, groups: &mut Vec<Group>) -> Result<()> {
+    /// Takes finished sequences out; `answers` gets what this completes.
+    fn retire(&mut self, answers: &mut Vec<Answer>) -> Result<()> {
         let mut slot = 0;
         while slot < self.rows.len() {
             if !self.rows[slot].done {
                 slot += 1;
                 continue;
             }
-            let mut row = self.rows.swap_remove(slot);
-            if let Some(moved) = self.rows.get(slot) {
-                self.cache.relocate(self.rows.len(), slot, moved.length);
-            }
-            row.completion.text = self.tokenizer.decode(&row.completion.tokens, true)?;
-            let owner =
-                self.unfinished.iter().position(|unfinished| unfinished.group.prompt.id == row.prompt_id);
-            let Some(owner) = owner else { continue };
+            let mut row = self.leave(slot);
+            row.completion.text = match row.text {
+                Some(text) => text.into_text(),
+                None => self.tokenizer.decode(&row.completion.tokens, true)?,
+            };
+            let owner = |unfinished: &Unfinished| unfinished.answer.request_id == row.request_id;
+            let Some(owner) = self.unfinished.iter().position(owner) else { continue };
             let unfinished = &mut self.unfinished[owner];
-            unfinished.group.completions.push(row.completion);
+            unfinished.answer.completions.push(row.completion);
             unfinished.missing -= 1;
             if unfinished.missing == 0 {
-                let mut group = self.unfinished.remove(owner).group;
-                group.completions.sort_by_key(|completion| completion.sample);
-                groups.push(group);
+                let mut answer = self.unfinished.remove(owner).answer;
+                answer.completions.sort_by_key(|completion| completion.sample);
+                answers.push(answer);
             }
         }
         Ok(())
+    }
+
+    /// Takes a sequence out of its slot; the last one moves there.
+    fn leave(&mut self, slot: usize) -> Row {
+        let row = self.rows.swap_remove(slot);
+        if let Some(moved) = self.rows.get(slot) {
+            self.cache.relocate(self.rows.len(), slot, moved.length);
+        }
+        row
     }
 }

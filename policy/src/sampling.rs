@@ -24,11 +24,20 @@ pub struct SamplingConfig {
     /// Only tokens with at least this share of the most probable one's probability (Nguyen et al.,
     /// 2024). Default 0: all.
     pub min_p: f64,
+    /// Texts that end a completion; its text ends before them. Default none.
+    pub stop: Vec<String>,
 }
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        SamplingConfig { max_new_tokens: 96, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+        SamplingConfig {
+            max_new_tokens: 96,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            stop: Vec::new(),
+        }
     }
 }
 
@@ -52,6 +61,9 @@ impl SamplingConfig {
         }
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(format!("min_p is {}; it must be between 0 and 1", self.min_p));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err("stop has an empty text, which every answer contains; remove it".to_string());
         }
         Ok(())
     }
@@ -93,6 +105,34 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, stream: &mut Stream, positi
         (token, f64::from((logits[token] - highest) * scale) - total.ln())
     };
     Draw { token: token as u32, logp: logp(token), sampled_logp: sampled_logp as f32 }
+}
+
+/// A token that could have been drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Alternative {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability under the untempered, untruncated distribution.
+    pub logp: f32,
+}
+
+/// The `count` most probable tokens, the first one first; equal ones in the order of the vocabulary.
+/// `drawn` is what [`draw`] gave for these logits, and has the same log-probability among them.
+pub fn alternatives(logits: &[f32], drawn: &Draw, count: usize) -> Vec<Alternative> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+    let logit = |token: u32| logits[token as usize];
+    let order = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
+    if count < tokens.len() {
+        tokens.select_nth_unstable_by(count - 1, order);
+        tokens.truncate(count);
+    }
+    tokens.sort_unstable_by(order);
+    let total = f64::from(logit(drawn.token)) - f64::from(drawn.logp);
+    let alternative = |token| Alternative { token, logp: (f64::from(logit(token)) - total) as f32 };
+    tokens.into_iter().map(alternative).collect()
 }
 
 fn draw_truncated(
@@ -219,6 +259,20 @@ mod tests {
         assert_eq!((drawn.token, drawn.sampled_logp), (1, 0.0));
         let expected = -(2.0f32 + (-1.0f32).exp()).ln();
         assert!((drawn.logp - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn alternatives_are_the_most_probable_tokens() {
+        let config = SamplingConfig::default();
+        let drawn = draw(&LOGITS, &config, &mut Stream::new(1, Purpose::Sampling, 0, 0), 0);
+        let found = alternatives(&LOGITS, &drawn, 3);
+        assert_eq!(found.iter().map(|found| found.token).collect::<Vec<_>>(), [0, 1, 2]);
+        for (found, probability) in found.iter().zip([0.5f64, 0.25, 0.125]) {
+            assert!((f64::from(found.logp) - probability.ln()).abs() < 1e-6, "{found:?}");
+        }
+        let all = alternatives(&LOGITS, &drawn, 9);
+        assert_eq!(all.len(), 4);
+        assert!(all.contains(&Alternative { token: drawn.token, logp: drawn.logp }), "{all:?}");
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl Database {
     pub fn sample(&mut self, record: &SampleRecord, components: &str) -> rusqlite::Result<()> {
         let finish = match record.finish {
             Finish::EndOfTurn => "end_of_turn",
+            Finish::Stop => "stop",
             Finish::Length => "length",
         };
         self.insert(

@@ -1,0 +1,111 @@
+//! Prompts and groups on top of the engine.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arriero_buffers::{Group, Prompt};
+
+use super::{Answer, Engine, Request};
+use crate::error::Result;
+use crate::model::Model;
+use crate::sampling::SamplingConfig;
+use crate::tokenizer::Tokenizer;
+
+/// Options of a generator.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationConfig {
+    /// How tokens are drawn.
+    pub sampling: SamplingConfig,
+    /// Completions of a prompt.
+    pub samples: usize,
+    /// Sequences decoded at once; raised to `samples` where it is less.
+    pub batch: usize,
+    /// Seed of the random numbers.
+    pub seed: u64,
+}
+
+/// An engine that completes prompts, all with the same options.
+#[derive(Debug)]
+pub struct Generator {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    config: GenerationConfig,
+    /// By the request's number, which grows with each submission.
+    prompts: HashMap<u64, Arc<Prompt>>,
+}
+
+impl Generator {
+    /// A generator of weights `version`.
+    pub fn new(model: Model, version: u32, tokenizer: Tokenizer, config: GenerationConfig) -> Self {
+        let batch = config.batch.max(config.samples);
+        let engine = Engine::new(model, version, tokenizer.clone(), batch);
+        Generator { engine, tokenizer, config, prompts: HashMap::new() }
+    }
+
+    /// Accepts a prompt.
+    ///
+    /// # Errors
+    /// If the chat template refuses it, or it leaves no room in the model's context.
+    pub fn submit(&mut self, prompt: Arc<Prompt>) -> Result<()> {
+        let tokens = self.tokenizer.prompt_tokens(&prompt.messages)?;
+        self.submit_tokens(prompt, tokens)
+    }
+
+    /// Accepts a prompt that is rendered already.
+    ///
+    /// # Errors
+    /// If it is empty or leaves no room in the model's context.
+    pub fn submit_tokens(&mut self, prompt: Arc<Prompt>, tokens: Vec<u32>) -> Result<()> {
+        let request_id = self.engine.submit(Request {
+            tokens,
+            samples: self.config.samples,
+            sampling: self.config.sampling.clone(),
+            end_tokens: self.tokenizer.eos_ids().to_vec(),
+            seed: self.config.seed,
+            prompt_id: prompt.id,
+            report: false,
+            alternatives: 0,
+        })?;
+        self.prompts.insert(request_id, prompt);
+        Ok(())
+    }
+
+    /// True if nothing is left to do.
+    pub fn is_idle(&self) -> bool {
+        self.engine.is_idle()
+    }
+
+    /// Tokens drawn so far.
+    pub fn sampled_tokens(&self) -> u64 {
+        self.engine.sampled_tokens()
+    }
+
+    /// Admits what fits, then adds one token to every sequence. Returns the groups that this
+    /// completed.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step(&mut self) -> Result<Vec<Group>> {
+        let answers = self.engine.step()?;
+        Ok(answers.into_iter().filter_map(|answer| self.group(answer)).collect())
+    }
+
+    /// Works until idle; the groups in the order of their prompts' submission.
+    ///
+    /// # Errors
+    /// As [`Generator::step`].
+    pub fn run(&mut self) -> Result<Vec<Group>> {
+        let mut answers = Vec::new();
+        while !self.is_idle() {
+            answers.extend(self.engine.step()?);
+        }
+        answers.sort_by_key(|answer| answer.request_id);
+        Ok(answers.into_iter().filter_map(|answer| self.group(answer)).collect())
+    }
+
+    fn group(&mut self, answer: Answer) -> Option<Group> {
+        let prompt = self.prompts.remove(&answer.request_id)?;
+        let Request { tokens, .. } = Arc::unwrap_or_clone(answer.request);
+        Some(Group { prompt, prompt_tokens: tokens, completions: answer.completions })
+    }
+}
