@@ -411,7 +411,8 @@ template <typename T>
 void page_write(const T* qkv, int64_t tokens, const AttentionShape& shape, const int64_t* slots, T* pages) {
   const auto [heads, kv_heads, head_dim, scale, window] = shape;
   const int64_t ld = (heads + 2 * kv_heads) * head_dim, side = page_tokens * head_dim;
-  for (int64_t token = 0; token < tokens; token++) {
+  at::parallel_for(0, tokens, 32, [&, heads = heads, kv_heads = kv_heads, head_dim = head_dim](int64_t from, int64_t to) {
+   for (int64_t token = from; token < to; token++) {
     const int64_t page = slots[token] / page_tokens, place = slots[token] % page_tokens;
     for (int64_t head = 0; head < kv_heads; head++) {
       const T* key = qkv + token * ld + (heads + head) * head_dim;
@@ -423,7 +424,8 @@ void page_write(const T* qkv, int64_t tokens, const AttentionShape& shape, const
         values[(place / pair<T> * head_dim + d) * pair<T> + place % pair<T>] = value[d];
       }
     }
-  }
+   }
+  });
 }
 
 template <typename T>

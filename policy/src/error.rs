@@ -152,16 +152,40 @@ pub enum PolicyError {
         /// What there is.
         held: u32,
     },
-    /// The generator's cache does not fit.
-    #[error(
-        "there is not enough memory for a cache of {slots} sequences of {capacity} tokens; lower batch, samples \
-         or max_new_tokens"
-    )]
+    /// No memory for keys and values.
+    #[error("no memory for {mebibytes} MiB of keys and values; lower batch, samples or max_new_tokens")]
     CacheTooLarge {
-        /// Sequences.
-        slots: usize,
-        /// Tokens of each.
-        capacity: usize,
+        /// What was asked of the system.
+        mebibytes: usize,
+    },
+    /// A request that would need more than the whole cache.
+    #[error(
+        "{sequences} sequences of up to {tokens} tokens need {needed} MiB of keys and values, and the cache may have \
+         {limit} MiB; lower samples or max_new_tokens, or raise cache_memory"
+    )]
+    CacheTooSmall {
+        /// Samples of the request.
+        sequences: usize,
+        /// The most tokens that each can have.
+        tokens: usize,
+        /// What they need, in MiB.
+        needed: usize,
+        /// What there is, in MiB.
+        limit: usize,
+    },
+    /// A tree that does not fit a forward and backward pass.
+    #[error(
+        "prompt {prompt_id} and its responses have {tokens} tokens, more than the {budget} that may go through the \
+         model at once; raise activation_memory (or micro_batch_tokens, where it is set), set \
+         activation_checkpointing = true, or lower samples or max_new_tokens"
+    )]
+    TreeOverBudget {
+        /// Which.
+        prompt_id: u64,
+        /// Its size.
+        tokens: usize,
+        /// The budget.
+        budget: usize,
     },
     /// A number overflowed or was never one.
     #[error(

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use arriero_buffers::random::{Purpose, Stream};
 use arriero_buffers::{Completion, Finish};
 use rayon::prelude::*;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, Sequence};
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::model::Model;
@@ -35,8 +35,8 @@ use text::TextStream;
 /// Prompt tokens that go through the model at once.
 const PREFILL_TOKENS: usize = 1024;
 
-/// Cache capacity grows in steps of this many tokens.
-const CAPACITY_STEP: usize = 64;
+/// The share of the free memory that the cache may take where nothing else is said.
+const CACHE_SHARE: f64 = 0.5;
 
 /// A request that waits for its turn.
 struct Waiting {
@@ -50,13 +50,12 @@ struct Unfinished {
     missing: usize,
 }
 
-/// A sequence in a slot of the cache.
+/// A sequence that is being decoded.
 struct Row {
     request_id: u64,
     request: Arc<Request>,
     limit: usize,
-    /// Tokens in the cache.
-    length: usize,
+    sequence: Sequence,
     stream: Stream,
     completion: Completion,
     /// Kept where somebody looks at the text before the end: stop strings, reports.
@@ -130,12 +129,13 @@ impl std::fmt::Debug for Engine {
 impl Engine {
     /// An engine of weights `version` that decodes up to `batch` sequences at once.
     pub fn new(model: Model, version: u32, tokenizer: Tokenizer, batch: usize) -> Self {
+        let cache = KvCache::new(&model, (available_memory() as f64 * CACHE_SHARE) as usize);
         Engine {
-            model,
+            model: model.packed(),
             version,
             tokenizer,
             batch,
-            cache: KvCache::empty(),
+            cache,
             next_id: 0,
             waiting: VecDeque::new(),
             rows: Vec::new(),
@@ -146,10 +146,23 @@ impl Engine {
         }
     }
 
+    /// The same engine with a cache of at most this many bytes. Without it, half the memory that was free.
+    pub fn with_cache_memory(mut self, bytes: usize) -> Self {
+        self.cache = KvCache::new(&self.model, bytes);
+        self
+    }
+
+    /// The most tokens that a sequence of this request can have.
+    fn most_tokens(&self, request: &Request) -> usize {
+        let wanted = request.tokens.len().saturating_add(request.sampling.max_new_tokens);
+        wanted.min(self.model.config().max_positions)
+    }
+
     /// Accepts a request, and gives it a number.
     ///
     /// # Errors
-    /// If its prompt is empty or leaves no room in the model's context, or an option is out of range.
+    /// If its prompt is empty, leaves no room in the model's context or needs more than the whole cache, or
+    /// an option is out of range.
     pub fn submit(&mut self, mut request: Request) -> Result<u64> {
         let (prompt_id, limit) = (request.prompt_id, self.model.config().max_positions);
         if request.tokens.is_empty() {
@@ -164,6 +177,7 @@ impl Engine {
             return Err(PolicyError::WrongRequest { message });
         }
         request.sampling.validate().map_err(|message| PolicyError::WrongRequest { message })?;
+        self.cache.check(request.tokens.len(), request.samples, self.most_tokens(&request))?;
         // Special tokens are no text, so that text never contains them.
         let tokenizer = &self.tokenizer;
         let marker = |stop: &String| tokenizer.id(stop).filter(|&id| tokenizer.is_special(id));
@@ -232,58 +246,60 @@ impl Engine {
     /// Passes waiting prompts through the model, as many as there is room for, and draws the first
     /// token of each of their samples.
     fn admit(&mut self) -> Result<()> {
-        let mut admitted: Vec<Waiting> = Vec::new();
-        let (mut tokens, mut slots) = (0, self.rows.len());
+        let mut admitted: Vec<(Waiting, Vec<Sequence>)> = Vec::new();
+        let (mut tokens, mut decoding) = (0, self.rows.len());
         while let Some(Waiting { request, .. }) = self.waiting.front() {
             let fits = admitted.is_empty() || tokens + request.tokens.len() <= PREFILL_TOKENS;
-            if slots + request.samples > self.batch || !fits {
+            let (prompt, samples, most) = (request.tokens.len(), request.samples, self.most_tokens(request));
+            if decoding + samples > self.batch || !fits || !self.cache.has_room(prompt, samples, most) {
                 break;
             }
-            tokens += request.tokens.len();
-            slots += request.samples;
-            admitted.extend(self.waiting.pop_front());
+            tokens += prompt;
+            decoding += samples;
+            let sequences = self.cache.admit(prompt, samples, most)?;
+            admitted.extend(self.waiting.pop_front().map(|waiting| (waiting, sequences)));
         }
         if admitted.is_empty() {
             return Ok(());
         }
-        self.reserve(&admitted)?;
         let compute = self.model.compute();
-        let prompts: Vec<(u64, &[u32])> =
-            admitted.iter().map(|Waiting { request, .. }| (request.prompt_id, &request.tokens[..])).collect();
+        let prompts: Vec<(u64, &[u32])> = admitted
+            .iter()
+            .map(|(Waiting { request, .. }, _)| (request.prompt_id, &request.tokens[..]))
+            .collect();
         let forest = Forest::pack_prompts(&prompts, self.model.config().max_positions, compute.device)?;
-        let first_slot = self.rows.len();
+        let first: Vec<&Sequence> = admitted.iter().map(|(_, sequences)| &sequences[0]).collect();
+        let slots = KvCache::prompt_slots(&first);
         let cache = &mut self.cache;
-        let hidden = self.model.forest(&forest, &mut |layer, key, value| {
-            let mut slot = first_slot;
-            for (span, Waiting { request, .. }) in forest.spans.iter().zip(&admitted) {
-                cache.fill(layer, slot, request.samples, span, key, value);
-                slot += request.samples;
-            }
-        });
+        let hidden = self.model.forest(&forest, &mut |layer, qkv| cache.fill(layer, qkv, &slots));
+        let groups: Vec<&[Sequence]> = admitted.iter().map(|(_, sequences)| &sequences[..]).collect();
+        self.cache.share_prompts(&groups);
         let ends: Vec<i64> = forest.spans.iter().map(|span| span.start + span.prompt - 1).collect();
         let ends = Tensor::from_slice(&ends).to_device(compute.device);
         let hidden = hidden.index_select(0, &ends);
+        let first_row = self.rows.len();
         let mut sources = Vec::new();
-        for (source, Waiting { id, request }) in admitted.into_iter().enumerate() {
+        for (source, (Waiting { id, request }, sequences)) in admitted.into_iter().enumerate() {
             sources.extend(std::iter::repeat_n(source, request.samples));
-            let row = |sample| self.row(id, &request, sample);
-            let rows: Vec<Row> = (0..request.samples as u32).map(row).collect();
-            self.rows.extend(rows);
+            for (sample, sequence) in (0..).zip(sequences) {
+                let row = self.row(id, &request, sample, sequence);
+                self.rows.push(row);
+            }
             let missing = request.samples;
             let answer = Answer { request_id: id, request, completions: Vec::new() };
             self.unfinished.push(Unfinished { answer, missing });
         }
-        self.draw(&hidden, first_slot, &sources)
+        self.draw(&hidden, first_row, &sources)
     }
 
     /// A sequence that has its prompt in the cache and nothing else.
-    fn row(&self, request_id: u64, request: &Arc<Request>, sample: u32) -> Row {
+    fn row(&self, request_id: u64, request: &Arc<Request>, sample: u32, sequence: Sequence) -> Row {
         let room = self.model.config().max_positions - request.tokens.len();
         let watched = request.report || !request.sampling.stop.is_empty();
         Row {
             request_id,
             limit: request.sampling.max_new_tokens.min(room),
-            length: request.tokens.len(),
+            sequence,
             stream: Stream::new(request.seed, Purpose::Sampling, request.prompt_id, sample.into()),
             completion: Completion {
                 sample,
@@ -301,50 +317,24 @@ impl Engine {
         }
     }
 
-    /// Makes room in the cache for these prompts and their completions, and slots for those that wait.
-    fn reserve(&mut self, admitted: &[Waiting]) -> Result<()> {
-        let longest = |Waiting { request, .. }: &Waiting| {
-            request.tokens.len().saturating_add(request.sampling.max_new_tokens)
-        };
-        let wanted = admitted.iter().map(longest).max().unwrap_or(0);
-        let wanted = wanted.min(self.model.config().max_positions);
-        let samples = admitted.iter().chain(&self.waiting).map(|waiting| waiting.request.samples);
-        let slots = samples.fold(self.rows.len(), usize::saturating_add).min(self.batch);
-        if wanted <= self.cache.capacity() && slots <= self.cache.slots() {
-            return Ok(());
-        }
-        let capacity = wanted.next_multiple_of(CAPACITY_STEP).max(self.cache.capacity());
-        let slots = slots.max(self.cache.slots());
-        let mut larger = KvCache::new(self.model.config(), self.model.compute(), slots, capacity)?;
-        larger.adopt(&self.cache, self.rows.len());
-        self.cache = larger;
-        Ok(())
-    }
-
     fn decode(&mut self) -> Result<()> {
         let compute = self.model.compute();
-        let lengths: Vec<usize> = self.rows.iter().map(|row| row.length).collect();
-        let step = self.cache.step(&lengths, compute);
         let last = |row: &Row| row.completion.tokens.last().map_or(0, |&token| i64::from(token));
         let tokens: Vec<i64> = self.rows.iter().map(last).collect();
-        let positions: Vec<i64> = lengths.iter().map(|&length| length as i64).collect();
+        let positions: Vec<i64> = self.rows.iter().map(|row| row.sequence.len() as i64).collect();
+        let step = self.cache.step(self.rows.iter_mut().map(|row| &mut row.sequence))?;
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(compute.device);
         let cache = &mut self.cache;
-        let hidden =
-            self.model.layers(&place(&tokens), &place(&positions), &mut |layer, query, key, value| {
-                cache.attend(&step, layer, query, key, value)
-            });
-        for row in &mut self.rows {
-            row.length += 1;
-        }
+        let hidden = self.model.layers(&place(&tokens), &place(&positions), &mut |layer, qkv| {
+            cache.attend(&step, layer, qkv)
+        });
         let sources: Vec<usize> = (0..self.rows.len()).collect();
         self.draw(&hidden, 0, &sources)
     }
 
     /// Draws the next token of the rows from `first` on; each one's row of `hidden` is in `sources`.
     fn draw(&mut self, hidden: &Tensor, first: usize, sources: &[usize]) -> Result<()> {
-        let logits =
-            hidden.matmul(&self.model.output().tr()).to_kind(Kind::Float).to_device(tch::Device::Cpu);
+        let logits = self.model.logits(hidden).to_device(tch::Device::Cpu);
         let vocabulary = self.model.config().vocab_size;
         self.logits.resize(logits.numel(), 0.0);
         logits.copy_data(&mut self.logits, logits.numel());
@@ -385,12 +375,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a sequence out of its slot; the last one moves there.
-    fn leave(&mut self, slot: usize) -> Row {
-        let row = self.rows.swap_remove(slot);
-        if let Some(moved) = self.rows.get(slot) {
-            self.cache.relocate(self.rows.len(), slot, moved.length);
-        }
+    /// Takes a sequence out of the batch.
+    fn leave(&mut self, index: usize) -> Row {
+        let mut row = self.rows.swap_remove(index);
+        self.cache.release(std::mem::take(&mut row.sequence));
         row
     }
+}
+
+/// Bytes of memory that nobody uses, as Linux tells it; elsewhere 8 GiB are assumed.
+fn available_memory() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
+    kibibytes.map_or(8 << 30, |kibibytes| kibibytes << 10)
 }
