@@ -111,12 +111,12 @@ def write_gguf(path, model, architecture):
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if heads and architecture == gguf.MODEL_ARCH.LLAMA:
             weight = weight.unflatten(0, [heads, 2, -1]).transpose(1, 2).flatten(0, 2)
-        values = weight.float().numpy()
+        values, name = weight.float().numpy(), names.get_name(name, (".weight", ".bias"))
         if weight.dim() == 2:
             kind = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(names.get_name(name, (".weight", ".bias")) + ".weight", gguf.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(names.get_name(name, (".weight", ".bias")) + name[name.rindex("."):], values)
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
