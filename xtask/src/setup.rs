@@ -8,6 +8,7 @@ mod stamp;
 
 use crate::{prerequisites, process, venv::Venv, workspace::Workspace};
 use anyhow::{Context, Result, ensure};
+pub use stamp::torch_version;
 use stamp::{Content, Stamp};
 use std::fs::{self, File};
 use std::path::Path;

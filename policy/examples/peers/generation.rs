@@ -31,7 +31,14 @@ fn open(given: &Given) -> Result<(Arc<Snapshot>, Tokenizer)> {
     Ok((Snapshot::new(0, config, compute.master(), weights).in_precision(compute), tokenizer))
 }
 
-fn generator(model: Model, tokenizer: &Tokenizer, samples: usize, batch: usize, tokens: usize, seed: u64) -> Generator {
+fn generator(
+    model: Model,
+    tokenizer: &Tokenizer,
+    samples: usize,
+    batch: usize,
+    tokens: usize,
+    seed: u64,
+) -> Generator {
     let sampling = SamplingConfig { max_new_tokens: tokens, ..SamplingConfig::default() };
     Generator::new(model, 0, tokenizer.clone(), GenerationConfig { sampling, samples, batch, seed })
 }

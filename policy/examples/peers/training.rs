@@ -58,9 +58,8 @@ pub fn dpo(given: &Given) -> Result<Figures> {
     let (mut seconds, mut tokens, mut arithmetic) = (Vec::new(), 0, 0.0);
     for step in 0..=given.steps as usize {
         let pairs = pairs.iter().enumerate().cycle().skip(step * PAIRS).take(PAIRS);
-        let answers = pairs.map(|(id, pair)| {
-            tree(&checkpoint.tokenizer, id, &pair.prompt, &[&pair.chosen, &pair.rejected])
-        });
+        let answers = pairs
+            .map(|(id, pair)| tree(&checkpoint.tokenizer, id, &pair.prompt, &[&pair.chosen, &pair.rejected]));
         let mut trees: Vec<Tree> = answers.collect::<Result<_>>()?;
         let (time, report) = timed(|| {
             score_reference(&reference, &mut trees, training().micro_batch_tokens)?;
@@ -139,7 +138,10 @@ fn scores(group: &Group) -> Vec<Score> {
         // Python's islower: a letter in lower case, and none in upper case.
         let lower = text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase);
         let length = text.chars().count() as f32;
-        Score { reward: f32::from(u8::from(lower)) - (length - 120.0).abs() / 120.0, components: BTreeMap::new() }
+        Score {
+            reward: f32::from(u8::from(lower)) - (length - 120.0).abs() / 120.0,
+            components: BTreeMap::new(),
+        }
     };
     group.completions.iter().map(|completion| score(&completion.text)).collect()
 }
