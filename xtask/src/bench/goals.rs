@@ -53,14 +53,7 @@ pub struct Row {
 impl Row {
     /// The middle of the rounds.
     pub fn median(&self) -> Option<f64> {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        match sorted.len() {
-            0 => None,
-            odd if odd % 2 == 1 => Some(sorted[middle]),
-            _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
-        }
+        median(&self.values)
     }
 
     /// What to say of it.
@@ -89,15 +82,9 @@ pub fn rows(outcomes: &[(Work, Outcome)]) -> Vec<Row> {
     let peak_share =
         |round: &Round| Some(round.ours.get("useful_gflops")? / round.peak.as_ref()?.get("bf16_gflops")?);
     let seconds_a_tree = each(Work::DataPlane, &|round| Some(data_plane_seconds(&round.ours)));
-    let step = Row {
-        name: "",
-        unit: Unit::Rate,
-        must: 0.0,
-        goal: 0.0,
-        values: each(Work::Dpo, &|round| round.ours.get("seconds_per_step")),
-    };
-    let overheads =
-        step.median().map(|step| seconds_a_tree.iter().map(|tree| TREES_A_STEP * tree / step).collect());
+    let step = median(&each(Work::Dpo, &|round| round.ours.get("seconds_per_step")));
+    let overhead = |step: f64| seconds_a_tree.iter().map(|tree| TREES_A_STEP * tree / step).collect();
+    let overheads: Vec<f64> = step.map(overhead).unwrap_or_default();
     let row = |name, unit, (must, goal), values| Row { name, unit, must, goal, values };
     let faster = |name, bounds, values| row(name, Unit::TimesFaster, bounds, values);
     vec![
@@ -150,8 +137,19 @@ pub fn rows(outcomes: &[(Work, Outcome)]) -> Vec<Row> {
             (200e3, 1e6),
             seconds_a_tree.iter().map(|seconds| 1.0 / seconds).collect(),
         ),
-        row("data plane: share of a DPO step", Unit::Overhead, (0.01, 0.001), overheads.unwrap_or_default()),
+        row("data plane: share of a DPO step", Unit::Overhead, (0.01, 0.001), overheads),
     ]
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    }
 }
 
 /// Theirs over ours.

@@ -229,8 +229,12 @@ impl Programs<'_> {
         let mut cargo = self.workspace.cargo();
         cargo.args(["bench", "--package", "arriero", "--bench", "data_plane"]);
         let command = self.describe(&cargo);
-        process::run(&mut cargo)?;
         let target = self.workspace.release().join("../criterion/data plane");
+        if target.exists() {
+            // A bench that has another name now would be counted twice.
+            fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;
+        }
+        process::run(&mut cargo)?;
         let mut figures = BTreeMap::new();
         for bench in fs::read_dir(&target).with_context(|| format!("cannot read {}", target.display()))? {
             let folder = bench?.path().join("new");
