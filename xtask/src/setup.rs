@@ -8,11 +8,13 @@ mod stamp;
 
 use crate::{prerequisites, process, venv::Venv, workspace::Workspace};
 use anyhow::{Context, Result, ensure};
-pub use stamp::torch_version;
 use stamp::{Content, Stamp};
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
+
+pub use links::model;
+pub use stamp::torch_version;
 
 /// Installs what is not there yet: the model, and libtorch unless the user's LIBTORCH names one.
 ///

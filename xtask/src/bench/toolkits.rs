@@ -5,7 +5,7 @@
 
 use crate::prerequisites;
 use crate::process;
-use crate::setup::write_whole;
+use crate::setup::{self, write_whole};
 use crate::venv::Venv;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
@@ -41,7 +41,7 @@ impl Toolkits {
             venv.make(&prerequisites::check()?)?;
             venv.install(&requirements, &[], "8 GB")
         })?;
-        toolkits.part("model", || toolkits.convert_model())?;
+        toolkits.part("model", || toolkits.convert_model(&setup::model(workspace)))?;
         toolkits.part("llama.cpp", || toolkits.build_llama_cpp())?;
         toolkits.part("gguf", || toolkits.convert_gguf())?;
         Ok(toolkits)
@@ -65,9 +65,10 @@ impl Toolkits {
         Ok(())
     }
 
-    /// The model as Hugging Face directories.
-    fn convert_model(&self) -> Result<()> {
-        process::run(self.script("convert_model.py").arg(self.model()).arg(self.endless_model()))
+    /// The default model as Hugging Face directories.
+    fn convert_model(&self, gguf: &Path) -> Result<()> {
+        let mut convert = self.script("convert_model.py");
+        process::run(convert.arg(gguf).arg(self.model()).arg(self.endless_model()))
     }
 
     /// llama.cpp's batched bench, from the source distribution of its Python bindings.
