@@ -36,21 +36,20 @@ impl Toolkits {
         lock.lock().context("cannot lock the toolkits' folder")?;
         let toolkits = Self { folder, scripts: workspace.root().join("benches/peers") };
         let requirements = workspace.root().join("xtask/requirements/peers.txt");
-        toolkits.part("venv", || {
+        toolkits.part("venv", PEERS, || {
             let venv = toolkits.venv();
             venv.make(&prerequisites::check()?)?;
             venv.install(&requirements, &[], "8 GB")
         })?;
-        toolkits.part("model", || toolkits.convert_model(&setup::model(workspace)))?;
-        toolkits.part("llama.cpp", || toolkits.build_llama_cpp())?;
-        toolkits.part("gguf", || toolkits.convert_gguf())?;
+        toolkits.part("model", PEERS, || toolkits.convert_model(&setup::model(workspace)))?;
+        toolkits.part("llama.cpp", LLAMA_CPP, || toolkits.build_llama_cpp())?;
+        toolkits.part("gguf", &format!("{PEERS}{LLAMA_CPP}"), || toolkits.convert_gguf())?;
         Ok(toolkits)
     }
 
-    /// Makes one part unless its stamp says that it is there.
-    fn part(&self, name: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Makes one part unless its stamp says that it was made from these pins.
+    fn part(&self, name: &str, pins: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
         let stamp = self.folder.join(format!("{name}.stamp"));
-        let pins = format!("{PEERS}{LLAMA_CPP}");
         if fs::read_to_string(&stamp).is_ok_and(|found| found == pins) {
             return Ok(());
         }
@@ -60,7 +59,7 @@ impl Toolkits {
         let started = Instant::now();
         println!("==> peers: {name}");
         make().with_context(|| format!("cannot make {name} in {}", self.folder.display()))?;
-        write_whole(&stamp, &pins)?;
+        write_whole(&stamp, pins)?;
         println!("==> peers: {name}: {}", process::seconds(started.elapsed()));
         Ok(())
     }
@@ -113,6 +112,9 @@ impl Toolkits {
             "-DCMAKE_BUILD_TYPE=Release",
             "-DGGML_NATIVE=ON",
             "-DBUILD_SHARED_LIBS=OFF",
+            // Hundreds of warnings that are not ours to mend.
+            "-DCMAKE_C_FLAGS=-w",
+            "-DCMAKE_CXX_FLAGS=-w",
             "-DLLAMA_CURL=OFF",
             "-DLLAMA_OPENSSL=OFF",
             "-DLLAMA_BUILD_TESTS=OFF",
