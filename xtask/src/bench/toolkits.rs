@@ -171,7 +171,12 @@ impl Toolkits {
 
     fn python(&self) -> Command {
         let mut python = Command::new(self.venv().python());
-        python.envs([("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")]);
+        python.envs([
+            ("HF_HUB_OFFLINE", "1"),
+            ("TOKENIZERS_PARALLELISM", "false"),
+            // The scripts lie in the checkout.
+            ("PYTHONDONTWRITEBYTECODE", "1"),
+        ]);
         python
     }
 

@@ -270,13 +270,18 @@ impl Programs<'_> {
         measure(command, &logs.join(format!("{name}.log")))
     }
 
-    /// The command line with paths relative to the checkout, and the toolkits' folder as PEERS.
+    /// The command line with paths relative to the checkout, the toolkits' folder as PEERS, and preference pairs from
+    /// elsewhere by their name alone.
     fn describe(&self, command: &Command) -> String {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
         let root = format!("{}/", self.workspace.root().display());
         let line = words.join(" ").replace(&self.toolkits.folder().display().to_string(), "PEERS");
-        line.replace(&root, "")
+        let name = self.pairs.file_name().unwrap_or_default().to_string_lossy();
+        match self.pairs.starts_with(self.workspace.root()) {
+            true => line.replace(&root, ""),
+            false => line.replace(&self.pairs.display().to_string(), &name).replace(&root, ""),
+        }
     }
 }
 
