@@ -2,14 +2,21 @@
 //!
 //! `cargo bench -p arriero-policy`
 
+use std::path::Path;
+
 use arriero_buffers::random::{Purpose, Stream};
 use arriero_buffers::{Branch, Tree};
+use arriero_policy::checkpoint::Weights;
+use arriero_policy::config::ModelConfig;
+use arriero_policy::device::{Compute, DeviceSpec, DtypeSpec};
 use arriero_policy::forest::Forest;
 use arriero_policy::head::{self, StatisticGradients};
+use arriero_policy::model::Model;
 use arriero_policy::optim::{AdamW, TrainingConfig};
 use arriero_policy::sampling::{SamplingConfig, draw};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tch::{Device, Kind, Tensor};
+use serde_json::json;
+use tch::{Device, Kind, Tensor, no_grad};
 
 const VOCABULARY: i64 = 49_152;
 const HIDDEN: i64 = 576;
@@ -32,7 +39,8 @@ fn heads(criterion: &mut Criterion) {
     });
 }
 
-fn packing(criterion: &mut Criterion) {
+/// Eight prompts of 60 tokens with two responses of 100 each.
+fn preference_pairs() -> Vec<Tree> {
     let branch = |sample| Branch {
         sample,
         tokens: vec![7; 100],
@@ -42,7 +50,41 @@ fn packing(criterion: &mut Criterion) {
         reward: 0.5,
     };
     let tree = |prompt_id| Tree { prompt_id, prompt: vec![3; 60], branches: vec![branch(0), branch(1)] };
-    let trees: Vec<Tree> = (0..8).map(tree).collect();
+    (0..8).map(tree).collect()
+}
+
+/// A layer with SmolLM2-135M's attention and next to nothing else: projections, rotary positions, attention within
+/// each tree.
+fn attention(criterion: &mut Criterion) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": HIDDEN,
+        "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100_000.0, "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    });
+    let config = ModelConfig::from_hf_json(&config, Path::new("config.json")).expect("a Llama");
+    let compute = Compute::resolve(DeviceSpec::Cpu, DtypeSpec::Auto).expect("there is a CPU");
+    let random = |shape: Vec<i64>| (Tensor::randn(shape, F32) * 0.05).to_kind(compute.kind);
+    let weights: Weights = config
+        .tensor_shapes()
+        .into_iter()
+        .map(|(name, shape)| (name, random(shape).set_requires_grad(true)))
+        .collect();
+    let model = Model::new(&config, &weights, compute).expect("the weights fit");
+    let trees = preference_pairs();
+    let forest = Forest::pack(&trees.iter().collect::<Vec<_>>(), 8192, Device::Cpu).expect("they fit");
+    let mut group = criterion.benchmark_group("attention layer, 8 preference pairs");
+    group.throughput(Throughput::Elements(forest.len() as u64));
+    group.bench_function("forward", |bencher| {
+        bencher.iter(|| no_grad(|| model.forest(&forest, &mut |_, _, _| ())));
+    });
+    group.bench_function("forward and backward", |bencher| {
+        bencher.iter(|| model.forest(&forest, &mut |_, _, _| ()).sum(Kind::Float).backward());
+    });
+}
+
+fn packing(criterion: &mut Criterion) {
+    let trees = preference_pairs();
     let views: Vec<&Tree> = trees.iter().collect();
     criterion.bench_function("pack 8 preference pairs", |bencher| {
         bencher.iter(|| Forest::pack(&views, 8192, Device::Cpu).expect("they fit"));
@@ -79,5 +121,5 @@ fn optimizer(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, heads, packing, sampling, optimizer);
+criterion_group!(benches, heads, attention, packing, sampling, optimizer);
 criterion_main!(benches);

@@ -1,19 +1,23 @@
-//! `cargo xtask setup | demo | test | ci`: everything that a checkout needs besides cargo itself.
+//! `cargo xtask setup | demo | test | bench | ci`: everything that a checkout needs besides cargo itself.
 //!
 //! - [`workspace`]: where things lie
 //! - [`setup`]: libtorch and the default model, from pinned wheels
 //! - [`prerequisites`]: what the machine must bring, and how to get it
 //! - [`demo`], [`check`]: the other commands, each of which starts with the set-up
+//! - [`bench`]: the comparison with other toolkits
+//! - [`venv`]: virtual environments of Python
 //! - [`process`]: running programs and timing them
 
 #[cfg(not(unix))]
 compile_error!("Arriero builds on Linux and macOS; on Windows, use WSL 2");
 
+mod bench;
 mod check;
 mod demo;
 mod prerequisites;
 mod process;
 mod setup;
+mod venv;
 mod workspace;
 
 use clap::Parser;
@@ -44,8 +48,17 @@ enum Command {
         #[arg(last = true)]
         test_args: Vec<String>,
     },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
     /// Check format, lints and documentation, then do what `test` does
     Ci,
+}
+
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// The same work here and in TRL, transformers and llama.cpp; writes docs/PERFORMANCE.md
+    Peers(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +83,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Setup { cuda } => setup::setup(&workspace, *cuda),
         Command::Demo { args } => demo::demo(&workspace, args),
         Command::Test { args, test_args } => check::test(&workspace, args, test_args),
+        Command::Bench(Bench::Peers(options)) => bench::peers(&workspace, options),
         Command::Ci => check::ci(&workspace),
     }
 }

