@@ -28,14 +28,19 @@ fn heads(criterion: &mut Criterion) {
     let output = Tensor::randn([VOCABULARY, HIDDEN], F32) * 0.05;
     let targets = Tensor::randint(VOCABULARY, [rows], (Kind::Int64, Device::Cpu));
     let gradients = StatisticGradients { logps: Tensor::ones([rows], F32), entropies: None };
+    let compute = Compute::resolve(DeviceSpec::Cpu, DtypeSpec::Auto).expect("there is a CPU");
     let mut output_gradient = output.zeros_like();
+    let (hidden, output) = (hidden.to_kind(compute.kind), output.to_kind(compute.kind));
+    let found = head::statistics(&hidden, &output, &targets);
     let mut group = criterion.benchmark_group("head");
     group.sample_size(10).throughput(Throughput::Elements(rows as u64));
     group.bench_function("statistics", |bencher| {
         bencher.iter(|| head::statistics(&hidden, &output, &targets))
     });
     group.bench_function("backward", |bencher| {
-        bencher.iter(|| head::backward(&hidden, &output, &targets, &gradients, &mut output_gradient));
+        bencher.iter(|| {
+            head::backward(&hidden, &output, &targets, &found, &gradients, Some(&mut output_gradient))
+        });
     });
 }
 
@@ -68,18 +73,20 @@ fn attention(criterion: &mut Criterion) {
     let weights: Weights = config
         .tensor_shapes()
         .into_iter()
-        .map(|(name, shape)| (name, random(shape).set_requires_grad(true)))
+        .map(|(name, shape)| (name, random(shape)))
         .collect();
-    let model = Model::new(&config, &weights, compute).expect("the weights fit");
+    let gradient = |(name, weight): (&String, &Tensor)| (name.clone(), weight.zeros_like().to_kind(Kind::Float));
+    let gradients: Weights = weights.iter().map(gradient).collect();
+    let model = Model::trainable(&config, &weights, &gradients, compute).expect("the weights fit");
     let trees = preference_pairs();
     let forest = Forest::pack(&trees.iter().collect::<Vec<_>>(), 8192, Device::Cpu).expect("they fit");
     let mut group = criterion.benchmark_group("attention layer, 8 preference pairs");
     group.throughput(Throughput::Elements(forest.len() as u64));
     group.bench_function("forward", |bencher| {
-        bencher.iter(|| no_grad(|| model.forest(&forest, &mut |_, _, _| ())));
+        bencher.iter(|| no_grad(|| model.forest(&forest, &mut |_, _| ())));
     });
     group.bench_function("forward and backward", |bencher| {
-        bencher.iter(|| model.forest(&forest, &mut |_, _, _| ()).sum(Kind::Float).backward());
+        bencher.iter(|| model.forest(&forest, &mut |_, _| ()).sum(Kind::Float).backward());
     });
 }
 
@@ -110,14 +117,14 @@ fn sampling(criterion: &mut Criterion) {
 
 fn optimizer(criterion: &mut Criterion) {
     let parameters = 10_000_000;
-    let mut weights = [Tensor::randn([parameters], F32)];
+    let weights = [Tensor::randn([parameters], F32)];
     let gradients = [Tensor::randn([parameters], F32)];
     let mut optimizer = AdamW::new(&weights);
     let config = TrainingConfig::default();
     let mut group = criterion.benchmark_group("AdamW");
     group.sample_size(10).throughput(Throughput::Elements(parameters as u64));
     group.bench_function("step", |bencher| {
-        bencher.iter(|| optimizer.step(&mut weights, &gradients, 1e-5, &config))
+        bencher.iter(|| optimizer.step(&weights, &[None], &gradients, 1.0, 1e-5, &config))
     });
 }
 

@@ -198,9 +198,9 @@ void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, con
     const int64_t padded = padded_count(query.count), rows = padded * group;
     T* q = scratch<T, 2>(rows * head_dim);
     gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, q);
-    float* scores = scratch<float, 3>(count * rows * columns);
+    float* scores = scratch<float, 103>(count * rows * columns);
     T* weights = scratch<T, 4>(count * rows * columns);
-    float* sums = scratch<float, 4>(rows * head_dim);
+    float* sums = scratch<float, 104>(rows * head_dim);
     for (int64_t b = 0; b < count; b++) {
       microkernel(rows, columns, head_dim, q, head_dim, keys + seen[b].index * columns * head_dim, columns,
                   scores + b * rows * columns, columns, false);
@@ -264,20 +264,20 @@ void attention_backward(const T* d_out, const T* qkv, const T* out, const float*
     pack_blocks(tree, key_rows, ld, head_dim, keys_turned, turn);
     pack_blocks(tree, key_rows, ld, head_dim, keys, rows_of);
     pack_blocks(tree, value_rows, ld, head_dim, values_turned, turn);
-    float* d_keys = scratch<float, 5>(size);
-    float* d_values = scratch<float, 6>(size);
+    float* d_keys = scratch<float, 105>(size);
+    float* d_values = scratch<float, 106>(size);
     std::fill_n(d_keys, size, 0.0f);
     std::fill_n(d_values, size, 0.0f);
     T* q = scratch<T, 6>(most_rows * head_dim);
     T* d_o = scratch<T, 7>(most_rows * head_dim);
     T* q_packed = scratch<T, 8>(most_rows * head_dim);
     T* d_o_packed = scratch<T, 9>(most_rows * head_dim);
-    float* s = scratch<float, 3>(most_rows * columns);
-    float* dp = scratch<float, 4>(most_rows * columns);
+    float* s = scratch<float, 103>(most_rows * columns);
+    float* dp = scratch<float, 104>(most_rows * columns);
     T* p = scratch<T, 10>(most_rows * columns);
     T* ds = scratch<T, 11>(most_rows * columns);
     T* turned = scratch<T, 12>(most_rows * columns);
-    float* d_q = scratch<float, 7>(most_rows * head_dim);
+    float* d_q = scratch<float, 107>(most_rows * head_dim);
     std::vector<float> deltas(most_rows);
     for (const QueryBlock& query : query_blocks(tree)) {
       const int64_t padded = padded_count(query.count), rows = padded * group;
@@ -436,9 +436,9 @@ void page_attention(const T* qkv, int64_t sequences, const AttentionShape& shape
   each_task(sequences, [&](int64_t sequence) {
     const int64_t length = lengths[sequence], begin = window ? std::max<int64_t>(0, length - window) : 0;
     const int64_t first = begin / page_tokens, last = (length + page_tokens - 1) / page_tokens;
-    float* scores = scratch<float, 3>((last - first) * page_tokens);
+    float* scores = scratch<float, 103>((last - first) * page_tokens);
     T* weights = scratch<T, 4>(page_tokens * 2);
-    float* sums = scratch<float, 4>(head_dim);
+    float* sums = scratch<float, 104>(head_dim);
     for (int64_t head = 0; head < kv_heads; head++) {
       for (int64_t member = 0; member < group; member++) {
         const int64_t number = head * group + member;

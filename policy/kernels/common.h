@@ -70,7 +70,8 @@ void each_task(int64_t tasks, const Work& work) {
   });
 }
 
-/// A thread's scratch memory of one purpose; it grows and is kept. Contents are whatever was there.
+/// A thread's scratch memory of one type and purpose; it grows and is kept. Contents are whatever was there.
+/// Sums in f32 count from 100, so that they never share a place with operands that happen to be f32.
 template <typename T, int purpose>
 T* scratch(int64_t count) {
   thread_local std::vector<T> memory;

@@ -186,7 +186,7 @@ void linear_forward(const T* x, int64_t m, int64_t k, const T* weight, bool pack
       b = own;
     }
     const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
-    float* sums = scratch<float, 3>(block_rows * panel);
+    float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
       const int64_t rows = std::min(block_rows, last - row);
       microkernel(rows, panel, k, x + row * k, k, b, panel, sums, panel, false);
@@ -214,7 +214,7 @@ void linear_backward_input(const T* dy, int64_t m, int64_t ld, const std::vector
       at += even;
     }
     const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
-    float* sums = scratch<float, 3>(block_rows * panel);
+    float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
       const int64_t rows = std::min(block_rows, last - row);
       int64_t from = 0, packed = 0;
@@ -247,7 +247,7 @@ void linear_backward_weight(const T* dy, int64_t m, int64_t n, int64_t ld, const
     for (int64_t index = 0; index < panels; index++) {
       const int64_t column = index * panel, width = std::min(panel, k - column);
       // A narrow last panel is summed aside: its padding has no place in dw.
-      float* c = width == panel ? dw + row * k + column : scratch<float, 3>(block_rows * panel);
+      float* c = width == panel ? dw + row * k + column : scratch<float, 103>(block_rows * panel);
       const int64_t ldc = width == panel ? k : panel;
       for (int64_t at = 0; at < depth; at += step) {
         microkernel(rows, panel, std::min(step, depth - at), a + at, depth,

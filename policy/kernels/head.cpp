@@ -68,7 +68,7 @@ void head_forward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const
     const int64_t first = task * task_rows, rows = std::min(task_rows, m - first);
     std::vector<Running> running(rows);
     T* b = scratch<T, 2>(k * panel);
-    float* logits = scratch<float, 3>(block_rows * panel);
+    float* logits = scratch<float, 103>(block_rows * panel);
     for (int64_t entry = 0; entry < v; entry += panel) {
       const int64_t width = std::min(panel, v - entry);
       pack_transposed(w + entry * k, width, k, k, panel, b);
@@ -120,7 +120,7 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
         std::memset(share, 0, chunk * wide * sizeof(float));
         T* w_columns = scratch<T, 2>(k * backward_entries);
         T* w_rows = scratch<T, 4>(backward_entries * wide);
-        float* logits = scratch<float, 3>(block_rows * panel);
+        float* logits = scratch<float, 103>(block_rows * panel);
         T* d = scratch<T, 5>(chunk * backward_entries);
         T* d_turned = scratch<T, 6>(chunk * backward_entries);
         for (int64_t block = thread; block < blocks; block += threads) {

@@ -19,7 +19,8 @@ using torch::autograd::variable_list;
 namespace arriero {
 namespace {
 
-std::atomic<bool> plain_only{false};
+// Of the calling thread: the backward of a CPU graph runs on the thread that asks for it.
+thread_local bool plain_only = false;
 
 bool on_cpu(const Tensor& x) {
   return !plain_only && x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
@@ -58,10 +59,13 @@ std::vector<Tensor> kept(AutogradContext* context, const char* name) {
   return context->saved_data[name].toTensorList().vec();
 }
 
+/// Tensors that autograd is to leave alone: they may be undefined.
+using Frozen = std::vector<Tensor>;
+
 struct Embedding : torch::autograd::Function<Embedding> {
-  static Tensor forward(AutogradContext* context, const Tensor& anchor, const Tensor& weight, const Tensor& gradient,
+  static Tensor forward(AutogradContext* context, const Tensor& anchor, const Tensor& weight, const Frozen& gradient,
                         const Tensor& ids) {
-    keep(context, "kept", {gradient, ids});
+    keep(context, "kept", {gradient[0], ids});
     return weight.index_select(0, ids);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -72,10 +76,10 @@ struct Embedding : torch::autograd::Function<Embedding> {
 };
 
 struct RmsNorm : torch::autograd::Function<RmsNorm> {
-  static variable_list forward(AutogradContext* context, const Tensor& x_given, const Tensor& delta_given,
-                               const Tensor& weight, const Tensor& gradient, double eps) {
+  static variable_list forward(AutogradContext* context, const Tensor& x_given, const std::optional<Tensor>& delta_given,
+                               const Tensor& weight, const Frozen& gradient, double eps) {
     const Tensor x = x_given.contiguous();
-    const Tensor delta = delta_given.defined() ? delta_given.contiguous() : Tensor();
+    const Tensor delta = delta_given ? delta_given->contiguous() : Tensor();
     Tensor sum, y, scales;
     if (on_cpu(x)) {
       const int64_t n = x.size(-1), m = x.numel() / n;
@@ -93,7 +97,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
       y = (wide * scales * weight).to(x.scalar_type());
     }
     context->save_for_backward({sum, scales, weight});
-    keep(context, "kept", {gradient});
+    keep(context, "kept", gradient);
     context->saved_data["delta"] = delta.defined();
     return {sum, y};
   }
@@ -334,13 +338,14 @@ bool arriero_is_fast(const Tensor* x) { return fast(*x); }
 
 char* arriero_embedding(const Tensor* anchor, const Tensor* weight, const Tensor* gradient, const Tensor* ids,
                         Tensor** result) {
-  return guarded([&] { *result = new Tensor(Embedding::apply(*anchor, *weight, opt(gradient), *ids)); });
+  return guarded([&] { *result = new Tensor(Embedding::apply(*anchor, *weight, Frozen{opt(gradient)}, *ids)); });
 }
 
 char* arriero_rms_norm(const Tensor* x, const Tensor* delta, const Tensor* weight, const Tensor* gradient, double eps,
                        Tensor** sum, Tensor** result) {
   return guarded([&] {
-    const auto both = RmsNorm::apply(*x, opt(delta), *weight, opt(gradient), eps);
+    const auto both = RmsNorm::apply(*x, delta ? std::optional<Tensor>(*delta) : std::nullopt, *weight,
+                                     Frozen{opt(gradient)}, eps);
     *sum = new Tensor(both[0]);
     *result = new Tensor(both[1]);
   });

@@ -348,7 +348,7 @@ mod tests {
 
     fn cache(limit_pages: usize) -> KvCache {
         let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
-        let checkpoint = Checkpoint::load(&fixture).expect("the fixture");
+        let checkpoint = Checkpoint::open(&fixture).expect("the fixture");
         let model = Model::new(&checkpoint.config, &checkpoint.weights, Compute::CPU_F32).expect("a model");
         let bytes = KvCache::new(&model, 0).page_bytes();
         KvCache::new(&model, limit_pages * bytes)

@@ -181,7 +181,7 @@ fn one(operator: impl FnOnce(*mut Raw) -> *mut c_char) -> Tensor {
 // SAFETY of every call below: the pointers are of tensors and slices that live through the call, C++ keeps
 // none of them but by tensor handles of its own, and exceptions end in a message.
 
-/// Makes every operator compute with libtorch's ordinary operators, for the whole process: for tests and
+/// Makes every operator that this thread calls compute with libtorch's ordinary operators: for tests and
 /// benches that compare the two.
 pub fn plain_only(on: bool) {
     unsafe { arriero_plain_only(on) }

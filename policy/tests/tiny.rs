@@ -10,6 +10,7 @@ use arriero_buffers::{Branch, Tree};
 use arriero_policy::checkpoint::{Checkpoint, Weights, write_hf};
 use arriero_policy::device::Compute;
 use arriero_policy::forest::Forest;
+use arriero_policy::kernels;
 use arriero_policy::model::Model;
 use arriero_policy::objective::{Algorithm, DpoConfig, SftConfig};
 use arriero_policy::optim::{Schedule, TrainingConfig};
@@ -49,7 +50,7 @@ fn logits_equal_transformers_whether_tied_or_not_sharded_or_not() {
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
         let tree = Tree { prompt_id: 0, prompt: ids(&expected["tokens"]), branches: Vec::new() };
         let forest = Forest::pack(&[&tree], config.max_positions, tch::Device::Cpu).expect("it fits");
-        let logits = no_grad(|| model.forest(&forest, &mut |_, _, _| ()).matmul(&model.output().tr()));
+        let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().tr()));
         let found = logits.index_select(1, &Tensor::from_slice(&columns)).to_kind(Kind::Double);
         let found: Vec<f64> = Vec::try_from(found.flatten(0, -1)).expect("numbers");
         let rows = expected["models"][name]["logits"].as_array().expect("rows");
@@ -96,7 +97,7 @@ fn plain(learning_rate: f64, weight_decay: f64, micro_batch_tokens: usize) -> Tr
         warmup_ratio: 0.0,
         max_grad_norm: 1e9,
         weight_decay,
-        micro_batch_tokens,
+        micro_batch_tokens: Some(micro_batch_tokens),
         ..TrainingConfig::default()
     }
 }
@@ -123,7 +124,8 @@ fn assert_tensors(what: &str, found: &Weights, expected: &Value, indices: &Value
 }
 
 /// The whole path (packing, shared prompts, chunked head, micro-batches) against one sequence at a time
-/// in f64. A budget of one token makes every tree a micro-batch of its own.
+/// in f64: with the kernels and without, with every tree a micro-batch of its own, and with the layers computed
+/// again in the backward.
 #[test]
 fn losses_and_gradients_equal_pytorch_however_the_batch_is_cut() {
     let expected = vectors();
@@ -131,11 +133,20 @@ fn losses_and_gradients_equal_pytorch_however_the_batch_is_cut() {
     let chosen = chosen_only(&pairs);
     let dpo =
         DpoConfig { preset: Some(arriero_policy::objective::dpo::DpoPreset::Llama3), ..DpoConfig::default() };
-    for budget in [1, 100_000] {
+    let largest = pairs.iter().map(Tree::len).max().expect("pairs");
+    for (budget, checkpointing, plain_only) in [
+        (largest, false, false),
+        (100_000, false, false),
+        (100_000, false, true),
+        (largest, true, false),
+    ] {
+        kernels::plain_only(plain_only);
         for (name, algorithm, trees) in
             [("sft", Algorithm::Sft(SftConfig {}), &chosen), ("dpo", Algorithm::Dpo(dpo.clone()), &pairs)]
         {
-            let mut trainer = trainer(&algorithm, plain(0.0, 0.0, budget));
+            let training =
+                TrainingConfig { activation_checkpointing: checkpointing, ..plain(0.0, 0.0, budget) };
+            let mut trainer = trainer(&algorithm, training);
             let report = trainer.step(&trees.iter().collect::<Vec<_>>()).expect("a step");
             let expected = &expected[name];
             let loss = expected["loss"].as_f64().expect("a number");

@@ -55,6 +55,7 @@ pub fn dpo(given: &Given) -> Result<Figures> {
     let algorithm = Algorithm::Dpo(Default::default());
     let (mut trainer, reference) = trainer(given, &checkpoint, &algorithm, training())?;
     checkpoint.weights.clear();
+    let budget = training().token_budget(&checkpoint.config, given.compute()?);
     let (mut seconds, mut tokens, mut arithmetic) = (Vec::new(), 0, 0.0);
     for step in 0..=given.steps as usize {
         let pairs = pairs.iter().enumerate().cycle().skip(step * PAIRS).take(PAIRS);
@@ -62,7 +63,7 @@ pub fn dpo(given: &Given) -> Result<Figures> {
             .map(|(id, pair)| tree(&checkpoint.tokenizer, id, &pair.prompt, &[&pair.chosen, &pair.rejected]));
         let mut trees: Vec<Tree> = answers.collect::<Result<_>>()?;
         let (time, report) = timed(|| {
-            score_reference(&reference, &mut trees, training().micro_batch_tokens)?;
+            score_reference(&reference, &mut trees, budget)?;
             trainer.step(&trees.iter().collect::<Vec<_>>())
         });
         let report = report?;
@@ -88,6 +89,7 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
     let mut checkpoint = Checkpoint::open(&given.model)?;
     let (mut trainer, reference) = trainer(given, &checkpoint, &algorithm, training())?;
     checkpoint.weights.clear();
+    let budget = training().token_budget(&checkpoint.config, given.compute()?);
     let needs = algorithm.objective().needs();
     let selection = SelectionConfig { min_reward: f32::NEG_INFINITY, ..SelectionConfig::default() };
     let (mut seconds, mut tokens) = (Vec::new(), 0);
@@ -117,7 +119,7 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
                 }
             }
             if needs.reference {
-                score_reference(&reference, &mut trees, training().micro_batch_tokens)?;
+                score_reference(&reference, &mut trees, budget)?;
             }
             let report = trainer.step(&trees.iter().collect::<Vec<_>>())?;
             newest = trainer.snapshot(step as u32 + 1);
@@ -155,7 +157,7 @@ pub fn packed_sft(given: &Given) -> Result<Figures> {
     let mut all = Figures::new();
     let mut times = Vec::new();
     for size in PACKED {
-        let training = TrainingConfig { micro_batch_tokens: 2 * size, ..training() };
+        let training = TrainingConfig { micro_batch_tokens: Some(2 * size), ..training() };
         let (mut trainer, _) = trainer(given, &checkpoint, &algorithm, training)?;
         let answers = pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..]));
         let trees = packed(&checkpoint, answers, size)?;
