@@ -106,7 +106,13 @@ fn work(mut engine: Engine, arriving: &Receiver<Job>) {
         while let Ok(job) = arriving.try_recv() {
             welcome(&mut engine, &mut guests, job);
         }
-        guests.retain(|&id, guest| !guest.told.is_closed() || !engine.cancel(id));
+        guests.retain(|&id, guest| {
+            let left = guest.told.is_closed();
+            if left {
+                engine.cancel(id);
+            }
+            !left
+        });
         match engine.step() {
             Ok(answers) => {
                 // Free before its last token is told: a client may come back at once.
