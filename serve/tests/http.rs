@@ -91,6 +91,7 @@ fn greedy_answers_equal_the_generators() {
     }
 }
 
+/// In f32: bf16 rounds by the size of the batch.
 #[test]
 fn a_seed_gives_the_same_answers_whatever_else_goes_on() {
     let server = TestServer::start();
@@ -203,8 +204,12 @@ fn logprobs_are_the_engines() {
         }
         let bytes = tokens.iter().flat_map(|token| token["bytes"].as_array().expect("bytes"));
         let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().expect("a byte") as u8).collect();
-        let end = if wanted.finish == Finish::EndOfTurn { "<|im_end|>" } else { "" };
-        assert_eq!(String::from_utf8_lossy(&bytes), format!("{}{end}", wanted.text));
+        // Markers such as the end of the turn have an entry, but are no text.
+        let (_, tokenizer) = client::load(&client::fixture());
+        assert_eq!(
+            String::from_utf8_lossy(&bytes),
+            tokenizer.decode(&wanted.tokens, false).expect("decoded")
+        );
     }
 
     let body = json!({ "prompt": "one two", "max_tokens": 5, "temperature": 0, "logprobs": 2 });
