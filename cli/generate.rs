@@ -17,7 +17,7 @@ use crate::model::ModelArguments;
 use crate::progress::counter;
 
 /// Sequences decoded at once, and samples of a prompt: more would only run out of memory.
-const MOST_SEQUENCES: usize = 65_536;
+pub(crate) const MOST_SEQUENCES: usize = 65_536;
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]

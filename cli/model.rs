@@ -1,4 +1,4 @@
-//! The options that `generate` and `chat` share: which model, and how it is computed.
+//! The options that `generate`, `chat` and `serve` share: which model, and how it is computed.
 
 use std::path::PathBuf;
 
@@ -24,12 +24,17 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
+    /// Where it is.
+    pub fn path(&self) -> Result<PathBuf, Failure> {
+        match &self.model {
+            Some(path) => Ok(path.clone()),
+            None => default_model().map_err(Failure::input),
+        }
+    }
+
     /// Loads it.
     pub fn load(&self) -> Result<(Model, Tokenizer), Failure> {
-        let path = match &self.model {
-            Some(path) => path.clone(),
-            None => default_model().map_err(Failure::input)?,
-        };
+        let path = self.path()?;
         let compute = Compute::resolve(self.device, self.dtype).map_err(Failure::input)?;
         let checkpoint = Checkpoint::open(&path).map_err(Failure::input)?;
         let model = Model::new(&checkpoint.config, &checkpoint.weights, compute).map_err(Failure::input)?;

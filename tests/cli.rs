@@ -452,3 +452,31 @@ fn generate_repeats_itself_under_a_seed_whatever_the_batch() {
     assert_eq!(rows("3", "1"), expected);
     assert_ne!(rows("9", "2"), expected);
 }
+
+#[test]
+fn a_server_says_where_it_is_and_ends_on_sigterm() {
+    let said = refusal(&arriero().args(["serve", "--batch", "0"]).output().expect("it starts"));
+    assert_eq!(said, "--batch is 0; it must be at least 1 and at most 65536");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let serve = |port: &str| {
+        let mut command = arriero();
+        command.args(["serve", "--model", "tests/fixtures/tiny", "--device", "cpu", "--port", port]);
+        command
+    };
+    let said = refusal(&serve(&port).output().expect("it starts"));
+    assert!(said.starts_with(&format!("cannot listen on 127.0.0.1:{port}: ")), "{said}");
+
+    let mut child = serve("0").stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let address = line.trim().strip_prefix("tiny on http://").unwrap_or_else(|| panic!("{line}")).to_string();
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.write_all(b"GET /v1/models HTTP/1.0\r\n\r\n").expect("it is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("200 OK") && answer.contains("\"id\":\"tiny\""), "{answer}");
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}

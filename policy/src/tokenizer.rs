@@ -95,6 +95,14 @@ impl Tokenizer {
         self.encode_with(text, false)
     }
 
+    /// Tokens of a text that is to be continued: with those that the tokenizer puts before a text.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the text.
+    pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, true)
+    }
+
     fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.0.tokenizer.encode_fast(text, add_special);
         let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
@@ -108,6 +116,27 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         let text = self.0.tokenizer.decode(tokens, skip_special);
         text.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })
+    }
+
+    /// The bytes that a token stands for, which need not be whole characters; none for an id that no
+    /// token has.
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let Some(piece) = self.0.tokenizer.id_to_token(token) else { return Vec::new() };
+        if self.0.special.contains(&token) {
+            return piece.into_bytes();
+        }
+        let hex = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            return vec![byte];
+        }
+        let text = self.decode(&[token], false).unwrap_or_default();
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            // A part of a character: byte-level vocabularies write each byte as a character of its own.
+            return piece.chars().map(byte_of).collect::<Option<_>>().unwrap_or(piece.into_bytes());
+        }
+        // Decoded alone, a token loses the space that SentencePiece writes as U+2581.
+        let lost = piece.starts_with('\u{2581}') && !text.starts_with(' ');
+        if lost { format!(" {text}").into_bytes() } else { text.into_bytes() }
     }
 
     /// One more than the highest id.
@@ -188,5 +217,38 @@ impl Tokenizer {
             config.insert("chat_template".to_string(), json!(template));
         }
         Value::Object(config)
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for. Printable ones stand for themselves;
+/// the 68 others, in their order, are U+0100 and what follows (GPT-2's `bytes_to_unicode`).
+fn byte_of(character: char) -> Option<u8> {
+    let code = u32::from(character);
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let byte = if printable(code) {
+        Some(code)
+    } else {
+        let place = code.checked_sub(256)?;
+        (0..256).filter(|&byte| !printable(byte)).nth(place as usize)
+    };
+    byte.and_then(|byte| u8::try_from(byte).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn the_bytes_of_tokens_make_the_text() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
+        let (_, tokenizer) = Checkpoint::inspect(&path).expect("the fixture");
+        // Every byte that UTF-8 uses above ASCII's printable ones, roughly: spaces, controls, 2 to 4 bytes.
+        let text: String = (0u32..0x2400).chain(0x1F600..0x1F640).filter_map(char::from_u32).collect();
+        let tokens = tokenizer.encode(&text).expect("it encodes");
+        let bytes: Vec<u8> = tokens.iter().flat_map(|&token| tokenizer.token_bytes(token)).collect();
+        assert_eq!(String::from_utf8(bytes).as_deref(), Ok(text.as_str()));
+        assert_eq!(tokenizer.token_bytes(2), b"<|im_end|>");
+        assert_eq!(tokenizer.token_bytes(99_999), b"");
     }
 }

@@ -1,0 +1,107 @@
+//! Refusals, as OpenAI's JSON, and why a server does not start.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// Why a server does not start, or ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {cause}; choose another --host or --port")]
+    Address {
+        /// Which.
+        address: String,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// The system refuses threads, sockets or signals.
+    #[error("the server cannot run: {cause}")]
+    System {
+        /// What the system says.
+        #[from]
+        cause: std::io::Error,
+    },
+    /// The engine's thread is gone.
+    #[error("the engine stopped: {cause}")]
+    Engine {
+        /// Its last words.
+        cause: String,
+    },
+}
+
+/// A request that is not answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    message: String,
+    kind: &'static str,
+    param: Option<String>,
+    code: Option<&'static str>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Refusal { status, message: message.into(), kind: "invalid_request_error", param: None, code: None }
+    }
+
+    /// The request is wrong.
+    pub fn wrong(message: impl Into<String>) -> Self {
+        Refusal::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A field is wrong; `message` goes on after its name.
+    pub fn field(name: &str, message: impl std::fmt::Display) -> Self {
+        let refusal = Refusal::wrong(format!("{name} {message}"));
+        Refusal { param: Some(name.to_string()), ..refusal }
+    }
+
+    /// Prompt and answer exceed the context.
+    pub fn too_long(param: &str, message: String) -> Self {
+        let code = Some("context_length_exceeded");
+        Refusal { code, param: Some(param.to_string()), ..Refusal::wrong(message) }
+    }
+
+    /// There is no such model.
+    pub fn no_model(asked: &str, served: &str) -> Self {
+        let message = format!("the model \"{asked}\" is not here; this server has \"{served}\"");
+        let refusal = Refusal::new(StatusCode::NOT_FOUND, message);
+        Refusal { param: Some("model".to_string()), code: Some("model_not_found"), ..refusal }
+    }
+
+    /// What HTTP itself refuses: a path, a method, a body.
+    pub fn http(status: StatusCode, message: String) -> Self {
+        Refusal::new(status, message)
+    }
+
+    /// Too many sequences wait.
+    pub fn full(message: String) -> Self {
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, message);
+        Refusal { kind: "rate_limit_error", code: Some("queue_full"), ..refusal }
+    }
+
+    /// Not the client's fault.
+    pub fn broken(message: impl Into<String>) -> Self {
+        let refusal = Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message);
+        Refusal { kind: "server_error", ..refusal }
+    }
+
+    /// OpenAI's error object.
+    pub fn json(&self) -> Value {
+        json!({ "error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+        } })
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response =
+            (self.status, [(header::CONTENT_TYPE, "application/json")], self.json().to_string())
+                .into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,135 @@
+//! A JSON object read field by field, so that each error names its field.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::Refusal;
+
+/// Characters of a wrong value that its error shows.
+const SHOWN: usize = 60;
+
+/// An object that is taken apart. Whoever reads one ends with [`Fields::finish`], which complains about
+/// what nobody read. `null` counts as absent.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    /// Put before names in errors.
+    prefix: String,
+    values: Map<String, Value>,
+}
+
+impl Fields {
+    /// A body.
+    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| Refusal::wrong(format!("the body is not valid JSON: {error}")))?;
+        match value {
+            Value::Object(values) => Ok(Fields { prefix: String::new(), values }),
+            other => Err(Refusal::wrong(format!("the body is {}; expected a JSON object", shown(&other)))),
+        }
+    }
+
+    /// An object inside of another.
+    pub fn inner(name: &str, value: Value) -> Result<Self, Refusal> {
+        match value {
+            Value::Object(values) => Ok(Fields { prefix: format!("{name}."), values }),
+            other => Err(Refusal::field(name, format!("is {}; expected an object", shown(&other)))),
+        }
+    }
+
+    /// The full name of a field.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// An error about a field; `message` goes on after its name.
+    pub fn fail(&self, name: &str, message: impl std::fmt::Display) -> Refusal {
+        Refusal::field(&self.name(name), message)
+    }
+
+    /// A value as it stands.
+    pub fn value(&mut self, name: &str) -> Option<Value> {
+        self.values.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A value that is `expected`.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<Option<T>, Refusal> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let wrong = shown(&value);
+        let value = serde_json::from_value(value);
+        value.map(Some).map_err(|_| self.fail(name, format!("is {wrong}; expected {expected}")))
+    }
+
+    /// A value that must be there.
+    pub fn need<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<T, Refusal> {
+        self.take(name, expected)?.ok_or_else(|| self.fail(name, format!("is missing; expected {expected}")))
+    }
+
+    /// Accepts fields that change nothing here, as clients send them: those with a neutral value, or
+    /// with any value where it only labels the request.
+    pub fn ignore(&mut self, neutral: &[(&str, Neutral)]) -> Result<(), Refusal> {
+        for (name, neutral) in neutral {
+            let Some(value) = self.value(name) else { continue };
+            if !neutral.accepts(&value) {
+                let message = format!("is {}, which this server cannot do; leave it out", shown(&value));
+                return Err(self.fail(name, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Complains about the first field that nobody read.
+    pub fn finish(self) -> Result<(), Refusal> {
+        match self.values.iter().find(|(_, value)| !value.is_null()) {
+            Some((name, _)) => Err(self.fail(name, "is not a parameter of this server; leave it out")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Values that change nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Neutral {
+    /// Any: the field only labels the request.
+    Label,
+    /// 0.
+    Zero,
+    /// 1.
+    One,
+    /// `false`.
+    False,
+    /// An empty list, object or text.
+    Empty,
+    /// One of these texts.
+    Text(&'static [&'static str]),
+    /// `{"type": "text"}`.
+    PlainText,
+    /// `["text"]`.
+    TextOnly,
+}
+
+impl Neutral {
+    fn accepts(self, value: &Value) -> bool {
+        match (self, value) {
+            (Neutral::Label, _) => true,
+            (Neutral::Zero, Value::Number(number)) => number.as_f64() == Some(0.0),
+            (Neutral::One, Value::Number(number)) => number.as_f64() == Some(1.0),
+            (Neutral::False, Value::Bool(value)) => !value,
+            (Neutral::Empty, Value::Array(values)) => values.is_empty(),
+            (Neutral::Empty, Value::Object(values)) => values.is_empty(),
+            (Neutral::Empty, Value::String(text)) => text.is_empty(),
+            (Neutral::Text(texts), Value::String(text)) => texts.contains(&text.as_str()),
+            (Neutral::PlainText, value) => *value == serde_json::json!({ "type": "text" }),
+            (Neutral::TextOnly, value) => *value == serde_json::json!(["text"]),
+            _ => false,
+        }
+    }
+}
+
+/// A value, shortened.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
