@@ -4,16 +4,12 @@
 
 #include "gemm.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace arriero {
 
 namespace {
 
-/// Key columns of a block. Blocks never straddle segments; the columns past a segment's end are masked.
-constexpr int64_t columns = 32;
+// Blocks of key columns never straddle segments; the columns past a segment's end are masked.
+
 /// Query positions of a block. All heads that share a key head stand in it, position by position.
 constexpr int64_t positions = 32;
 
@@ -95,48 +91,12 @@ std::vector<QueryBlock> query_blocks(const Tree& tree) {
   return found;
 }
 
-ARRIERO_CLONES float highest_of(const float* x, int64_t low, int64_t high, float highest) {
-  for (int64_t j = low; j < high; j++) highest = x[j] > highest ? x[j] : highest;
-  return highest;
-}
-
-#define ARRIERO_ATTENTION_ROWS(T)                                                                                  \
-  /* p = e^(scale (s − highest)) within [low, high), else 0; returns the sum. */                                   \
-  ARRIERO_CLONES float weights_of(const float* s, int64_t low, int64_t high, float scale, float highest, T* p) {   \
-    float sum = 0;                                                                                                 \
-    for (int64_t j = 0; j < columns; j++) {                                                                        \
-      const float e = j >= low && j < high ? exponential((s[j] - highest) * scale) : 0.0f;                         \
-      sum += e;                                                                                                    \
-      p[j] = narrow<T>(e);                                                                                         \
-    }                                                                                                              \
-    return sum;                                                                                                    \
-  }                                                                                                                \
-  /* p = e^(scale s − log_sum), ds = p (dp − d) scale, within [low, high), else 0. */                              \
-  ARRIERO_CLONES void score_gradients(const float* s, const float* dp, int64_t low, int64_t high, float scale,     \
-                                      float log_sum, float d, T* p, T* ds) {                                       \
-    for (int64_t j = 0; j < columns; j++) {                                                                        \
-      const float e = j >= low && j < high ? exponential(s[j] * scale - log_sum) : 0.0f;                           \
-      p[j] = narrow<T>(e);                                                                                         \
-      ds[j] = narrow<T>(e * (dp[j] - d) * scale);                                                                  \
-    }                                                                                                              \
-  }                                                                                                                \
-  ARRIERO_CLONES void scale_row(const float* x, float factor, int64_t n, T* out) {                                 \
-    for (int64_t j = 0; j < n; j++) out[j] = narrow<T>(x[j] * factor);                                             \
-  }                                                                                                                \
-  ARRIERO_CLONES float dot_row(const T* a, const T* b, int64_t n) {                                                \
-    float sum = 0;                                                                                                 \
-    for (int64_t j = 0; j < n; j++) sum += widen(a[j]) * widen(b[j]);                                              \
-    return sum;                                                                                                    \
-  }
-ARRIERO_ATTENTION_ROWS(float)
-ARRIERO_ATTENTION_ROWS(bf16)
-
-/// Gathers the rows (position by position, `group` heads each) of a query block: contiguous
-/// [rows, head_dim], rows past the end 0 up to `padded`.
+/// Gathers the row_count (position by position, `group` heads each) of a query block: contiguous
+/// [row_count, head_dim], row_count past the end 0 up to `padded`.
 template <typename T>
 void gather(const T* from, int64_t ld, int64_t token, int64_t count, int64_t width, int64_t padded, T* out) {
   for (int64_t i = 0; i < count; i++) std::memcpy(static_cast<void*>(out + i * width), from + (token + i) * ld, width * sizeof(T));
-  std::fill(out + count * width, out + padded * width, T(0.0f));
+  std::fill(out + count * width, out + padded * width, T{});
 }
 
 /// Query positions are padded to this, so that few microkernels are generated.
@@ -170,11 +130,11 @@ void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, con
     offsets.push_back(blocks);
     blocks += tree.blocks();
   }
-  const auto options = at::TensorOptions().dtype(at::CppTypeToScalarType<T>::value);
+  const auto options = at::TensorOptions().dtype(scalar_type<T>);
   const at::Tensor packed_keys = at::empty({kv_heads, blocks, columns * head_dim}, options);
   const at::Tensor packed_values = at::empty_like(packed_keys);
-  T* all_keys = packed_keys.data_ptr<T>();
-  T* all_values = packed_values.data_ptr<T>();
+  T* all_keys = arriero::out<T>(packed_keys);
+  T* all_values = arriero::out<T>(packed_values);
   const int64_t tree_count = static_cast<int64_t>(trees.size());
   each_task(tree_count * kv_heads, [&](int64_t task) {
     const int64_t head = task / tree_count, index = task % tree_count;
@@ -195,31 +155,31 @@ void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, con
     const T *keys = all_keys + at, *values = all_values + at;
     const std::vector<Block> seen = query.blocks(window);
     const int64_t count = static_cast<int64_t>(seen.size());
-    const int64_t padded = padded_count(query.count), rows = padded * group;
-    T* q = scratch<T, 2>(rows * head_dim);
+    const int64_t padded = padded_count(query.count), row_count = padded * group;
+    T* q = scratch<T, 2>(row_count * head_dim);
     gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, q);
-    float* scores = scratch<float, 103>(count * rows * columns);
-    T* weights = scratch<T, 4>(count * rows * columns);
-    float* sums = scratch<float, 104>(rows * head_dim);
+    float* scores = scratch<float, 103>(count * row_count * columns);
+    T* weights = scratch<T, 4>(count * row_count * columns);
+    float* sums = scratch<float, 104>(row_count * head_dim);
     for (int64_t b = 0; b < count; b++) {
-      microkernel(rows, columns, head_dim, q, head_dim, keys + seen[b].index * columns * head_dim, columns,
-                  scores + b * rows * columns, columns, false);
+      microkernel(row_count, columns, head_dim, q, head_dim, keys + seen[b].index * columns * head_dim, columns,
+                  scores + b * row_count * columns, columns, false);
     }
-    std::vector<float> totals(rows, 1.0f);
-    for (int64_t row = 0; row < rows; row++) {
+    std::vector<float> totals(row_count, 1.0f);
+    for (int64_t row = 0; row < row_count; row++) {
       // A padded row is given its last real neighbour's range; nobody reads it.
       const int64_t offset = std::min(row / group, query.count - 1);
       float highest = -INFINITY, total = 0;
       for (int64_t b = 0; b < count; b++) {
         int64_t low, high;
         query.range(seen[b], offset, window, &low, &high);
-        highest = highest_of(scores + (b * rows + row) * columns, low, high, highest);
+        highest = flat_rows().highest(scores + (b * row_count + row) * columns, low, high, highest);
       }
       for (int64_t b = 0; b < count; b++) {
         int64_t low, high;
         query.range(seen[b], offset, window, &low, &high);
-        const int64_t at_row = (b * rows + row) * columns;
-        total += weights_of(scores + at_row, low, high, scale, highest, weights + at_row);
+        const int64_t at_row = (b * row_count + row) * columns;
+        total += rows<T>().attention_weights(scores + at_row, low, high, scale, highest, weights + at_row);
       }
       totals[row] = total;
       if (row < query.count * group) {
@@ -228,12 +188,12 @@ void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, con
       }
     }
     for (int64_t b = 0; b < count; b++) {
-      microkernel(rows, head_dim, columns, weights + b * rows * columns, columns,
+      microkernel(row_count, head_dim, columns, weights + b * row_count * columns, columns,
                   values + seen[b].index * columns * head_dim, head_dim, sums, head_dim, b > 0);
     }
     for (int64_t row = 0; row < query.count * group; row++) {
       const int64_t target = (query.token() + row / group) * heads + head * group + row % group;
-      scale_row(sums + row * head_dim, 1.0f / totals[row], head_dim, out + target * head_dim);
+      rows<T>().scale(sums + row * head_dim, 1.0f / totals[row], head_dim, out + target * head_dim);
     }
   });
 }
@@ -280,39 +240,39 @@ void attention_backward(const T* d_out, const T* qkv, const T* out, const float*
     float* d_q = scratch<float, 107>(most_rows * head_dim);
     std::vector<float> deltas(most_rows);
     for (const QueryBlock& query : query_blocks(tree)) {
-      const int64_t padded = padded_count(query.count), rows = padded * group;
+      const int64_t padded = padded_count(query.count), row_count = padded * group;
       gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, q);
       gather(d_out + head * group * head_dim, heads * head_dim, query.token(), query.count, group * head_dim, padded, d_o);
-      pack_rows(q, rows, head_dim, head_dim, rows, head_dim, q_packed);
-      pack_rows(d_o, rows, head_dim, head_dim, rows, head_dim, d_o_packed);
+      pack_rows(q, row_count, head_dim, head_dim, row_count, head_dim, q_packed);
+      pack_rows(d_o, row_count, head_dim, head_dim, row_count, head_dim, d_o_packed);
       const auto number = [&](int64_t row) {
         return (query.token() + row / group) * heads + head * group + row % group;
       };
       for (int64_t row = 0; row < query.count * group; row++) {
-        deltas[row] = dot_row(d_o + row * head_dim, out + number(row) * head_dim, head_dim);
+        deltas[row] = rows<T>().dot(d_o + row * head_dim, out + number(row) * head_dim, head_dim);
       }
       bool first = true;
       for (const Block& block : query.blocks(window)) {
         const int64_t at = block.index * columns * head_dim;
-        microkernel(rows, columns, head_dim, q, head_dim, keys_turned + at, columns, s, columns, false);
-        microkernel(rows, columns, head_dim, d_o, head_dim, values_turned + at, columns, dp, columns, false);
-        for (int64_t row = 0; row < rows; row++) {
+        microkernel(row_count, columns, head_dim, q, head_dim, keys_turned + at, columns, s, columns, false);
+        microkernel(row_count, columns, head_dim, d_o, head_dim, values_turned + at, columns, dp, columns, false);
+        for (int64_t row = 0; row < row_count; row++) {
           int64_t low = 0, high = 0;
           const bool real = row < query.count * group;
           if (real) query.range(block, row / group, window, &low, &high);
-          score_gradients(s + row * columns, dp + row * columns, low, high, scale, real ? log_sums[number(row)] : 0.0f,
+          rows<T>().score_gradients(s + row * columns, dp + row * columns, low, high, scale, real ? log_sums[number(row)] : 0.0f,
                           real ? deltas[row] : 0.0f, p + row * columns, ds + row * columns);
         }
-        microkernel(rows, head_dim, columns, ds, columns, keys + at, head_dim, d_q, head_dim, !first);
-        transpose(ds, rows, columns, columns, rows, turned);
-        microkernel(columns, head_dim, rows, turned, rows, q_packed, head_dim, d_keys + at, head_dim, true);
-        transpose(p, rows, columns, columns, rows, turned);
-        microkernel(columns, head_dim, rows, turned, rows, d_o_packed, head_dim, d_values + at, head_dim, true);
+        microkernel(row_count, head_dim, columns, ds, columns, keys + at, head_dim, d_q, head_dim, !first);
+        transpose(ds, row_count, columns, columns, row_count, turned);
+        microkernel(columns, head_dim, row_count, turned, row_count, q_packed, head_dim, d_keys + at, head_dim, true);
+        transpose(p, row_count, columns, columns, row_count, turned);
+        microkernel(columns, head_dim, row_count, turned, row_count, d_o_packed, head_dim, d_values + at, head_dim, true);
         first = false;
       }
       for (int64_t i = 0; i < query.count; i++) {
         T* target = d_qkv + (query.token() + i) * ld + head * group * head_dim;
-        scale_row(d_q + i * group * head_dim, 1.0f, group * head_dim, target);
+        rows<T>().scale(d_q + i * group * head_dim, 1.0f, group * head_dim, target);
       }
     }
     for (size_t segment = 0; segment < tree.segments->size(); segment++) {
@@ -320,92 +280,12 @@ void attention_backward(const T* d_out, const T* qkv, const T* out, const float*
       for (int64_t i = 0; i < length; i++) {
         const int64_t at = (tree.first_block[segment] * columns + i) * head_dim;
         T* target = d_qkv + (start + i) * ld + (heads + head) * head_dim;
-        scale_row(d_keys + at, 1.0f, head_dim, target);
-        scale_row(d_values + at, 1.0f, head_dim, target + kv_heads * head_dim);
+        rows<T>().scale(d_keys + at, 1.0f, head_dim, target);
+        rows<T>().scale(d_values + at, 1.0f, head_dim, target + kv_heads * head_dim);
       }
     }
   });
 }
-
-namespace {
-
-// One query's scores over a page: keys are [head_dim / pair][page_tokens][pair]. And its values' sum.
-ARRIERO_CLONES void page_scores(const float* q, const float* keys, int64_t head_dim, float* scores) {
-  float sums[page_tokens] = {};
-  for (int64_t d = 0; d < head_dim; d++) {
-    for (int64_t j = 0; j < page_tokens; j++) sums[j] += q[d] * keys[d * page_tokens + j];
-  }
-  for (int64_t j = 0; j < page_tokens; j++) scores[j] = sums[j];
-}
-ARRIERO_CLONES void page_sum(const float* weights, const float* values, int64_t head_dim, float* out) {
-  for (int64_t t = 0; t < page_tokens; t++) {
-    for (int64_t j = 0; j < head_dim; j++) out[j] += weights[t] * values[t * head_dim + j];
-  }
-}
-
-ARRIERO_CLONES void page_scores_wide(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
-  float sums[page_tokens] = {};
-  for (int64_t d = 0; d < head_dim; d += 2) {
-    const float first = widen(q[d]), second = widen(q[d + 1]);
-    for (int64_t j = 0; j < page_tokens; j++) {
-      const bf16* both = keys + d * page_tokens + 2 * j;
-      sums[j] += first * widen(both[0]) + second * widen(both[1]);
-    }
-  }
-  for (int64_t j = 0; j < page_tokens; j++) scores[j] = sums[j];
-}
-ARRIERO_CLONES void page_sum_wide(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
-  for (int64_t t = 0; t < page_tokens; t += 2) {
-    const float first = widen(weights[t]), second = widen(weights[t + 1]);
-    for (int64_t j = 0; j < head_dim; j++) {
-      const bf16* both = values + t * head_dim + 2 * j;
-      out[j] += first * widen(both[0]) + second * widen(both[1]);
-    }
-  }
-}
-
-#if defined(__x86_64__)
-// The same with the processor's products of bf16 pairs.
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void page_scores_bf16(const bf16* q, const bf16* keys,
-                                                                                   int64_t head_dim, float* scores) {
-  __m512 sums = _mm512_setzero_ps();
-  for (int64_t d = 0; d < head_dim; d += 2) {
-    int32_t both;
-    std::memcpy(&both, q + d, sizeof(both));
-    sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both),
-                            (__m512bh)_mm512_loadu_si512(keys + d * page_tokens));
-  }
-  _mm512_storeu_ps(scores, sums);
-}
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void page_sum_bf16(const bf16* weights, const bf16* values,
-                                                                                int64_t head_dim, float* out) {
-  for (int64_t j = 0; j < head_dim; j += 16) {
-    __m512 sums = _mm512_loadu_ps(out + j);
-    for (int64_t t = 0; t < page_tokens; t += 2) {
-      int32_t both;
-      std::memcpy(&both, weights + t, sizeof(both));
-      sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both),
-                              (__m512bh)_mm512_loadu_si512(values + t * head_dim + 2 * j));
-    }
-    _mm512_storeu_ps(out + j, sums);
-  }
-}
-#endif
-
-void page_scores(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
-#if defined(__x86_64__)
-  if (has_microkernel<bf16>()) return page_scores_bf16(q, keys, head_dim, scores);
-#endif
-  page_scores_wide(q, keys, head_dim, scores);
-}
-void page_sum(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
-#if defined(__x86_64__)
-  if (has_microkernel<bf16>() && head_dim % 16 == 0) return page_sum_bf16(weights, values, head_dim, out);
-#endif
-  page_sum_wide(weights, values, head_dim, out);
-}
-
-}  // namespace
 
 template <typename T>
 void page_write(const T* qkv, int64_t tokens, const AttentionShape& shape, const int64_t* slots, T* pages) {
@@ -436,8 +316,9 @@ void page_attention(const T* qkv, int64_t sequences, const AttentionShape& shape
   each_task(sequences, [&](int64_t sequence) {
     const int64_t length = lengths[sequence], begin = window ? std::max<int64_t>(0, length - window) : 0;
     const int64_t first = begin / page_tokens, last = (length + page_tokens - 1) / page_tokens;
-    float* scores = scratch<float, 103>((last - first) * page_tokens);
-    T* weights = scratch<T, 4>(page_tokens * 2);
+    // The last page is read as if a page followed it.
+    float* scores = scratch<float, 103>((last - first + 1) * page_tokens);
+    T* weights = scratch<T, 4>(columns);
     float* sums = scratch<float, 104>(head_dim);
     for (int64_t head = 0; head < kv_heads; head++) {
       for (int64_t member = 0; member < group; member++) {
@@ -451,21 +332,17 @@ void page_attention(const T* qkv, int64_t sequences, const AttentionShape& shape
         float highest = -INFINITY, total = 0;
         for (int64_t index = first; index < last; index++) {
           float* here = scores + (index - first) * page_tokens;
-          page_scores(q, page(index), head_dim, here);
-          highest = highest_of(here, low(index), high(index), highest);
+          rows<T>().page_scores(q, page(index), head_dim, here);
+          highest = flat_rows().highest(here, low(index), high(index), highest);
         }
         std::fill_n(sums, head_dim, 0.0f);
         for (int64_t index = first; index < last; index++) {
           const float* here = scores + (index - first) * page_tokens;
-          float e[page_tokens];
-          for (int64_t j = 0; j < page_tokens; j++) {
-            e[j] = j >= low(index) && j < high(index) ? exponential((here[j] - highest) * scale) : 0.0f;
-            total += e[j];
-            weights[j] = narrow<T>(e[j]);
-          }
-          page_sum(weights, page(index) + side, head_dim, sums);
+          // A block of columns is two pages wide: the second half is masked.
+          total += rows<T>().attention_weights(here, low(index), high(index), scale, highest, weights);
+          rows<T>().page_sum(weights, page(index) + side, head_dim, sums);
         }
-        scale_row(sums, 1.0f / total, head_dim, out + (sequence * heads + number) * head_dim);
+        rows<T>().scale(sums, 1.0f / total, head_dim, out + (sequence * heads + number) * head_dim);
       }
     }
   });

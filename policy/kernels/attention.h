@@ -33,9 +33,6 @@ template <typename T>
 void attention_backward(const T* d_out, const T* qkv, const T* out, const float* log_sums,
                         const std::vector<TreeLayout>& trees, const AttentionShape& shape, T* d_qkv);
 
-/// Tokens of a page of the decoding cache.
-constexpr int64_t page_tokens = 16;
-
 /// A layer's pages, [pages][kv_heads][2][page_tokens * head_dim]: keys as [head_dim / pair][page_tokens][pair],
 /// values as [page_tokens / pair][head_dim][pair], which is how the products want them.
 template <typename T>

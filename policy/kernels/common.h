@@ -1,4 +1,4 @@
-// What the kernels share: element types, vectorised arithmetic, dynamic parallel loops, scratch memory.
+// What the kernels share: element types, parallel loops, scratch memory.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -6,53 +6,27 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-// A function so marked is compiled for each of these instruction sets and the loader picks the best
-// that the processor has. Its loops are plain C++; the compiler vectorises them.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define ARRIERO_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define ARRIERO_CLONES
-#endif
+#include "rows.h"
 
 namespace arriero {
 
-using bf16 = c10::BFloat16;
-
-inline float widen(float x) { return x; }
-inline float widen(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.x) << 16); }
-
+/// libtorch's name of an element type.
 template <typename T>
-inline T narrow(float x);
-template <>
-inline float narrow<float>(float x) { return x; }
-/// Rounds to the nearest, ties to even, by bits so that loops of it vectorise.
-template <>
-inline bf16 narrow<bf16>(float x) {
-  uint32_t bits = std::bit_cast<uint32_t>(x);
-  bits += 0x7fff + ((bits >> 16) & 1);
-  return bf16(static_cast<uint16_t>(bits >> 16), bf16::from_bits());
-}
+constexpr at::ScalarType scalar_type = sizeof(T) == 2 ? at::kBFloat16 : at::kFloat;
 
-/// e^x with a relative error below 2e-7 for x <= 88; 0 below -87. Cody and Waite's reduction, then
-/// Taylor's polynomial on [-ln 2 / 2, ln 2 / 2].
-inline float exponential(float x) {
-  const float clamped = std::min(std::max(x, -87.0f), 88.0f);
-  const float n = __builtin_floorf(clamped * 1.44269504f + 0.5f);
-  const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const float scale = std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-  return x < -87.0f ? 0.0f : p * scale;
+/// A tensor's elements; null where it is undefined.
+template <typename T>
+const T* in(const at::Tensor& x) {
+  if (x.defined()) TORCH_CHECK(x.scalar_type() == scalar_type<T> && x.is_contiguous(), "expected a contiguous tensor of ", scalar_type<T>, ", found ", x.scalar_type());
+  return x.defined() ? static_cast<const T*>(x.const_data_ptr()) : nullptr;
+}
+template <typename T>
+T* out(const at::Tensor& x) {
+  return const_cast<T*>(in<T>(x));
 }
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }

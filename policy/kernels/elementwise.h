@@ -32,11 +32,7 @@ void swiglu_backward(const T* dy, const T* gate_up, int64_t m, int64_t n, T* d_g
 template <typename T>
 void add_column_sums(const T* x, int64_t m, int64_t n, int64_t ld, float* sums);
 
-/// One step of AdamW (Loshchilov and Hutter, 2019) in one pass; `leaf` gets the new weights in bf16
-/// where it is not null. The gradient is multiplied by `gradient_scale` as it is read.
-struct AdamW {
-  float rate, beta1, beta2, eps, decay, correction1, correction2_sqrt, gradient_scale;
-};
+/// One step of AdamW in one pass; `leaf` gets the new weights in bf16 where it is not null.
 void adamw_step(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n,
                 const AdamW& options);
 

@@ -42,13 +42,13 @@ __attribute__((target("avx512f"))) void transpose_block_avx512(const uint32_t* i
 }
 #endif
 
-void transpose_words(const uint32_t* in, int64_t rows, int64_t columns, int64_t ld, uint32_t* out,
+void transpose_words(const uint32_t* in, int64_t count, int64_t columns, int64_t ld, uint32_t* out,
                      int64_t ld_out) {
   int64_t whole_rows = 0, whole_columns = 0;
 #if defined(__x86_64__)
   static const bool wide = __builtin_cpu_supports("avx512f");
   if (wide) {
-    whole_rows = rows / 16 * 16;
+    whole_rows = count / 16 * 16;
     whole_columns = columns / 16 * 16;
     for (int64_t i = 0; i < whole_rows; i += 16) {
       for (int64_t j = 0; j < whole_columns; j += 16) {
@@ -57,30 +57,24 @@ void transpose_words(const uint32_t* in, int64_t rows, int64_t columns, int64_t 
     }
   }
 #endif
-  for (int64_t i = 0; i < rows; i++) {
+  for (int64_t i = 0; i < count; i++) {
     for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++) out[j * ld_out + i] = in[i * ld + j];
   }
 }
 
-ARRIERO_CLONES void interleave(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out) {
-  for (int64_t j = 0; j < n; j++) {
-    out[2 * j] = a[j];
-    out[2 * j + 1] = b[j];
-  }
-}
-
-ARRIERO_CLONES void narrow_row(const float* in, int64_t n, bf16* out) {
-  for (int64_t j = 0; j < n; j++) out[j] = narrow<bf16>(in[j]);
-}
-void narrow_row(const float* in, int64_t n, float* out) { std::memcpy(out, in, n * sizeof(float)); }
-
-template <typename T>
-void add_bias(float* row, const T* bias, int64_t n) {
-  for (int64_t j = 0; j < n; j++) row[j] += widen(bias[j]);
-}
-
 /// Rows of a task in the products of a training step: packing a panel is paid once for them.
 constexpr int64_t chunk_rows = 512;
+
+}  // namespace
+
+namespace {
+
+template <typename T>
+T one();
+template <>
+float one<float>() { return 1.0f; }
+template <>
+bf16 one<bf16>() { return bf16{0x3f80}; }
 
 }  // namespace
 
@@ -93,7 +87,7 @@ bool has_microkernel() {
 #endif
     if (!at::globalContext().userEnabledMkldnn()) return false;
     try {
-      const std::vector<T> ones(32 * 32, T(1.0f));
+      const std::vector<T> ones(32 * 32, one<T>());
       std::vector<float> sums(32 * 32);
       microkernel<T>(32, 32, 32, ones.data(), 32, ones.data(), 32, sums.data(), 32, false);
       return std::all_of(sums.begin(), sums.end(), [](float sum) { return sum == 32.0f; });
@@ -107,7 +101,9 @@ bool has_microkernel() {
 template <typename T>
 void microkernel(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, float* c,
                  int64_t ldc, bool add) {
-  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, pair<T> == 2);
+  using Element = std::conditional_t<sizeof(T) == 2, at::BFloat16, float>;
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, reinterpret_cast<const Element*>(a),
+                              reinterpret_cast<const Element*>(b), c, pair<T> == 2);
 }
 
 template <>
@@ -127,10 +123,10 @@ template <>
 void pack_rows<bf16>(const bf16* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, bf16* out) {
   if (n < width || k < depth) std::memset(static_cast<void*>(out), 0, depth * width * sizeof(bf16));
   const bf16* zeros = scratch<bf16, 0>(n);
-  if (k % 2) std::fill_n(scratch<bf16, 0>(n), n, bf16(0.0f));
+  if (k % 2) std::fill_n(scratch<bf16, 0>(n), n, bf16{0});
   for (int64_t i = 0; i < k; i += 2) {
     const bf16* second = i + 1 < k ? w + (i + 1) * ld : zeros;
-    interleave(reinterpret_cast<const uint16_t*>(w + i * ld), reinterpret_cast<const uint16_t*>(second), n,
+    flat_rows().interleave(reinterpret_cast<const uint16_t*>(w + i * ld), reinterpret_cast<const uint16_t*>(second), n,
                reinterpret_cast<uint16_t*>(out + i * width));
   }
 }
@@ -166,9 +162,9 @@ at::Tensor pack_weight(const at::Tensor& weight) {
     });
   };
   if (weight.scalar_type() == at::kBFloat16) {
-    pack(weight.const_data_ptr<bf16>(), packed.data_ptr<bf16>());
+    pack(in<bf16>(weight), out<bf16>(packed));
   } else {
-    pack(weight.const_data_ptr<float>(), packed.data_ptr<float>());
+    pack(in<float>(weight), out<float>(packed));
   }
   return packed;
 }
@@ -188,11 +184,11 @@ void linear_forward(const T* x, int64_t m, int64_t k, const T* weight, bool pack
     const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
     float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
-      const int64_t rows = std::min(block_rows, last - row);
-      microkernel(rows, panel, k, x + row * k, k, b, panel, sums, panel, false);
-      for (int64_t i = 0; i < rows; i++) {
-        if (bias) add_bias(sums + i * panel, bias + column, width);
-        narrow_row(sums + i * panel, width, out + (row + i) * ld + column);
+      const int64_t count = std::min(block_rows, last - row);
+      microkernel(count, panel, k, x + row * k, k, b, panel, sums, panel, false);
+      for (int64_t i = 0; i < count; i++) {
+        if (bias) rows<T>().add(bias + column, width, sums + i * panel);
+        rows<Out>().scale(sums + i * panel, 1.0f, width, out + (row + i) * ld + column);
       }
     }
   });
@@ -210,21 +206,21 @@ void linear_backward_input(const T* dy, int64_t m, int64_t ld, const std::vector
     int64_t at = 0;
     for (const auto& weight : weights) {
       const int64_t n = weight.size(0), even = round_up(n, pair<T>);
-      pack_rows(weight.const_data_ptr<T>() + column, n, width, k, even, panel, b + at * panel);
+      pack_rows(in<T>(weight) + column, n, width, k, even, panel, b + at * panel);
       at += even;
     }
     const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
     float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
-      const int64_t rows = std::min(block_rows, last - row);
+      const int64_t count = std::min(block_rows, last - row);
       int64_t from = 0, packed = 0;
       for (const auto& weight : weights) {
         const int64_t n = weight.size(0);
-        microkernel(rows, panel, n, dy + row * ld + from, ld, b + packed * panel, panel, sums, panel, from > 0);
+        microkernel(count, panel, n, dy + row * ld + from, ld, b + packed * panel, panel, sums, panel, from > 0);
         from += n;
         packed += round_up(n, pair<T>);
       }
-      for (int64_t i = 0; i < rows; i++) narrow_row(sums + i * panel, width, dx + (row + i) * k + column);
+      for (int64_t i = 0; i < count; i++) rows<T>().scale(sums + i * panel, 1.0f, width, dx + (row + i) * k + column);
     }
   });
 }
@@ -234,27 +230,27 @@ void linear_backward_weight(const T* dy, int64_t m, int64_t n, int64_t ld, const
   // The contracted axis is that of the tokens.
   const int64_t depth = round_up(m, depth_step), step = 512;
   const int64_t panels = (k + panel - 1) / panel, blocks = (n + block_rows - 1) / block_rows;
-  at::Tensor packed = at::empty({panels, depth, panel}, at::CppTypeToScalarType<T>::value);
-  T* b = packed.template data_ptr<T>();
+  at::Tensor packed = at::empty({panels, depth, panel}, scalar_type<T>);
+  T* b = out<T>(packed);
   each_task(panels, [&](int64_t index) {
     const int64_t column = index * panel;
     pack_rows(x + column, m, std::min(panel, k - column), k, depth, panel, b + index * depth * panel);
   });
   each_task(blocks, [&](int64_t block) {
-    const int64_t row = block * block_rows, rows = std::min(block_rows, n - row);
+    const int64_t row = block * block_rows, count = std::min(block_rows, n - row);
     T* a = scratch<T, 2>(block_rows * depth);
-    transpose(dy + row, m, rows, ld, depth, a);
+    transpose(dy + row, m, count, ld, depth, a);
     for (int64_t index = 0; index < panels; index++) {
       const int64_t column = index * panel, width = std::min(panel, k - column);
       // A narrow last panel is summed aside: its padding has no place in dw.
       float* c = width == panel ? dw + row * k + column : scratch<float, 103>(block_rows * panel);
       const int64_t ldc = width == panel ? k : panel;
       for (int64_t at = 0; at < depth; at += step) {
-        microkernel(rows, panel, std::min(step, depth - at), a + at, depth,
+        microkernel(count, panel, std::min(step, depth - at), a + at, depth,
                     b + index * depth * panel + at * panel, panel, c, ldc, width == panel || at > 0);
       }
       if (width < panel) {
-        for (int64_t i = 0; i < rows; i++) {
+        for (int64_t i = 0; i < count; i++) {
           for (int64_t j = 0; j < width; j++) dw[(row + i) * k + column + j] += c[i * panel + j];
         }
       }

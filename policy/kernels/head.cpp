@@ -8,48 +8,6 @@ namespace arriero {
 
 namespace {
 
-/// What is known of a row after some of its logits: their highest, Σ e^(z − highest), and
-/// Σ e^(z − highest) (z − highest).
-struct Running {
-  float highest = -INFINITY, sum = 0, moment = 0;
-};
-
-ARRIERO_CLONES void update_row(const float* logits, int64_t n, Running* running) {
-  float highest = logits[0];
-  for (int64_t j = 1; j < n; j++) highest = logits[j] > highest ? logits[j] : highest;
-  Running r = *running;
-  if (highest > r.highest) {
-    if (r.sum > 0) {
-      const float shift = r.highest - highest, factor = exponential(shift);
-      r.moment = factor * (r.moment + shift * r.sum);
-      r.sum *= factor;
-    }
-    r.highest = highest;
-  }
-  float sum = 0, moment = 0;
-  for (int64_t j = 0; j < n; j++) {
-    const float shifted = logits[j] - r.highest, e = exponential(shifted);
-    sum += e;
-    // e is 0 where the logit is far below, −∞ included.
-    moment += e * (shifted < -87.0f ? 0.0f : shifted);
-  }
-  r.sum += sum;
-  r.moment += moment;
-  *running = r;
-}
-
-// d z_j = −p_j (d_logp + (log p_j + H) d_entropy), to which the target's own d_logp is added outside.
-#define ARRIERO_GRADIENT_ROW(T)                                                                                    \
-  ARRIERO_CLONES void gradient_row(const float* logits, int64_t n, float log_sum, float d_logp, float entropy,     \
-                                   float d_entropy, T* d) {                                                        \
-    for (int64_t j = 0; j < n; j++) {                                                                              \
-      const float log_p = logits[j] - log_sum;                                                                     \
-      d[j] = narrow<T>(-exponential(log_p) * (d_logp + (log_p + entropy) * d_entropy));                            \
-    }                                                                                                              \
-  }
-ARRIERO_GRADIENT_ROW(float)
-ARRIERO_GRADIENT_ROW(bf16)
-
 /// Rows of a forward task: packing a panel of the output matrix is paid once for them.
 constexpr int64_t forward_rows = 256;
 /// Rows and vocabulary entries whose logits' gradients exist at one time in a thread.
@@ -61,30 +19,30 @@ constexpr int64_t backward_entries = 2 * panel;
 template <typename T>
 void head_forward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const int64_t* targets, float* target_logits,
                   float* log_sums, float* entropies, float* highest) {
-  // Few rows are spread over the threads all the same.
+  // Few count_rows are spread over the threads all the same.
   const int64_t share = round_up((m + at::get_num_threads() - 1) / at::get_num_threads(), block_rows);
   const int64_t task_rows = std::max(block_rows, std::min(forward_rows, share));
   each_task((m + task_rows - 1) / task_rows, [&](int64_t task) {
-    const int64_t first = task * task_rows, rows = std::min(task_rows, m - first);
-    std::vector<Running> running(rows);
+    const int64_t first = task * task_rows, count_rows = std::min(task_rows, m - first);
+    std::vector<Running> running(count_rows, Running{-INFINITY, 0, 0});
     T* b = scratch<T, 2>(k * panel);
     float* logits = scratch<float, 103>(block_rows * panel);
     for (int64_t entry = 0; entry < v; entry += panel) {
       const int64_t width = std::min(panel, v - entry);
       pack_transposed(w + entry * k, width, k, k, panel, b);
-      for (int64_t block = 0; block < rows; block += block_rows) {
-        const int64_t count = std::min(block_rows, rows - block);
+      for (int64_t block = 0; block < count_rows; block += block_rows) {
+        const int64_t count = std::min(block_rows, count_rows - block);
         microkernel(count, panel, k, h + (first + block) * k, k, b, panel, logits, panel, false);
         for (int64_t i = 0; i < count; i++) {
           const int64_t row = first + block + i;
-          update_row(logits + i * panel, width, &running[block + i]);
+          flat_rows().update(logits + i * panel, width, &running[block + i]);
           if (targets[row] >= entry && targets[row] < entry + width) {
             target_logits[row] = logits[i * panel + targets[row] - entry];
           }
         }
       }
     }
-    for (int64_t i = 0; i < rows; i++) {
+    for (int64_t i = 0; i < count_rows; i++) {
       const Running& r = running[i];
       const float log_sum = std::log(r.sum);
       log_sums[first + i] = r.highest + log_sum;
@@ -105,18 +63,18 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
   const int64_t wide = h_panels * panel;
   // Each thread sums its share of dh aside; a fixed share, so that the sum has one order.
   at::Tensor shares = at::empty({threads, chunk, wide}, at::kFloat);
-  at::Tensor packed_h = at::empty({h_panels, chunk, panel}, at::CppTypeToScalarType<T>::value);
-  T* h_rows = packed_h.template data_ptr<T>();
+  at::Tensor packed_h = at::empty({h_panels, chunk, panel}, scalar_type<T>);
+  T* h_rows = out<T>(packed_h);
   for (int64_t first = 0; first < m; first += chunk) {
-    const int64_t rows = std::min(chunk, m - first), depth = round_up(rows, depth_step);
+    const int64_t count_rows = std::min(chunk, m - first), depth = round_up(count_rows, depth_step);
     each_task(h_panels, [&](int64_t index) {
       const int64_t column = index * panel;
-      pack_rows(h + first * k + column, rows, std::min(panel, k - column), k, depth, panel,
+      pack_rows(h + first * k + column, count_rows, std::min(panel, k - column), k, depth, panel,
                 h_rows + index * chunk * panel);
     });
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; thread++) {
-        float* share = shares.template data_ptr<float>() + thread * chunk * wide;
+        float* share = out<float>(shares) + thread * chunk * wide;
         std::memset(share, 0, chunk * wide * sizeof(float));
         T* w_columns = scratch<T, 2>(k * backward_entries);
         T* w_rows = scratch<T, 4>(backward_entries * wide);
@@ -134,25 +92,25 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
             pack_rows(w + entry * k + column, width, std::min(panel, k - column), k, backward_entries, panel,
                       w_rows + index * backward_entries * panel);
           }
-          for (int64_t row = 0; row < rows; row += block_rows) {
-            const int64_t count = std::min(block_rows, rows - row);
+          for (int64_t row = 0; row < count_rows; row += block_rows) {
+            const int64_t count = std::min(block_rows, count_rows - row);
             for (int64_t at = 0; at < backward_entries; at += panel) {
               const int64_t here = std::clamp<int64_t>(width - at, 0, panel);
               microkernel(count, panel, k, h + (first + row) * k, k, w_columns + at * k, panel, logits, panel, false);
               for (int64_t i = 0; i < count; i++) {
                 const int64_t index = first + row + i;
                 T* into = d + (row + i) * backward_entries + at;
-                gradient_row(logits + i * panel, here, log_sums[index], d_logps[index],
+                rows<T>().logit_gradients(logits + i * panel, here, log_sums[index], d_logps[index],
                              d_entropies ? entropies[index] : 0.0f, d_entropies ? d_entropies[index] : 0.0f, into);
-                std::fill(into + here, into + panel, T(0.0f));
+                std::fill(into + here, into + panel, T{});
                 const int64_t target = targets[index] - entry - at;
                 if (target >= 0 && target < here) {
                   // Anew in f32: where p is near 1 the two terms nearly cancel.
                   const float log_p = logits[i * panel + target] - log_sums[index];
-                  const float p = exponential(log_p);
+                  const float p = std::exp(log_p);
                   float own = -std::expm1(log_p) * d_logps[index];
                   if (d_entropies) own -= p * (log_p + entropies[index]) * d_entropies[index];
-                  into[target] = narrow<T>(own);
+                  rows<T>().scale(&own, 1.0f, 1, into + target);
                 }
               }
             }
@@ -163,7 +121,7 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
             }
           }
           if (!dw) continue;
-          transpose(d, rows, backward_entries, backward_entries, depth, d_turned);
+          transpose(d, count_rows, backward_entries, backward_entries, depth, d_turned);
           for (int64_t at = 0; at < width; at += block_rows) {
             const int64_t count = std::min(block_rows, width - at);
             for (int64_t index = 0; index < h_panels; index++) {
@@ -180,14 +138,13 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
         }
       }
     });
-    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-      const float* share = shares.template const_data_ptr<float>();
+    at::parallel_for(0, count_rows, 16, [&](int64_t begin, int64_t end) {
+      const float* share = in<float>(shares);
+      std::vector<float> sums(k);
       for (int64_t i = begin; i < end; i++) {
-        for (int64_t j = 0; j < k; j++) {
-          float sum = 0;
-          for (int64_t t = 0; t < threads; t++) sum += share[(t * chunk + i) * wide + j];
-          dh[(first + i) * k + j] = narrow<T>(sum);
-        }
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int64_t t = 0; t < threads; t++) rows<float>().add(share + (t * chunk + i) * wide, k, sums.data());
+        rows<T>().scale(sums.data(), 1.0f, k, dh + (first + i) * k);
       }
     });
   }

@@ -42,12 +42,7 @@ void typed(const Tensor& x, const Work& work) {
   }
 }
 
-template <typename T>
-const T* in(const Tensor& x) { return x.defined() ? x.const_data_ptr<T>() : nullptr; }
-template <typename T>
-T* out(Tensor& x) { return x.defined() ? x.data_ptr<T>() : nullptr; }
-
-float* buffer(Tensor gradient) { return gradient.defined() ? gradient.data_ptr<float>() : nullptr; }
+float* buffer(const Tensor& gradient) { return out<float>(gradient); }
 
 /// Where a tensor may be missing, autograd's context keeps an undefined one.
 void keep(AutogradContext* context, const char* name, const std::vector<Tensor>& tensors) {

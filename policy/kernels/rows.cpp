@@ -1,0 +1,324 @@
+// See rows.h. ARRIERO_ISA names the instruction set that this is compiled for.
+#include "rows.h"
+
+#include <bit>
+#include <cstring>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace arriero {
+namespace ARRIERO_ISA {
+namespace {
+
+inline float widen(float x) { return x; }
+inline float widen(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+template <typename T>
+inline T narrow(float x);
+template <>
+inline float narrow<float>(float x) { return x; }
+/// Rounds to the nearest, ties to even.
+template <>
+inline bf16 narrow<bf16>(float x) {
+  uint32_t bits = std::bit_cast<uint32_t>(x);
+  bits += 0x7fff + ((bits >> 16) & 1);
+  return bf16{static_cast<uint16_t>(bits >> 16)};
+}
+
+/// e^x with a relative error below 2e-7 for x <= 88; 0 below -87. Cody and Waite's reduction, then a polynomial
+/// on [-ln 2 / 2, ln 2 / 2].
+inline float exponential(float x) {
+  float clamped = x < -87.0f ? -87.0f : x;
+  clamped = clamped > 88.0f ? 88.0f : clamped;
+  const float n = __builtin_floorf(clamped * 1.44269504f + 0.5f);
+  const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float scale = std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  // A number that is none stays one.
+  return x < -87.0f ? 0.0f : (x == x ? p * scale : x);
+}
+
+template <typename T>
+float norm_sum(const T* x, const T* delta, int64_t n, T* sum) {
+  float squares = 0;
+  if (!delta) {
+#pragma omp simd reduction(+ : squares)
+    for (int64_t j = 0; j < n; j++) {
+      sum[j] = x[j];
+      squares += widen(x[j]) * widen(x[j]);
+    }
+    return squares;
+  }
+#pragma omp simd reduction(+ : squares)
+  for (int64_t j = 0; j < n; j++) {
+    const T total = narrow<T>(widen(x[j]) + widen(delta[j]));
+    sum[j] = total;
+    squares += widen(total) * widen(total);
+  }
+  return squares;
+}
+
+template <typename T>
+void norm_scale(const T* x, const T* weight, float scale, int64_t n, T* y) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) y[j] = narrow<T>(widen(x[j]) * scale * widen(weight[j]));
+}
+
+template <typename T>
+void norm_backward(const T* dy, const T* d_sum, const T* x, const T* weight, float scale, int64_t n, T* dx,
+                   float* weight_gradient) {
+  float dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t j = 0; j < n; j++) dot += widen(dy[j]) * widen(weight[j]) * widen(x[j]);
+  const float shift = dot / static_cast<float>(n) * scale * scale;
+  if (d_sum) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+      dx[j] = narrow<T>(scale * (widen(dy[j]) * widen(weight[j]) - widen(x[j]) * shift) + widen(d_sum[j]));
+    }
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+      dx[j] = narrow<T>(scale * (widen(dy[j]) * widen(weight[j]) - widen(x[j]) * shift));
+    }
+  }
+  if (weight_gradient) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) weight_gradient[j] += widen(dy[j]) * widen(x[j]) * scale;
+  }
+}
+
+template <typename T>
+void rotate(T* x, int64_t half, const float* cos, const float* sin, float direction) {
+  T* y = x + half;
+#pragma omp simd
+  for (int64_t j = 0; j < half; j++) {
+    const float a = widen(x[j]), b = widen(y[j]);
+    x[j] = narrow<T>(a * cos[j] - b * sin[j] * direction);
+    y[j] = narrow<T>(b * cos[j] + a * sin[j] * direction);
+  }
+}
+
+template <typename T>
+void swiglu(const T* gate, const T* up, int64_t n, T* y) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) {
+    const float g = widen(gate[j]);
+    y[j] = narrow<T>(g / (1.0f + exponential(-g)) * widen(up[j]));
+  }
+}
+
+template <typename T>
+void swiglu_backward(const T* dy, const T* gate, const T* up, int64_t n, T* d_gate, T* d_up) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) {
+    const float g = widen(gate[j]), d = widen(dy[j]);
+    const float sigmoid = 1.0f / (1.0f + exponential(-g));
+    d_up[j] = narrow<T>(d * g * sigmoid);
+    d_gate[j] = narrow<T>(d * widen(up[j]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
+  }
+}
+
+template <typename T>
+void add(const T* x, int64_t n, float* sums) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) sums[j] += widen(x[j]);
+}
+
+template <typename T>
+void scale(const float* x, float factor, int64_t n, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) out[j] = narrow<T>(x[j] * factor);
+}
+
+template <typename T>
+float dot(const T* a, const T* b, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; j++) sum += widen(a[j]) * widen(b[j]);
+  return sum;
+}
+
+template <typename T>
+void logit_gradients(const float* logits, int64_t n, float log_sum, float d_logp, float entropy, float d_entropy, T* d) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) {
+    const float log_p = logits[j] - log_sum;
+    d[j] = narrow<T>(-exponential(log_p) * (d_logp + (log_p + entropy) * d_entropy));
+  }
+}
+
+template <typename T>
+float attention_weights(const float* s, int64_t low, int64_t high, float scale, float highest, T* p) {
+  float sum = 0;
+  const int32_t from = static_cast<int32_t>(low), to = static_cast<int32_t>(high);
+#pragma omp simd reduction(+ : sum)
+  for (int32_t j = 0; j < columns; j++) {
+    const float e = exponential((s[j] - highest) * scale), kept = (j >= from) & (j < to) ? e : 0.0f;
+    sum += kept;
+    p[j] = narrow<T>(kept);
+  }
+  return sum;
+}
+
+template <typename T>
+void score_gradients(const float* s, const float* dp, int64_t low, int64_t high, float scale, float log_sum, float d,
+                     T* p, T* ds) {
+  const int32_t from = static_cast<int32_t>(low), to = static_cast<int32_t>(high);
+#pragma omp simd
+  for (int32_t j = 0; j < columns; j++) {
+    const float e = exponential(s[j] * scale - log_sum), kept = (j >= from) & (j < to) ? e : 0.0f;
+    p[j] = narrow<T>(kept);
+    ds[j] = narrow<T>(kept * (dp[j] - d) * scale);
+  }
+}
+
+void page_scores(const float* q, const float* keys, int64_t head_dim, float* scores) {
+  float sums[page_tokens] = {};
+  for (int64_t d = 0; d < head_dim; d++) {
+#pragma omp simd
+    for (int64_t j = 0; j < page_tokens; j++) sums[j] += q[d] * keys[d * page_tokens + j];
+  }
+  std::memcpy(scores, sums, sizeof(sums));
+}
+
+void page_sum(const float* weights, const float* values, int64_t head_dim, float* out) {
+  for (int64_t t = 0; t < page_tokens; t++) {
+#pragma omp simd
+    for (int64_t j = 0; j < head_dim; j++) out[j] += weights[t] * values[t * head_dim + j];
+  }
+}
+
+void page_scores(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
+#ifdef __AVX512BF16__
+  __m512 sums = _mm512_setzero_ps();
+  for (int64_t d = 0; d < head_dim; d += 2) {
+    int32_t both;
+    std::memcpy(&both, q + d, sizeof(both));
+    sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both), (__m512bh)_mm512_loadu_si512(keys + d * page_tokens));
+  }
+  _mm512_storeu_ps(scores, sums);
+#else
+  float sums[page_tokens] = {};
+  for (int64_t d = 0; d < head_dim; d += 2) {
+    const float first = widen(q[d]), second = widen(q[d + 1]);
+    for (int64_t j = 0; j < page_tokens; j++) {
+      const bf16* both = keys + d * page_tokens + 2 * j;
+      sums[j] += first * widen(both[0]) + second * widen(both[1]);
+    }
+  }
+  std::memcpy(scores, sums, sizeof(sums));
+#endif
+}
+
+void page_sum(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
+  int64_t whole = 0;
+#ifdef __AVX512BF16__
+  for (; whole + 16 <= head_dim; whole += 16) {
+    __m512 sums = _mm512_loadu_ps(out + whole);
+    for (int64_t t = 0; t < page_tokens; t += 2) {
+      int32_t both;
+      std::memcpy(&both, weights + t, sizeof(both));
+      sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both),
+                              (__m512bh)_mm512_loadu_si512(values + t * head_dim + 2 * whole));
+    }
+    _mm512_storeu_ps(out + whole, sums);
+  }
+#endif
+  for (int64_t t = 0; t < page_tokens; t += 2) {
+    const float first = widen(weights[t]), second = widen(weights[t + 1]);
+    for (int64_t j = whole; j < head_dim; j++) {
+      const bf16* both = values + t * head_dim + 2 * j;
+      out[j] += first * widen(both[0]) + second * widen(both[1]);
+    }
+  }
+}
+
+void adamw(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n, const AdamW& options) {
+  const AdamW o = options;
+  const float keep = 1.0f - o.rate * o.decay, step = o.rate / o.correction1, inverse = 1.0f / o.correction2_sqrt;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float g = gradient[i] * o.gradient_scale;
+    const float m = first[i] + (g - first[i]) * (1.0f - o.beta1);
+    const float v = second[i] * o.beta2 + g * g * (1.0f - o.beta2);
+    first[i] = m;
+    second[i] = v;
+    master[i] = master[i] * keep - step * m / (__builtin_sqrtf(v) * inverse + o.eps);
+  }
+  if (leaf) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) leaf[i] = narrow<bf16>(master[i]);
+  }
+}
+
+double square_sum(const float* x, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += static_cast<double>(x[i]) * x[i];
+  return sum;
+}
+
+float highest_of(const float* x, int64_t low, int64_t high, float highest) {
+#pragma omp simd reduction(max : highest)
+  for (int64_t j = low; j < high; j++) highest = x[j] > highest ? x[j] : highest;
+  return highest;
+}
+
+void update(const float* logits, int64_t n, Running* running) {
+  Running r = *running;
+  const float highest = highest_of(logits, 0, n, logits[0]);
+  if (highest > r.highest) {
+    if (r.sum > 0) {
+      const float shift = r.highest - highest, factor = exponential(shift);
+      r.moment = factor * (r.moment + shift * r.sum);
+      r.sum *= factor;
+    }
+    r.highest = highest;
+  }
+  float sum = 0, moment = 0;
+  const float top = r.highest;
+#pragma omp simd reduction(+ : sum, moment)
+  for (int64_t j = 0; j < n; j++) {
+    const float shifted = logits[j] - top, e = exponential(shifted);
+    sum += e;
+    // e is 0 where the logit is far below, −∞ included.
+    moment += e * (shifted < -87.0f ? 0.0f : shifted);
+  }
+  r.sum += sum;
+  r.moment += moment;
+  *running = r;
+}
+
+void interleave(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) {
+    out[2 * j] = a[j];
+    out[2 * j + 1] = b[j];
+  }
+}
+
+template <typename T>
+constexpr Rows<T> table = {norm_sum<T>,        norm_scale<T>,      norm_backward<T>, rotate<T>,          swiglu<T>,
+                           swiglu_backward<T>, add<T>,             scale<T>,         dot<T>,             logit_gradients<T>,
+                           attention_weights<T>, score_gradients<T>, page_scores,      page_sum};
+
+}  // namespace
+
+extern const Rows<float> f32_rows;
+extern const Rows<bf16> bf16_rows;
+extern const FlatRows flat;
+const Rows<float> f32_rows = table<float>;
+const Rows<bf16> bf16_rows = table<bf16>;
+const FlatRows flat = {adamw, square_sum, update, highest_of, interleave};
+
+}  // namespace ARRIERO_ISA
+}  // namespace arriero

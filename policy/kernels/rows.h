@@ -1,0 +1,78 @@
+// Arithmetic on rows of numbers: plain loops that the compiler vectorises. rows.cpp is compiled once for each
+// instruction set, and `rows<T>()` is the table of the best that the processor has. It includes nothing of
+// libtorch, so that no code for a newer processor gets into what others share.
+#pragma once
+
+#include <cstdint>
+
+namespace arriero {
+
+/// The upper half of an f32.
+struct bf16 {
+  uint16_t bits;
+};
+
+/// The numbers of one AdamW step (Loshchilov and Hutter, 2019); the gradient is multiplied by
+/// `gradient_scale` as it is read.
+struct AdamW {
+  float rate, beta1, beta2, eps, decay, correction1, correction2_sqrt, gradient_scale;
+};
+
+/// What is known of a row of logits after some of them: the highest, Σ e^(z − highest) and
+/// Σ e^(z − highest) (z − highest).
+struct Running {
+  float highest, sum, moment;
+};
+
+/// Key columns of an attention block, and tokens of a page of the decoding cache.
+constexpr int64_t columns = 32;
+constexpr int64_t page_tokens = 16;
+
+template <typename T>
+struct Rows {
+  /// sum = x + delta (where there is one); returns the sum of its squares.
+  float (*norm_sum)(const T* x, const T* delta, int64_t n, T* sum);
+  /// y = x * scale * weight.
+  void (*norm_scale)(const T* x, const T* weight, float scale, int64_t n, T* y);
+  /// dx = d_sum (where there is one) + the gradient through y; weight_gradient (where wanted) += its share.
+  void (*norm_backward)(const T* dy, const T* d_sum, const T* x, const T* weight, float scale, int64_t n, T* dx,
+                        float* weight_gradient);
+  /// Rotates a head of 2 * half numbers in place; direction −1 turns back.
+  void (*rotate)(T* x, int64_t half, const float* cos, const float* sin, float direction);
+  /// y = silu(gate) * up, and back.
+  void (*swiglu)(const T* gate, const T* up, int64_t n, T* y);
+  void (*swiglu_backward)(const T* dy, const T* gate, const T* up, int64_t n, T* d_gate, T* d_up);
+  /// sums += x.
+  void (*add)(const T* x, int64_t n, float* sums);
+  /// out = x * factor.
+  void (*scale)(const float* x, float factor, int64_t n, T* out);
+  float (*dot)(const T* a, const T* b, int64_t n);
+  /// d z_j = −p_j (d_logp + (log p_j + entropy) d_entropy).
+  void (*logit_gradients)(const float* logits, int64_t n, float log_sum, float d_logp, float entropy, float d_entropy,
+                          T* d);
+  /// p = e^(scale (s − highest)) for columns within [low, high), else 0; returns the sum.
+  float (*attention_weights)(const float* s, int64_t low, int64_t high, float scale, float highest, T* p);
+  /// p = e^(scale s − log_sum) and ds = p (dp − d) scale within [low, high), else 0.
+  void (*score_gradients)(const float* s, const float* dp, int64_t low, int64_t high, float scale, float log_sum,
+                          float d, T* p, T* ds);
+  /// One query's scores over a page of keys, and values summed by weight onto out.
+  void (*page_scores)(const T* q, const T* keys, int64_t head_dim, float* scores);
+  void (*page_sum)(const T* weights, const T* values, int64_t head_dim, float* out);
+};
+
+/// What does not depend on an element type.
+struct FlatRows {
+  void (*adamw)(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n,
+                const AdamW& options);
+  double (*square_sum)(const float* x, int64_t n);
+  void (*update)(const float* logits, int64_t n, Running* running);
+  float (*highest)(const float* x, int64_t low, int64_t high, float highest);
+  /// out[2 j], out[2 j + 1] = a[j], b[j].
+  void (*interleave)(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out);
+};
+
+template <typename T>
+const Rows<T>& rows();
+const FlatRows& flat_rows();
+
+}  // namespace arriero
