@@ -106,6 +106,15 @@ void microkernel(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const
                               reinterpret_cast<const Element*>(b), c, pair<T> == 2);
 }
 
+template <typename T>
+const T* padded_rows(const T* a, int64_t count, int64_t k) {
+  if (count % row_step == 0) return a;
+  T* copy = scratch<T, 20>(block_rows * k);
+  std::memcpy(static_cast<void*>(copy), a, count * k * sizeof(T));
+  // The rest is whatever was there before: what it makes is not read.
+  return copy;
+}
+
 template <>
 void pack_transposed<bf16>(const bf16* w, int64_t n, int64_t k, int64_t ld, int64_t width, bf16* out) {
   if (n < width) std::memset(static_cast<void*>(out), 0, k * width * sizeof(bf16));
@@ -185,7 +194,7 @@ void linear_forward(const T* x, int64_t m, int64_t k, const T* weight, bool pack
     float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
       const int64_t count = std::min(block_rows, last - row);
-      microkernel(count, panel, k, x + row * k, k, b, panel, sums, panel, false);
+      microkernel(round_up(count, row_step), panel, k, padded_rows(x + row * k, count, k), k, b, panel, sums, panel, false);
       for (int64_t i = 0; i < count; i++) {
         if (bias) rows<T>().add(bias + column, width, sums + i * panel);
         rows<Out>().scale(sums + i * panel, 1.0f, width, out + (row + i) * ld + column);
@@ -213,10 +222,11 @@ void linear_backward_input(const T* dy, int64_t m, int64_t ld, const std::vector
     float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
       const int64_t count = std::min(block_rows, last - row);
+      const T* a = padded_rows(dy + row * ld, count, ld);
       int64_t from = 0, packed = 0;
       for (const auto& weight : weights) {
         const int64_t n = weight.size(0);
-        microkernel(count, panel, n, dy + row * ld + from, ld, b + packed * panel, panel, sums, panel, from > 0);
+        microkernel(round_up(count, row_step), panel, n, a + from, ld, b + packed * panel, panel, sums, panel, from > 0);
         from += n;
         packed += round_up(n, pair<T>);
       }
@@ -262,6 +272,7 @@ void linear_backward_weight(const T* dy, int64_t m, int64_t n, int64_t ld, const
   template bool has_microkernel<T>();                                                                              \
   template void microkernel<T>(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, float*, int64_t,   \
                                bool);                                                                              \
+  template const T* padded_rows<T>(const T*, int64_t, int64_t);                                                    \
   template void linear_forward<T, T>(const T*, int64_t, int64_t, const T*, bool, int64_t, const T*, T*, int64_t);  \
   template void linear_backward_input<T>(const T*, int64_t, int64_t, const std::vector<at::Tensor>&, T*);          \
   template void linear_backward_weight<T>(const T*, int64_t, int64_t, int64_t, const T*, int64_t, float*);

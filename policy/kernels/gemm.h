@@ -30,6 +30,13 @@ template <typename T>
 void microkernel(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, float* c,
                  int64_t ldc, bool add);
 
+/// Rows are padded to a multiple of this: generating a microkernel takes longer than the rows that it saves.
+constexpr int64_t row_step = 16;
+
+/// `count` rows of a (k elements each), or a copy of them, from which round_up(count, row_step) may be read.
+template <typename T>
+const T* padded_rows(const T* a, int64_t count, int64_t k);
+
 /// Packs B = Wᵀ, where W is [n, k] row by row: `out` is [k / pair][width][pair]. n <= width.
 template <typename T>
 void pack_transposed(const T* w, int64_t n, int64_t k, int64_t ld, int64_t width, T* out);

@@ -32,7 +32,8 @@ void head_forward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const
       pack_transposed(w + entry * k, width, k, k, panel, b);
       for (int64_t block = 0; block < count_rows; block += block_rows) {
         const int64_t count = std::min(block_rows, count_rows - block);
-        microkernel(count, panel, k, h + (first + block) * k, k, b, panel, logits, panel, false);
+        microkernel(round_up(count, row_step), panel, k, padded_rows(h + (first + block) * k, count, k), k, b, panel,
+                    logits, panel, false);
         for (int64_t i = 0; i < count; i++) {
           const int64_t row = first + block + i;
           flat_rows().update(logits + i * panel, width, &running[block + i]);
@@ -59,7 +60,7 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
   const int64_t blocks = (v + backward_entries - 1) / backward_entries;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), blocks);
   const int64_t h_panels = (k + panel - 1) / panel;
-  const int64_t chunk = std::min(backward_rows, round_up(m, depth_step));
+  const int64_t chunk = std::min(backward_rows, round_up(m, depth_step));  // of whole blocks of padded rows
   const int64_t wide = h_panels * panel;
   // Each thread sums its share of dh aside; a fixed share, so that the sum has one order.
   at::Tensor shares = at::empty({threads, chunk, wide}, at::kFloat);
@@ -93,10 +94,11 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
                       w_rows + index * backward_entries * panel);
           }
           for (int64_t row = 0; row < count_rows; row += block_rows) {
-            const int64_t count = std::min(block_rows, count_rows - row);
+            const int64_t count = std::min(block_rows, count_rows - row), padded = round_up(count, row_step);
+            const T* a = padded_rows(h + (first + row) * k, count, k);
             for (int64_t at = 0; at < backward_entries; at += panel) {
               const int64_t here = std::clamp<int64_t>(width - at, 0, panel);
-              microkernel(count, panel, k, h + (first + row) * k, k, w_columns + at * k, panel, logits, panel, false);
+              microkernel(padded, panel, k, a, k, w_columns + at * k, panel, logits, panel, false);
               for (int64_t i = 0; i < count; i++) {
                 const int64_t index = first + row + i;
                 T* into = d + (row + i) * backward_entries + at;
@@ -115,7 +117,7 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
               }
             }
             for (int64_t index = 0; index < h_panels; index++) {
-              microkernel(count, panel, backward_entries, d + row * backward_entries, backward_entries,
+              microkernel(padded, panel, backward_entries, d + row * backward_entries, backward_entries,
                           w_rows + index * backward_entries * panel, panel, share + row * wide + index * panel, wide,
                           true);
             }
