@@ -23,4 +23,34 @@ pub enum RewardError {
          {{\"constraints\": [{{\"kind\": \"no_comma\"}}]}}, or choose another reward"
     )]
     NoConstraints(u64),
+    /// A member of the prompt's `checks` that the reward needs is not there.
+    #[error("prompt {prompt} has no `{name}` to score by: give its `checks` one, as in {example}")]
+    MissingCheck {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// The member.
+        name: &'static str,
+        /// How `checks` look with it.
+        example: &'static str,
+    },
+    /// A member of the prompt's `checks` is not what the reward needs.
+    #[error("prompt {prompt}: `{name}` of its `checks` is wrong: {cause}")]
+    Check {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// The member.
+        name: &'static str,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A completion lacks what the reward measures.
+    #[error("prompt {prompt}, sample {sample}: {cause}")]
+    Completion {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// [`Completion::sample`](arriero_buffers::Completion::sample).
+        sample: u32,
+        /// What it lacks.
+        cause: String,
+    },
 }

@@ -4,18 +4,24 @@
 //!
 //! - [`constraint`]: one verifiable instruction ([`Constraint`]): how it is told, how it is checked,
 //!   and which others it cannot stand beside;
+//! - [`ifeval`]: IFEval's own 25 kinds of instructions, with its official checker's verdicts;
+//! - [`math`]: the final answer of a completion, and whether two answers are equal;
+//! - `checks`: what a prompt gives scorers to check;
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
 //! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
 //! - [`error`]: what can go wrong ([`RewardError`]).
 //!
-//! The instructions are in the manner of IFEval (Zhou et al., "Instruction-Following Evaluation for
+//! The built-in instructions are in the manner of IFEval (Zhou et al., "Instruction-Following Evaluation for
 //! Large Language Models", arXiv:2311.07911), cut down to what a small model can do in a short
 //! answer. They judge the form of an answer and never its content.
 
+mod checks;
 pub mod constraint;
 pub mod error;
+pub mod ifeval;
 pub mod instructions;
+pub mod math;
 pub mod scorer;
 
 pub use constraint::{Constraint, Relation};
