@@ -8,6 +8,7 @@ mod generate;
 mod model;
 mod progress;
 mod run;
+mod score;
 mod table;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Command {
     Generate(generate::Arguments),
     /// Talk to a model.
     Chat(chat::Arguments),
+    /// Score a file of completions.
+    Score(score::Arguments),
 }
 
 /// A command's way to fail, which decides the exit code.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Chat(arguments) => chat::run(arguments),
+        Command::Score(arguments) => score::run(arguments),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

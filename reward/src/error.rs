@@ -54,3 +54,22 @@ pub enum RewardError {
         cause: String,
     },
 }
+
+impl RewardError {
+    /// What it says of a row of a file, whose line is named by the caller.
+    pub(crate) fn of_row(&self) -> String {
+        match self {
+            RewardError::Config(_) => self.to_string(),
+            RewardError::Checks { cause, .. } => format!("what is to be checked cannot be read: {cause}"),
+            RewardError::NoConstraints(_) => {
+                "no `constraints`; give it some, as in {\"constraints\": [{\"kind\": \"no_comma\"}]}"
+                    .to_string()
+            }
+            RewardError::MissingCheck { name, example, .. } => {
+                format!("no `{name}`; give it one, as in {example}")
+            }
+            RewardError::Check { name, cause, .. } => format!("`{name}` is wrong: {cause}"),
+            RewardError::Completion { cause, .. } => cause.clone(),
+        }
+    }
+}

@@ -9,6 +9,7 @@
 //! - `checks`: what a prompt gives scorers to check;
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
+//! - [`rows`], [`score_file`]: rows of a file of completions, and scoring the whole file;
 //! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
 //! - [`error`]: what can go wrong ([`RewardError`]).
 //!
@@ -22,11 +23,14 @@ pub mod error;
 pub mod ifeval;
 pub mod instructions;
 pub mod math;
+pub mod rows;
+pub mod score_file;
 pub mod scorer;
 
 pub use constraint::{Constraint, Relation};
 pub use error::RewardError;
 pub use instructions::{InstructionsConfig, Split, generate};
+pub use score_file::{FileError, FileOptions, FileReport, OnError, score_file};
 pub use scorer::constraints::{ConstraintsConfig, Verdict, verdicts};
 pub use scorer::contains::ContainsConfig;
 pub use scorer::{RewardConfig, Scorer};

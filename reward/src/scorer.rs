@@ -191,6 +191,18 @@ impl RewardConfig {
         }
     }
 
+    /// The members of a prompt's `checks` that this reward reads.
+    pub fn check_names(&self) -> Vec<&'static str> {
+        match self {
+            RewardConfig::Constraints(_) => vec!["constraints"],
+            RewardConfig::Ifeval(_) => vec!["instruction_id_list", "kwargs"],
+            RewardConfig::Math(_) | RewardConfig::Exact(_) => vec!["answer"],
+            RewardConfig::Json(_) => vec!["schema"],
+            RewardConfig::Composite(config) => config.check_names(),
+            _ => Vec::new(),
+        }
+    }
+
     /// True if a completion's reward depends on the others of its group.
     pub fn compares_completions(&self) -> bool {
         matches!(self, RewardConfig::Composite(config) if config.compares_completions())

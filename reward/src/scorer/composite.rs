@@ -93,6 +93,11 @@ impl CompositeConfig {
         self.parts.iter().try_for_each(|part| part.reward.check_prompt(prompt))
     }
 
+    /// What the parts read of a prompt's `checks`.
+    pub(super) fn check_names(&self) -> Vec<&'static str> {
+        self.parts.iter().flat_map(|part| part.reward.check_names()).collect()
+    }
+
     /// True if a completion's reward depends on the others of its group.
     pub(super) fn compares_completions(&self) -> bool {
         self.parts.iter().any(|part| part.normalise == Normalise::Group || part.reward.compares_completions())
