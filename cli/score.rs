@@ -100,7 +100,8 @@ fn summary(report: &FileReport) -> String {
     }
     if let Some([strict, loose]) = report.instruction_accuracy {
         let percent = |share: f64| format!("{:.1}%", share * 100.0);
-        text += &format!("{:<24}{} strict, {} loose\n", "instruction accuracy", percent(strict), percent(loose));
+        text +=
+            &format!("{:<24}{} strict, {} loose\n", "instruction accuracy", percent(strict), percent(loose));
     }
     for (name, rows) in &report.replaced {
         text += &format!("the rows' own `{name}` was replaced in {rows} rows\n");
