@@ -456,7 +456,7 @@ fn generate_repeats_itself_under_a_seed_whatever_the_batch() {
 #[test]
 fn score_adds_rewards_and_names_bad_lines() {
     let workplace = Workplace::new();
-    let folder = workplace.runs().parent().expect("it has one").to_path_buf();
+    let folder = workplace.path();
     let (input, output) = (folder.join("in.jsonl"), folder.join("out.jsonl"));
     let score = |arguments: &[&str]| {
         let mut command = arriero();
