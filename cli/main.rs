@@ -9,6 +9,7 @@ mod model;
 mod progress;
 mod run;
 mod serve;
+mod score;
 mod table;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     Chat(chat::Arguments),
     /// Answer HTTP requests in OpenAI's format.
     Serve(serve::Arguments),
+    /// Score a file of completions.
+    Score(score::Arguments),
 }
 
 /// A command's way to fail, which decides the exit code.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(arguments),
         Command::Chat(arguments) => chat::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Score(arguments) => score::run(arguments),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

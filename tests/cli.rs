@@ -480,3 +480,56 @@ fn a_server_says_where_it_is_and_ends_on_sigterm() {
     assert!(killed.success());
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
+
+#[test]
+fn score_adds_rewards_and_names_bad_lines() {
+    let workplace = Workplace::new();
+    let folder = workplace.path();
+    let (input, output) = (folder.join("in.jsonl"), folder.join("out.jsonl"));
+    let score = |arguments: &[&str]| {
+        let mut command = arriero();
+        command.args(["score", "--input"]).arg(&input).arg("--output").arg(&output).args(arguments);
+        command.output().expect("it starts")
+    };
+    let good = "{\"prompt\": \"2+2?\", \"answer\": \"4\", \"completion\": \"It is 4.\"}\n";
+    fs::write(&input, [good, "{\"completion\": \n", good].concat()).expect("it can be written");
+
+    let stopped = refusal(&score(&["--reward", "math"]));
+    assert!(stopped.contains("in.jsonl: line 2: broken JSON"), "{stopped}");
+    assert!(!output.exists(), "half an output");
+
+    let skipping = score(&["--reward", "math", "--on-error", "skip", "--max-skipped", "0.5"]);
+    let said = String::from_utf8_lossy(&skipping.stderr).into_owned();
+    assert!(skipping.status.success() && said.contains("in.jsonl:2: broken JSON"), "{said}");
+    let rows: Vec<serde_json::Value> = fs::read_to_string(&output)
+        .expect("it is there")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!((&rows[0]["reward"], &rows[0]["components"]["correct"]), (&1.0.into(), &1.0.into()));
+
+    let config = folder.join("reward.toml");
+    let parts = "[[reward.parts]]\nweight = 2.0\nreward = { kind = \"math\" }\n";
+    fs::write(&config, ["[reward]\nkind = \"composite\"\n", parts].concat()).expect("it can be written");
+    fs::write(&input, good).expect("it can be written");
+    let config = config.to_string_lossy().into_owned();
+    let composite = score(&["--config", &config, "--set", "clip=[0.0, 1.5]"]);
+    assert!(composite.status.success(), "{}", String::from_utf8_lossy(&composite.stderr));
+    assert!(fs::read_to_string(&output).expect("it is there").contains("\"reward\":1.5"));
+
+    for (arguments, expected) in [
+        (&["--reward", "maths"][..], "reward.kind is \"maths\"; the nearest is \"math\""),
+        (&["--reward", "math", "--set", "tolerence=1"], "the nearest valid one is \"tolerance\""),
+        (&["--reward", "regex"], "pattern is \"\""),
+        (&["--reward", "json"], ""),
+    ] {
+        let output = score(arguments);
+        if expected.is_empty() {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        } else {
+            let said = refusal(&output);
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+}

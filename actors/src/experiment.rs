@@ -183,6 +183,27 @@ pub fn load(path: &Path, set: &[String]) -> Result<Plan, ExperimentError> {
     plan(&Document::parse(path, &text, set)?, &stem)
 }
 
+/// Reads the `[reward]` of a file, if one is given, with `kind` and `set` (`option=value`) on top of it. Other
+/// tables of the file are not looked at.
+///
+/// # Errors
+/// As [`load`].
+pub fn read_reward(
+    path: Option<&Path>,
+    kind: Option<&str>,
+    set: &[String],
+) -> Result<RewardConfig, ExperimentError> {
+    let text = path.map_or(Ok(String::new()), |path| {
+        std::fs::read_to_string(path)
+            .map_err(|cause| ExperimentError::Unreadable { path: path.to_path_buf(), cause })
+    })?;
+    let kind = kind.map(|kind| format!("reward.kind={}", toml::Value::from(kind)));
+    let set: Vec<String> =
+        kind.into_iter().chain(set.iter().map(|assignment| format!("reward.{assignment}"))).collect();
+    let document = Document::parse(path.unwrap_or(Path::new("--reward")), &text, &set)?;
+    reward(document.root().child("reward")?)
+}
+
 fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let mut root = document.root();
     let name: String = root.take("name")?.unwrap_or_else(|| stem.to_string());

@@ -1,5 +1,6 @@
 //! The rejection sampler: turns scored groups into training trees. It owns nothing but its rule.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arriero_buffers::{BufferError, ScoredGroup, Selection, SelectionRule, select};
@@ -118,11 +119,19 @@ pub(crate) struct GroupSummary {
     pub rewards: Vec<f32>,
     pub lengths: Vec<usize>,
     pub unfinished: usize,
+    /// The sum of each component, and over how many completions.
+    pub components: BTreeMap<String, (f64, u64)>,
 }
 
 impl GroupSummary {
     fn of(scored: &ScoredGroup) -> Self {
         let completions = &scored.group.completions;
+        let mut components: BTreeMap<String, (f64, u64)> = BTreeMap::new();
+        for (name, value) in scored.scores.iter().flat_map(|score| &score.components) {
+            let (sum, count) = components.entry(name.clone()).or_default();
+            *sum += f64::from(*value);
+            *count += 1;
+        }
         GroupSummary {
             rewards: scored.rewards().collect(),
             lengths: completions.iter().map(|completion| completion.tokens.len()).collect(),
@@ -130,6 +139,7 @@ impl GroupSummary {
                 .iter()
                 .filter(|completion| completion.finish == arriero_buffers::Finish::Length)
                 .count(),
+            components,
         }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct SamplingMetrics {
     constant_groups: u64,
     length_sum: u64,
     unfinished: u64,
+    /// The sum of each component, and over how many completions.
+    components: BTreeMap<String, (f64, u64)>,
     /// What generators that died had sampled.
     tokens_before: u64,
     seconds_before: f64,
@@ -39,6 +41,10 @@ impl SamplingMetrics {
         self.constant_groups += u64::from(squares == 0.0);
         self.length_sum += group.lengths.iter().map(|&length| length as u64).sum::<u64>();
         self.unfinished += group.unfinished as u64;
+        for (name, (sum, count)) in &group.components {
+            let all = self.components.entry(name.clone()).or_default();
+            *all = (all.0 + sum, all.1 + count);
+        }
     }
 
     /// The generator's account since it began.
@@ -92,6 +98,9 @@ impl SamplingMetrics {
             ("tokens_per_second".to_string(), self.tokens_per_second().unwrap_or(0.0)),
             ("seconds".to_string(), self.seconds()),
         ]);
+        for (name, (sum, count)) in &self.components {
+            metrics.insert(format!("rewards/{name}/mean"), sum / *count as f64);
+        }
         for (reason, count) in dropped {
             metrics.insert(format!("groups/dropped/{reason}"), *count as f64);
         }
@@ -106,8 +115,14 @@ mod tests {
     #[test]
     fn the_means_are_those_of_the_definitions() {
         let mut metrics = SamplingMetrics::default();
-        metrics.add(&GroupSummary { rewards: vec![0.0, 1.0], lengths: vec![4, 8], unfinished: 1 });
-        metrics.add(&GroupSummary { rewards: vec![1.0, 1.0], lengths: vec![2, 2], unfinished: 0 });
+        let group = |rewards: [f32; 2], lengths: [usize; 2], unfinished, sum| GroupSummary {
+            rewards: rewards.into(),
+            lengths: lengths.into(),
+            unfinished,
+            components: BTreeMap::from([("math/correct".to_string(), (sum, 2))]),
+        };
+        metrics.add(&group([0.0, 1.0], [4, 8], 1, 1.0));
+        metrics.add(&group([1.0, 1.0], [2, 2], 0, 2.0));
         metrics.sampled(6, 1.5);
         metrics.generator_restarted();
         metrics.sampled(10, 0.5);
@@ -117,6 +132,7 @@ mod tests {
             // Unbiased: √0.5 and 0, averaged.
             ("reward_std", 0.5f64.sqrt() / 2.0),
             ("reward/best_of_n", 1.0),
+            ("rewards/math/correct/mean", 0.75),
             ("frac_reward_zero_std", 0.5),
             ("completions/mean_length", 4.0),
             ("completions/clipped_ratio", 0.25),

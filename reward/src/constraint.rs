@@ -12,7 +12,7 @@
 //! - a blank text follows no constraint, as in IFEval.
 
 mod conflict;
-mod text;
+pub(crate) mod text;
 mod wording;
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,8 @@ pub enum Relation {
 }
 
 impl Relation {
-    fn holds(self, found: usize, count: usize) -> bool {
+    /// True if what was found is so.
+    pub(crate) fn holds(self, found: usize, count: usize) -> bool {
         match self {
             Relation::Exactly => found == count,
             Relation::AtLeast => found >= count,
@@ -224,9 +225,7 @@ impl Constraint {
             Constraint::AllLowercase {} => {
                 text.contains(char::is_lowercase) && !text.contains(char::is_uppercase)
             }
-            Constraint::AllUppercase {} => {
-                text.contains(char::is_uppercase) && !text.contains(char::is_lowercase)
-            }
+            Constraint::AllUppercase {} => text::is_all_capital(text),
             Constraint::NoComma {} => !text.contains(','),
             Constraint::Keywords { words } => words.iter().all(|word| text::occurrences(text, word) > 0),
             Constraint::ForbiddenWords { words } => {

@@ -23,4 +23,53 @@ pub enum RewardError {
          {{\"constraints\": [{{\"kind\": \"no_comma\"}}]}}, or choose another reward"
     )]
     NoConstraints(u64),
+    /// A member of the prompt's `checks` that the reward needs is not there.
+    #[error("prompt {prompt} has no `{name}` to score by: give its `checks` one, as in {example}")]
+    MissingCheck {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// The member.
+        name: &'static str,
+        /// How `checks` look with it.
+        example: &'static str,
+    },
+    /// A member of the prompt's `checks` is not what the reward needs.
+    #[error("prompt {prompt}: `{name}` of its `checks` is wrong: {cause}")]
+    Check {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// The member.
+        name: &'static str,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A completion lacks what the reward measures.
+    #[error("prompt {prompt}, sample {sample}: {cause}")]
+    Completion {
+        /// [`Prompt::id`](arriero_buffers::Prompt::id).
+        prompt: u64,
+        /// [`Completion::sample`](arriero_buffers::Completion::sample).
+        sample: u32,
+        /// What it lacks.
+        cause: String,
+    },
+}
+
+impl RewardError {
+    /// What it says of a row of a file, whose line is named by the caller.
+    pub(crate) fn of_row(&self) -> String {
+        match self {
+            RewardError::Config(_) => self.to_string(),
+            RewardError::Checks { cause, .. } => format!("what is to be checked cannot be read: {cause}"),
+            RewardError::NoConstraints(_) => {
+                "no `constraints`; give it some, as in {\"constraints\": [{\"kind\": \"no_comma\"}]}"
+                    .to_string()
+            }
+            RewardError::MissingCheck { name, example, .. } => {
+                format!("no `{name}`; give it one, as in {example}")
+            }
+            RewardError::Check { name, cause, .. } => format!("`{name}` is wrong: {cause}"),
+            RewardError::Completion { cause, .. } => cause.clone(),
+        }
+    }
 }

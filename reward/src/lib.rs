@@ -4,23 +4,33 @@
 //!
 //! - [`constraint`]: one verifiable instruction ([`Constraint`]): how it is told, how it is checked,
 //!   and which others it cannot stand beside;
+//! - [`ifeval`]: IFEval's own 25 kinds of instructions, with its official checker's verdicts;
+//! - [`math`]: the final answer of a completion, and whether two answers are equal;
+//! - `checks`: what a prompt gives scorers to check;
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
+//! - [`rows`], [`score_file`]: rows of a file of completions, and scoring the whole file;
 //! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
 //! - [`error`]: what can go wrong ([`RewardError`]).
 //!
-//! The instructions are in the manner of IFEval (Zhou et al., "Instruction-Following Evaluation for
+//! The built-in instructions are in the manner of IFEval (Zhou et al., "Instruction-Following Evaluation for
 //! Large Language Models", arXiv:2311.07911), cut down to what a small model can do in a short
 //! answer. They judge the form of an answer and never its content.
 
+mod checks;
 pub mod constraint;
 pub mod error;
+pub mod ifeval;
 pub mod instructions;
+pub mod math;
+pub mod rows;
+pub mod score_file;
 pub mod scorer;
 
 pub use constraint::{Constraint, Relation};
 pub use error::RewardError;
 pub use instructions::{InstructionsConfig, Split, generate};
+pub use score_file::{FileError, FileOptions, FileReport, OnError, score_file};
 pub use scorer::constraints::{ConstraintsConfig, Verdict, verdicts};
 pub use scorer::contains::ContainsConfig;
 pub use scorer::{RewardConfig, Scorer};

@@ -97,10 +97,14 @@ fn bare(text: &str) -> String {
 
 /// True if the text is a JSON object with at least one member, in a Markdown fence or not.
 pub(super) fn is_json_object(text: &str) -> bool {
+    matches!(serde_json::from_str(unfenced(text)), Ok(Value::Object(members)) if !members.is_empty())
+}
+
+/// What stands in a Markdown fence of JSON, or the whole text where there is none.
+pub(crate) fn unfenced(text: &str) -> &str {
     let text = text.trim();
     let fenced = text.strip_prefix("```").and_then(|text| text.strip_suffix("```"));
-    let text = fenced.map_or(text, |inner| inner.strip_prefix("json").unwrap_or(inner));
-    matches!(serde_json::from_str(text), Ok(Value::Object(members)) if !members.is_empty())
+    fenced.map_or(text, |inner| inner.strip_prefix("json").unwrap_or(inner))
 }
 
 /// True if some line has a title in double angular brackets.
@@ -173,7 +177,12 @@ pub(super) fn is_capital(word: &str) -> bool {
     word.chars().filter(|c| c.is_uppercase()).count() >= 2 && !word.contains(char::is_lowercase)
 }
 
+/// True if the text has capitals and no small letter.
+pub(crate) fn is_all_capital(text: &str) -> bool {
+    text.contains(char::is_uppercase) && !text.contains(char::is_lowercase)
+}
+
 /// How often the letter stands in the text, in either case.
-pub(super) fn letter_count(text: &str, letter: char) -> usize {
+pub(crate) fn letter_count(text: &str, letter: char) -> usize {
     text.chars().filter(|c| c.to_lowercase().eq(letter.to_lowercase())).count()
 }

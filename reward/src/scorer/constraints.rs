@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use arriero_buffers::{Completion, Finish, Group, Prompt, Score};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use crate::checks::Checks;
 use crate::constraint::Constraint;
 use crate::error::RewardError;
 use crate::scorer::Scorer;
@@ -52,10 +52,10 @@ pub struct Verdict {
 }
 
 /// Checks a text against each of the prompt's constraints, in their order. A prompt whose `checks`
-/// are null has none. A blank text follows no constraint.
+/// are null or have other members only has none. A blank text follows no constraint.
 ///
 /// # Errors
-/// If the prompt's `checks` are anything but null or a list of valid constraints.
+/// If the prompt's `checks` cannot be read, or a constraint of theirs is not valid.
 pub fn verdicts(prompt: &Prompt, text: &str) -> Result<Vec<Verdict>, RewardError> {
     let judge = |constraint: Constraint| Verdict { passed: constraint.check(text), constraint };
     Ok(constraints_of(prompt)?.into_iter().map(judge).collect())
@@ -63,18 +63,9 @@ pub fn verdicts(prompt: &Prompt, text: &str) -> Result<Vec<Verdict>, RewardError
 
 /// Reads the prompt's constraints.
 fn constraints_of(prompt: &Prompt) -> Result<Vec<Constraint>, RewardError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Checks {
-        constraints: Vec<Value>,
-    }
-
     let error = |cause: String| RewardError::Checks { prompt: prompt.id, cause };
-    if prompt.checks.is_null() {
-        return Ok(Vec::new());
-    }
-    let checks = Checks::deserialize(&prompt.checks).map_err(|cause| error(cause.to_string()))?;
-    let read = |(index, value): (usize, Value)| {
+    let checks = Checks::of(prompt)?;
+    let read = |(index, value): (usize, serde_json::Value)| {
         let constraint: Constraint = serde_json::from_value(value)
             .map_err(|cause| error(format!("constraint {} of the list: {cause}", index + 1)))?;
         constraint
@@ -130,7 +121,7 @@ impl Scorer for ConstraintsScorer {
 #[cfg(test)]
 mod tests {
     use arriero_buffers::Message;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::super::group;
     use super::*;
@@ -193,9 +184,8 @@ mod tests {
     #[test]
     fn malformed_checks_are_errors_that_say_where_and_why() {
         for (checks, cause) in [
-            (json!([]), "constraints"),
+            (json!([1]), "invalid type"),
             (json!("no_comma"), "no_comma"),
-            (json!({}), "missing field `constraints`"),
             (json!({"constraints": [], "more": 1}), "unknown field `more`"),
             (json!({"constraints": {"kind": "no_comma"}}), "invalid type: map"),
             (json!({"constraints": [{"kind": "no_comma"}, {"kind": "no_colon"}]}), "constraint 2"),
@@ -210,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_prompt_without_constraints_is_not_scored() {
-        for checks in [Value::Null, json!({"constraints": []})] {
+        for checks in [Value::Null, json!({}), json!({"constraints": []}), json!({"answer": "4"})] {
             let mut scorer = ConstraintsScorer::new(ConstraintsConfig::default());
             let error =
                 scorer.score(&group(checks, &[("tea", Finish::EndOfTurn)])).expect_err("no constraints");
