@@ -142,7 +142,9 @@ impl Trainer {
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
         let mut tokens = 0;
-        for trees in micro_batches(batch, self.training.micro_batch_tokens) {
+        let whole = self.objective.needs().whole_batch;
+        let budget = if whole { usize::MAX } else { self.training.micro_batch_tokens };
+        for trees in micro_batches(batch, budget) {
             let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
             tokens += forest.len() as u64;
             metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals })?);
@@ -167,6 +169,7 @@ impl Trainer {
         let mut metrics = metrics.values();
         metrics.insert("grad_norm".to_string(), grad_norm);
         metrics.insert("learning_rate".to_string(), rate);
+        self.objective.stepped(&metrics);
         Ok(StepReport { metrics, tokens })
     }
 
