@@ -88,7 +88,7 @@ registry! {
     "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
     "simpo" => Simpo(SimpoConfig), "Simple preference optimisation: mean log-probabilities, no reference.";
     "orpo" => Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
-    "cpo" => Cpo(CpoConfig), "Contrastive preference optimisation: DPO without a reference, with SFT on the chosen.";
+    "cpo" => Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
     "kto" => Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
 }
 
