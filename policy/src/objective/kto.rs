@@ -121,19 +121,20 @@ impl Objective for Kto {
         let KtoConfig { loss, beta, desirable_weight, undesirable_weight, .. } = self.options;
         let logps = &statistics.logps;
         let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
-        let ratios = batch.sum_per_response(&(logps - reference));
+        // f64, as for pairs.
+        let ratios = batch.sum_per_response(&(logps - reference)).to_kind(Kind::Double);
         let kl = match loss {
-            KtoLoss::Kto => ratios.detach().mean(Kind::Float).clamp_min(0.0),
-            KtoLoss::ApoZeroUnpaired => Tensor::zeros([], (Kind::Float, ratios.device())),
+            KtoLoss::Kto => ratios.detach().mean(Kind::Double).clamp_min(0.0),
+            KtoLoss::ApoZeroUnpaired => Tensor::zeros([], (Kind::Double, ratios.device())),
         };
         let labels: Vec<bool> = self.labels(batch.trees).collect();
-        let per_label = |desirable: f32, undesirable: f32| {
-            let values: Vec<f32> =
+        let per_label = |desirable: f64, undesirable: f64| {
+            let values: Vec<f64> =
                 labels.iter().map(|&label| if label { desirable } else { undesirable }).collect();
             Tensor::from_slice(&values).to_device(ratios.device())
         };
         let sign = per_label(1.0, -1.0);
-        let weight = per_label(desirable_weight as f32, undesirable_weight as f32);
+        let weight = per_label(desirable_weight, undesirable_weight);
         // 1 − σ(x) = σ(−x).
         let per_response = weight * ((&kl - &ratios) * sign * beta).sigmoid();
         let value = per_response.sum(Kind::Float) / batch.totals.responses as f64;
