@@ -125,17 +125,17 @@ fn losses_gradients_and_metrics_equal_trl_however_the_batch_is_cut() {
 /// What the vectors do not reach: numbers at which a careless form gives NaN.
 #[test]
 fn certain_and_impossible_responses_have_finite_gradients() {
-    let branch = |logp: f32, reference: f32, reward: f32| Branch {
+    let branch = |reward: f32| Branch {
         sample: 0,
         tokens: vec![7],
         is_format: vec![false],
         behaviour_logps: Vec::new(),
-        reference_logps: vec![reference],
+        reference_logps: vec![-1.0],
         reward,
     };
     // (chosen, rejected) log-probabilities; 0 is certainty.
     for (chosen, rejected) in [(0.0, -1e4), (-1e4, 0.0), (0.0, 0.0), (-1e-7, -1e-30)] {
-        let branches = vec![branch(chosen, -1.0, 1.0), branch(rejected, -1.0, 0.0)];
+        let branches = vec![branch(1.0), branch(0.0)];
         let batch = [(Tree { prompt_id: 0, prompt: vec![1], branches }, vec![chosen, rejected])];
         for config in every_algorithm().into_iter().filter(|config| config["loss"] != "alphapo") {
             let found = run(&*algorithm(config.clone()).objective(), &batch, 1);
