@@ -216,7 +216,7 @@ impl Objective for Dpo {
         let mut value = &nll * nll_coefficient;
         for (loss, &weight) in &losses.0 {
             let per_pair = loss.per_pair(&pair, &coefficients);
-            value = value + per_pair.sum(Kind::Float) * (weight / totals.trees as f64);
+            value += per_pair.sum(Kind::Float) * (weight / totals.trees as f64);
         }
 
         let mut metrics = Metrics::default();
