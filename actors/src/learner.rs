@@ -161,6 +161,12 @@ impl LearnerState {
             buffer.clear();
             experience
         };
+        let objective = job.stage.algorithm.objective();
+        if let Err(cause) = objective.check(&experience.trees().collect::<Vec<_>>()) {
+            let cause = format!("{}: {cause}", job.stage.algorithm.kind());
+            self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause });
+            return Ok(());
+        }
         let steps = training.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
         // The old optimiser goes before the new one comes: both at once would set the peak memory.
         self.trainer = None;
@@ -168,7 +174,7 @@ impl LearnerState {
             &self.wiring.model,
             &self.weights,
             self.compute,
-            job.stage.algorithm.objective(),
+            objective,
             training.clone(),
             steps,
         )?);

@@ -6,13 +6,19 @@ use crate::experience::ScoredGroup;
 use crate::tree::{Branch, Tree};
 
 /// What the algorithm that follows wants to learn from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SelectionRule {
     /// The best completion (for SFT).
     BestOfN,
     /// The best against the worst (for DPO).
     BestAgainstWorst,
+    /// The best if it is desirable, and the worst if it is not (for KTO): one or two branches, so that a
+    /// group of equal rewards is of use, too. The bounds of [`SelectionConfig`] do not apply.
+    Unpaired {
+        /// The least reward of a desirable response.
+        desirable_reward: f32,
+    },
 }
 
 /// The rule's bounds.
@@ -84,15 +90,21 @@ pub fn select(
     let Some((best, highest)) = rewards().fold(None, better) else {
         return Selection::Dropped("no_usable_completion");
     };
-    if highest < config.min_reward {
+    let Some((worst, lowest)) = rewards().fold(None, worse) else {
+        return Selection::Dropped("no_usable_completion");
+    };
+    let is_bounded = !matches!(rule, SelectionRule::Unpaired { .. });
+    if is_bounded && highest < config.min_reward {
         return Selection::Dropped("best_below_min_reward");
     }
     let chosen = match rule {
         SelectionRule::BestOfN => vec![best],
+        SelectionRule::Unpaired { desirable_reward } => {
+            let desirable = (highest >= desirable_reward).then_some(best);
+            let undesirable = (lowest < desirable_reward).then_some(worst);
+            desirable.into_iter().chain(undesirable).collect()
+        }
         SelectionRule::BestAgainstWorst => {
-            let Some((worst, lowest)) = rewards().fold(None, worse) else {
-                return Selection::Dropped("no_usable_completion");
-            };
             if highest <= lowest {
                 return Selection::Dropped("all_rewards_equal");
             }
@@ -177,6 +189,23 @@ mod tests {
         assert_eq!((tree.prompt_id, &tree.prompt[..]), (4, &[1, 5][..]));
         assert_eq!(tree.branches[0].is_format, [false, true]);
         assert_eq!(tree.branches[0].behaviour_logps, [-0.5, -0.25]);
+    }
+
+    #[test]
+    fn unpaired_takes_the_best_if_desirable_and_the_worst_if_not() {
+        // Bounds that would drop every group of the other rules.
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0 };
+        let rule = SelectionRule::Unpaired { desirable_reward: 0.5 };
+        for (rewards, expected) in [
+            (&[0.0, 1.0, 0.5, 0.0][..], &[1, 0][..]),
+            (&[0.5, 1.0], &[1]),
+            (&[0.25, 0.0], &[1]),
+            (&[1.0, 1.0], &[0]),
+            (&[0.0, f32::NAN], &[0]),
+        ] {
+            assert_eq!(samples(&apply(rewards, rule, &config)), expected, "{rewards:?}");
+        }
+        assert_eq!(apply(&[f32::NAN], rule, &config), Selection::Dropped("no_usable_completion"));
     }
 
     #[test]

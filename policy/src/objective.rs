@@ -8,8 +8,13 @@
 //!
 //! A new algorithm is one file here and one line in the registry of [`Algorithm`].
 
+pub mod cpo;
 pub mod dpo;
+pub mod kto;
+pub mod orpo;
+mod pairs;
 pub mod sft;
+pub mod simpo;
 
 use std::collections::BTreeMap;
 
@@ -18,8 +23,12 @@ use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
+pub use cpo::CpoConfig;
 pub use dpo::DpoConfig;
+pub use kto::KtoConfig;
+pub use orpo::OrpoConfig;
 pub use sft::SftConfig;
+pub use simpo::SimpoConfig;
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.
 pub trait AlgorithmConfig {
@@ -77,6 +86,10 @@ macro_rules! registry {
 registry! {
     "sft" => Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
     "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
+    "simpo" => Simpo(SimpoConfig), "Simple preference optimisation: mean log-probabilities, no reference.";
+    "orpo" => Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
+    "cpo" => Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
+    "kto" => Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
 }
 
 impl Algorithm {
@@ -95,12 +108,15 @@ impl Algorithm {
 }
 
 /// What an objective needs from the rest of the system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Needs {
     /// How the rejection sampler makes the trees.
     pub selection: SelectionRule,
     /// True if every branch must carry log-probabilities of the frozen reference.
     pub reference: bool,
+    /// True if the loss couples the trees of a batch by more than its totals (it sorts them, or needs a
+    /// mean over them): the trainer then does not cut the batch, whatever `micro_batch_tokens` says.
+    pub whole_batch: bool,
 }
 
 /// An alignment algorithm.
@@ -110,8 +126,20 @@ pub trait Objective: Send {
 
     /// The loss of a micro-batch, as its share of the whole batch's loss: the sum over the
     /// micro-batches of a batch is the loss of the batch, so that its gradients do not depend on how
-    /// it was cut.
+    /// it was cut. Under [`Needs::whole_batch`] the micro-batch is the batch.
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss;
+
+    /// Looks at all trees of a stage before the first step.
+    ///
+    /// # Errors
+    /// A sentence that says what the objective cannot learn from, and what to do.
+    fn check(&self, _experience: &[&Tree]) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// Told of every optimiser step that was taken, with the batch's metrics: where running statistics
+    /// move on. A step that failed is not told.
+    fn stepped(&mut self, _metrics: &BTreeMap<String, f64>) {}
 }
 
 /// What the head computes of each response token. All tensors are f32, `[response tokens]`, in the
@@ -135,6 +163,8 @@ pub struct Totals {
     pub tokens: usize,
     /// Response tokens of first branches (the chosen ones of preference pairs).
     pub first_branch_tokens: usize,
+    /// Responses.
+    pub responses: usize,
 }
 
 impl Totals {
@@ -148,6 +178,7 @@ impl Totals {
                 .filter_map(|tree| tree.branches.first())
                 .map(|branch| branch.tokens.len())
                 .sum(),
+            responses: batch.iter().map(|tree| tree.branches.len()).sum(),
         }
     }
 }
@@ -170,22 +201,40 @@ impl MicroBatch<'_> {
 
     /// Sums of a per-token tensor over the branches with number `branch` of each tree: `[trees]`.
     pub fn sum_over_branch(&self, per_token: &Tensor, branch: usize) -> Tensor {
+        self.grouped_sums(per_token, self.trees.len(), |tree, index, _| (index == branch).then_some(tree))
+    }
+
+    /// Sums of a per-token tensor over each response: `[responses]`, in the order of trees, branches.
+    pub fn sum_per_response(&self, per_token: &Tensor) -> Tensor {
+        let responses = self.trees.iter().map(|tree| tree.branches.len()).sum();
+        self.grouped_sums(per_token, responses, |_, _, response| Some(response))
+    }
+
+    /// Sums over groups of responses; `group` gets the numbers of the tree, of the branch in its tree and
+    /// of the response in the micro-batch.
+    fn grouped_sums(
+        &self,
+        per_token: &Tensor,
+        groups: usize,
+        group: impl Fn(usize, usize, usize) -> Option<usize>,
+    ) -> Tensor {
         let mut rows = Vec::new();
         let mut owners = Vec::new();
-        let mut row = 0i64;
-        for (owner, tree) in self.trees.iter().enumerate() {
-            for (index, response) in tree.branches.iter().enumerate() {
-                let length = response.tokens.len() as i64;
-                if index == branch {
+        let (mut row, mut response) = (0i64, 0);
+        for (tree_index, tree) in self.trees.iter().enumerate() {
+            for (index, branch) in tree.branches.iter().enumerate() {
+                let length = branch.tokens.len() as i64;
+                if let Some(owner) = group(tree_index, index, response) {
                     rows.extend(row..row + length);
-                    owners.extend(std::iter::repeat_n(owner as i64, response.tokens.len()));
+                    owners.extend(std::iter::repeat_n(owner as i64, branch.tokens.len()));
                 }
                 row += length;
+                response += 1;
             }
         }
         let device = per_token.device();
         let values = per_token.index_select(0, &Tensor::from_slice(&rows).to_device(device));
-        Tensor::zeros([self.trees.len() as i64], (Kind::Float, device)).index_add(
+        Tensor::zeros([groups as i64], (Kind::Float, device)).index_add(
             0,
             &Tensor::from_slice(&owners).to_device(device),
             &values,

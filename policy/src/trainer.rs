@@ -148,7 +148,8 @@ impl Trainer {
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
         let mut tokens = 0;
-        for trees in micro_batches(batch, budget) {
+        let pieces = if self.objective.needs().whole_batch { usize::MAX } else { budget };
+        for trees in micro_batches(batch, pieces) {
             let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
             tokens += forest.len() as u64;
             metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals })?);
@@ -169,6 +170,7 @@ impl Trainer {
         let mut metrics = metrics.values();
         metrics.insert("grad_norm".to_string(), grad_norm);
         metrics.insert("learning_rate".to_string(), rate);
+        self.objective.stepped(&metrics);
         Ok(StepReport { metrics, tokens })
     }
 

@@ -1,20 +1,30 @@
-//! Direct preference optimisation, with Llama 3's two amendments.
+//! Direct preference optimisation and the losses that share its form, with Llama 3's two amendments.
 //!
 //! With r(y) = β Σ_t m_t [log π(y_t | x, y_<t) − log π_ref(y_t | x, y_<t)],
 //!
 //! L = − (1 / pairs) Σ log σ(r(y⁺) − r(y⁻)) + α NLL(y⁺)
 //!
-//! (Rafailov et al., "Direct Preference Optimization", 2023, eq. 7.) Llama 3 (2024, §4.1.4) sets
+//! (Rafailov et al., "Direct Preference Optimization", 2023, eq. 7.) [`DpoLoss`] has what may stand in the
+//! place of −log σ, alone or as a weighted sum. Llama 3 (2024, §4.1.4) sets
 //! m_t = 0 on formatting tokens, whose presence in both responses makes the loss pull on one token
 //! in two directions, and adds the negative log-likelihood of the chosen response with α = 0.2, so
 //! that its probability does not fall (Pang et al., 2024). The NLL is a mean over all chosen tokens
 //! of the batch, formatting tokens included, so that the model keeps learning to end its turn.
 
-use arriero_buffers::SelectionRule;
-use serde::{Deserialize, Serialize};
-use tch::Kind;
+mod losses;
 
+use std::collections::BTreeMap;
+
+use arriero_buffers::{SelectionRule, Tree};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use self::losses::{Coefficients, PairLogps};
+use super::pairs::{self, Pair};
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+
+pub use losses::{DpoLoss, WeightedLosses};
+pub(super) use losses::{hinge, ipo, smoothed_sigmoid};
 
 /// A named set of options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +41,10 @@ pub struct DpoConfig {
     /// A named set of options, which the others override.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<DpoPreset>,
-    /// β: how strongly the policy is held to the reference. Default 0.1 (the paper's and TRL's).
+    /// The loss of a pair: one name, or a table of weights. Default `"sigmoid"` (the paper's and TRL's).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<WeightedLosses>,
+    /// β: how strongly the policy is held to the reference; IPO's τ. Default 0.1 (the paper's and TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
     /// α: weight of the chosen responses' negative log-likelihood. Default 0 (TRL's).
@@ -40,31 +53,31 @@ pub struct DpoConfig {
     /// Leave formatting tokens out of r. Default false (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_format_tokens: Option<bool>,
-    /// ε: the share of pairs taken to be labelled the wrong way round (Chowdhury et al., 2024, cDPO).
-    /// Default 0.
+    /// ε: the share of pairs taken to be labelled the wrong way round. `sigmoid`, `robust`, `exo_pair`, `aot`
+    /// and `aot_unpaired` read it. Default 0 (TRL's); with `exo_pair` 0.001 (its paper's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_smoothing: Option<f64>,
+    /// τ of `discopop`. Default 0.05 (its paper's and TRL's).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discopop_tau: Option<f64>,
 }
 
 impl DpoConfig {
     /// The options with the preset and the defaults filled in.
     pub fn options(&self) -> DpoOptions {
-        let preset = match self.preset {
-            Some(DpoPreset::Llama3) => {
-                DpoOptions { beta: 0.1, nll_coefficient: 0.2, mask_format_tokens: true, label_smoothing: 0.0 }
-            }
-            None => DpoOptions {
-                beta: 0.1,
-                nll_coefficient: 0.0,
-                mask_format_tokens: false,
-                label_smoothing: 0.0,
-            },
+        let (nll_coefficient, mask_format_tokens) = match self.preset {
+            Some(DpoPreset::Llama3) => (0.2, true),
+            None => (0.0, false),
         };
+        let losses = self.loss.clone().unwrap_or_else(|| DpoLoss::Sigmoid.into());
+        let label_smoothing = if losses.0.contains_key(&DpoLoss::ExoPair) { 1e-3 } else { 0.0 };
         DpoOptions {
-            beta: self.beta.unwrap_or(preset.beta),
-            nll_coefficient: self.nll_coefficient.unwrap_or(preset.nll_coefficient),
-            mask_format_tokens: self.mask_format_tokens.unwrap_or(preset.mask_format_tokens),
-            label_smoothing: self.label_smoothing.unwrap_or(preset.label_smoothing),
+            losses,
+            beta: self.beta.unwrap_or(0.1),
+            nll_coefficient: self.nll_coefficient.unwrap_or(nll_coefficient),
+            mask_format_tokens: self.mask_format_tokens.unwrap_or(mask_format_tokens),
+            label_smoothing: self.label_smoothing.unwrap_or(label_smoothing),
+            discopop_tau: self.discopop_tau.unwrap_or(0.05),
         }
     }
 }
@@ -75,34 +88,42 @@ impl AlgorithmConfig for DpoConfig {
     }
 
     fn resolved(&self) -> Self {
-        let DpoOptions { beta, nll_coefficient, mask_format_tokens, label_smoothing } = self.options();
+        let options = self.options();
         DpoConfig {
             preset: self.preset,
-            beta: Some(beta),
-            nll_coefficient: Some(nll_coefficient),
-            mask_format_tokens: Some(mask_format_tokens),
-            label_smoothing: Some(label_smoothing),
+            loss: Some(options.losses),
+            beta: Some(options.beta),
+            nll_coefficient: Some(options.nll_coefficient),
+            mask_format_tokens: Some(options.mask_format_tokens),
+            label_smoothing: Some(options.label_smoothing),
+            discopop_tau: Some(options.discopop_tau),
         }
     }
 
     fn validate(&self) -> Result<(), String> {
-        let DpoOptions { beta, nll_coefficient, label_smoothing, .. } = self.options();
-        if !(beta.is_finite() && beta > 0.0) {
-            return Err(format!("beta is {beta}; it must be above 0"));
+        let options = self.options();
+        let losses = &options.losses.0;
+        if losses.is_empty() {
+            return Err("loss is an empty table; it must name at least one loss".to_string());
         }
-        if !(nll_coefficient.is_finite() && nll_coefficient >= 0.0) {
-            return Err(format!("nll_coefficient is {nll_coefficient}; it must be at least 0"));
+        for (loss, &weight) in losses {
+            pairs::above_zero(&format!("loss: the weight of {loss:?}"), weight)?;
         }
-        if !(0.0..0.5).contains(&label_smoothing) {
-            return Err(format!("label_smoothing is {label_smoothing}; it must be at least 0 and below 0.5"));
+        pairs::above_zero("beta", options.beta)?;
+        pairs::at_least_zero("nll_coefficient", options.nll_coefficient)?;
+        pairs::flip_rate("label_smoothing", options.label_smoothing)?;
+        if losses.contains_key(&DpoLoss::ExoPair) && options.label_smoothing == 0.0 {
+            return Err("label_smoothing is 0; with exo_pair it must be above 0, such as 0.001".to_string());
         }
-        Ok(())
+        pairs::above_zero("discopop_tau", options.discopop_tau)
     }
 }
 
 /// [`DpoConfig`] with nothing left open.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DpoOptions {
+    /// The losses of a pair, with their weights.
+    pub losses: WeightedLosses,
     /// β.
     pub beta: f64,
     /// α.
@@ -111,56 +132,106 @@ pub struct DpoOptions {
     pub mask_format_tokens: bool,
     /// ε.
     pub label_smoothing: f64,
+    /// τ of DiscoPOP.
+    pub discopop_tau: f64,
 }
 
-/// See the module.
+/// A mean over the steps that were taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct RunningMean {
+    mean: f64,
+    steps: f64,
+}
+
+impl RunningMean {
+    /// The mean with one more value.
+    fn with(self, value: f64) -> f64 {
+        self.mean + (value - self.mean) / (self.steps + 1.0)
+    }
+}
+
+/// See the module. Its one state is BCO's δ, which begins anew with every stage.
 #[derive(Debug, Clone)]
 pub struct Dpo {
     options: DpoOptions,
+    bco_delta: RunningMean,
 }
 
 impl Dpo {
     /// The objective of these options.
     pub fn new(options: DpoOptions) -> Self {
-        Dpo { options }
+        Dpo { options, bco_delta: RunningMean::default() }
+    }
+
+    fn has(&self, loss: DpoLoss) -> bool {
+        self.options.losses.0.contains_key(&loss)
     }
 }
 
+/// The metric that carries BCO's δ (TRL's name in its BCO trainer).
+const BCO_DELTA: &str = "delta";
+
 impl Objective for Dpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: true }
+        Needs {
+            selection: SelectionRule::BestAgainstWorst,
+            reference: true,
+            whole_batch: self.options.losses.0.keys().any(|loss| loss.couples_pairs()),
+        }
+    }
+
+    fn check(&self, experience: &[&Tree]) -> Result<(), String> {
+        pairs::check(experience)
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let DpoOptions { beta, nll_coefficient, mask_format_tokens, label_smoothing } = self.options;
+        let DpoOptions { ref losses, beta, nll_coefficient, mask_format_tokens, .. } = self.options;
         let logps = &statistics.logps;
         let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
         let mask = batch.per_token(logps, |branch| {
             let keep = |&is_format: &bool| if is_format && mask_format_tokens { 0.0 } else { 1.0 };
             branch.is_format.iter().map(keep).collect()
         });
-        let ratios = (logps - reference) * mask * beta;
-        let chosen = batch.sum_over_branch(&ratios, 0);
-        let rejected = batch.sum_over_branch(&ratios, 1);
-        let margins = &chosen - &rejected;
-        let preference =
-            -margins.log_sigmoid() * (1.0 - label_smoothing) - (-&margins).log_sigmoid() * label_smoothing;
-        let chosen_logps = batch.sum_over_branch(logps, 0);
+        let pair = PairLogps {
+            // Token by token: the difference of two sums would lose digits.
+            ratios: Pair::sums(batch, &((logps - &reference) * &mask)),
+            policy: Pair::sums(batch, &(logps * &mask)),
+            reference: Pair::sums(batch, &(reference * &mask)),
+            lengths: Pair::sums(batch, &mask),
+        };
+        let rewards = pair.ratios.map(|ratio| ratio * beta);
+        let mean_reward = || {
+            let both = Tensor::cat(&[rewards.chosen.detach(), rewards.rejected.detach()], 0);
+            both.mean(Kind::Double).double_value(&[])
+        };
+        let bco_delta = self.has(DpoLoss::BcoPair).then(|| self.bco_delta.with(mean_reward()));
+        let coefficients = Coefficients {
+            beta,
+            label_smoothing: self.options.label_smoothing,
+            discopop_tau: self.options.discopop_tau,
+            bco_delta: bco_delta.unwrap_or_default(),
+        };
         let totals = batch.totals;
-        let nll = -chosen_logps.sum(Kind::Float) / totals.first_branch_tokens as f64;
-        let value = preference.sum(Kind::Float) / totals.trees as f64 + &nll * nll_coefficient;
+        let nll = pairs::chosen_nll(logps, batch);
+        let mut value = &nll * nll_coefficient;
+        for (loss, &weight) in &losses.0 {
+            let per_pair = loss.per_pair(&pair, &coefficients);
+            value += per_pair.sum(Kind::Float) * (weight / totals.trees as f64);
+        }
 
         let mut metrics = Metrics::default();
-        // A batch's loss is one number, so a micro-batch adds its share with a share of the weight.
-        metrics.add("loss", value.double_value(&[]), batch.trees.len() as f64 / totals.trees as f64);
-        metrics.add("nll_loss", nll.double_value(&[]), batch.trees.len() as f64 / totals.trees as f64);
-        metrics.add_entries("rewards/chosen", &chosen.detach());
-        metrics.add_entries("rewards/rejected", &rejected.detach());
-        metrics.add_entries("rewards/margins", &margins.detach());
-        metrics.add_entries("rewards/accuracies", &margins.detach().gt(0.0).to_kind(Kind::Float));
-        metrics.add_entries("logps/chosen", &chosen_logps.detach());
-        metrics.add_entries("logps/rejected", &batch.sum_over_branch(logps, 1).detach());
-        metrics.add_entries("entropy", &statistics.entropies);
+        pairs::add_share(&mut metrics, "loss", &value, batch);
+        pairs::add_share(&mut metrics, "nll_loss", &nll, batch);
+        pairs::add_metrics(&mut metrics, &rewards, &Pair::sums(batch, logps), statistics, batch);
+        if let Some(delta) = bco_delta {
+            metrics.add(BCO_DELTA, delta, 1.0);
+        }
         Loss { value, metrics }
+    }
+
+    fn stepped(&mut self, metrics: &BTreeMap<String, f64>) {
+        if let Some(&mean) = metrics.get(BCO_DELTA) {
+            self.bco_delta = RunningMean { mean, steps: self.bco_delta.steps + 1.0 };
+        }
     }
 }

@@ -1,0 +1,165 @@
+//! Kahneman–Tversky optimisation: responses that are desirable or undesirable, without pairs.
+//!
+//! With ρ(y) = Σ_t [log π(y_t | x, y_<t) − log π_ref(y_t | x, y_<t)] and z = max(0, KL(π ‖ π_ref)),
+//!
+//! L = (1 / responses) [λ_D Σ_desirable (1 − σ(β (ρ(y) − z))) + λ_U Σ_undesirable (1 − σ(β (z − ρ(y))))]
+//!
+//! (Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", 2024, eq. 7.) z carries no
+//! gradient. It is estimated by the mean of ρ over the batch's responses, which estimates the KL where they
+//! were sampled by a policy near the one in training. The paper and TRL take prompts with the responses of
+//! other prompts instead, at the price of two more forward passes: their `kl` is another number, so it is
+//! called `kl/batch` here.
+//!
+//! A response is desirable if its reward is at least `desirable_reward`.
+
+use arriero_buffers::{SelectionRule, Tree};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::pairs;
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+
+/// The loss of a response, under TRL's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KtoLoss {
+    /// The module's.
+    Kto,
+    /// The same with z = 0: APO-zero without pairs (D'Oosterlinck et al., 2024, eq. 7).
+    ApoZeroUnpaired,
+}
+
+/// KTO's options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KtoConfig {
+    /// The loss of a response. Default `"kto"` (TRL's).
+    pub loss: KtoLoss,
+    /// β: how strongly the policy is held to the reference. Default 0.1 (the paper's and TRL's).
+    pub beta: f64,
+    /// λ_D: weight of desirable responses. Default 1 (TRL's). Where the classes are uneven, choose it so that
+    /// λ_D times the desirable ones is 1 to 4/3 times λ_U times the undesirable ones (the paper's eq. 8).
+    pub desirable_weight: f64,
+    /// λ_U: weight of undesirable responses. Default 1 (TRL's).
+    pub undesirable_weight: f64,
+    /// The least reward of a desirable response. Default 0.5: in the middle of the built-in rewards.
+    pub desirable_reward: f64,
+}
+
+impl Default for KtoConfig {
+    fn default() -> Self {
+        KtoConfig {
+            loss: KtoLoss::Kto,
+            beta: 0.1,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
+            desirable_reward: 0.5,
+        }
+    }
+}
+
+impl AlgorithmConfig for KtoConfig {
+    fn objective(&self) -> Box<dyn Objective> {
+        Box::new(Kto { options: self.clone() })
+    }
+
+    fn resolved(&self) -> Self {
+        self.clone()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        pairs::above_zero("beta", self.beta)?;
+        pairs::above_zero("desirable_weight", self.desirable_weight)?;
+        pairs::above_zero("undesirable_weight", self.undesirable_weight)?;
+        if self.desirable_reward.is_finite() {
+            Ok(())
+        } else {
+            Err(format!("desirable_reward is {}; it must be a finite number", self.desirable_reward))
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Kto {
+    options: KtoConfig,
+}
+
+impl Kto {
+    /// True for each response that is desirable, in the order of trees, branches.
+    fn labels<'a>(&self, trees: &'a [&'a Tree]) -> impl Iterator<Item = bool> + 'a {
+        let least = self.options.desirable_reward as f32;
+        trees.iter().flat_map(|tree| &tree.branches).map(move |branch| branch.reward >= least)
+    }
+}
+
+impl Objective for Kto {
+    fn needs(&self) -> Needs {
+        Needs {
+            selection: SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 },
+            reference: true,
+            // z, and the metric `rewards/margins`, are of the batch.
+            whole_batch: true,
+        }
+    }
+
+    fn check(&self, experience: &[&Tree]) -> Result<(), String> {
+        let desirable = self.labels(experience).filter(|&desirable| desirable).count();
+        let all = self.labels(experience).count();
+        if desirable > 0 && desirable < all {
+            return Ok(());
+        }
+        let class = if desirable == 0 { "undesirable" } else { "desirable" };
+        Err(format!(
+            "all {all} responses are {class} (desirable_reward is {}), but KTO needs both classes; change \
+             desirable_reward, or give it other responses",
+            self.options.desirable_reward
+        ))
+    }
+
+    fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
+        let KtoConfig { loss, beta, desirable_weight, undesirable_weight, .. } = self.options;
+        let logps = &statistics.logps;
+        let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
+        // f64, as for pairs.
+        let ratios = batch.sum_per_response(&(logps - reference)).to_kind(Kind::Double);
+        let kl = match loss {
+            KtoLoss::Kto => ratios.detach().mean(Kind::Double).clamp_min(0.0),
+            KtoLoss::ApoZeroUnpaired => Tensor::zeros([], (Kind::Double, ratios.device())),
+        };
+        let labels: Vec<bool> = self.labels(batch.trees).collect();
+        let per_label = |desirable: f64, undesirable: f64| {
+            let values: Vec<f64> =
+                labels.iter().map(|&label| if label { desirable } else { undesirable }).collect();
+            Tensor::from_slice(&values).to_device(ratios.device())
+        };
+        let sign = per_label(1.0, -1.0);
+        let weight = per_label(desirable_weight, undesirable_weight);
+        // 1 − σ(x) = σ(−x).
+        let per_response = weight * ((&kl - &ratios) * sign * beta).sigmoid();
+        let value = per_response.sum(Kind::Float) / batch.totals.responses as f64;
+
+        let mut metrics = Metrics::default();
+        let mut side = |name: &'static str, values: &Tensor, mask: &Tensor| {
+            let (sum, count) = ((values * mask).sum(Kind::Double), mask.sum(Kind::Double));
+            let (sum, count) = (sum.double_value(&[]), count.double_value(&[]));
+            metrics.add(name, sum, count);
+            sum / count
+        };
+        let (desirable, undesirable) = (per_label(1.0, 0.0), per_label(0.0, 1.0));
+        let rewards = ratios.detach() * beta;
+        let chosen = side("rewards/chosen", &rewards, &desirable);
+        let rejected = side("rewards/rejected", &rewards, &undesirable);
+        let logps = batch.sum_per_response(logps).detach();
+        side("logps/chosen", &logps, &desirable);
+        side("logps/rejected", &logps, &undesirable);
+        if (chosen - rejected).is_finite() {
+            metrics.add("rewards/margins", chosen - rejected, 1.0);
+        }
+        metrics.add("loss", value.double_value(&[]), 1.0);
+        metrics.add("kl/batch", kl.double_value(&[]), 1.0);
+        metrics.add_entries("frac_desirable", &desirable);
+        metrics.add_entries("entropy", &statistics.entropies);
+        Loss { value, metrics }
+    }
+}
