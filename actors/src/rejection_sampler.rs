@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arriero_buffers::{BufferError, ScoredGroup, Selection, SelectionRule, select};
+use arriero_buffers::{BufferError, Completion, Finish, ScoredGroup, Selection, SelectionRule, select};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -90,6 +90,7 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
         stage: job.stage.clone(),
         round: job.round,
         scored: Arc::clone(&scored),
+        rule: job.rule,
         selection: selection.clone(),
     };
     if job.version == 0 && job.round == 0 && wiring.plan.arms.len() > 1 {
@@ -106,7 +107,7 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
         },
     };
     wiring.push(&wiring.records, record)?;
-    wiring.tell(ConductorMessage::Scored(GroupSummary::of(&scored)));
+    wiring.tell(ConductorMessage::Scored(GroupSummary::of(&scored, job.rule)));
     wiring.tell(outcome);
     wiring.scored.done(WORKER);
     Ok(())
@@ -115,21 +116,28 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
 /// A group in a few numbers, for the phase's metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct GroupSummary {
+    /// Those that are finite.
     pub rewards: Vec<f32>,
+    /// Completions whose reward is not.
+    pub unusable: usize,
     pub lengths: Vec<usize>,
-    pub unfinished: usize,
+    /// Lengths of the completions that came to an end of their own.
+    pub terminated: Vec<usize>,
 }
 
 impl GroupSummary {
-    fn of(scored: &ScoredGroup) -> Self {
+    /// Of the sampled completions: a greedy one is a yardstick, not a sample.
+    fn of(scored: &ScoredGroup, rule: SelectionRule) -> Self {
         let completions = &scored.group.completions;
+        let completions = &completions[..completions.len().saturating_sub(usize::from(rule.wants_greedy()))];
+        let scores = || scored.rewards().take(completions.len());
+        let is_terminated = |completion: &&Completion| completion.finish == Finish::EndOfTurn;
+        let length = |completion: &Completion| completion.tokens.len();
         GroupSummary {
-            rewards: scored.rewards().collect(),
-            lengths: completions.iter().map(|completion| completion.tokens.len()).collect(),
-            unfinished: completions
-                .iter()
-                .filter(|completion| completion.finish == arriero_buffers::Finish::Length)
-                .count(),
+            rewards: scores().filter(|reward| reward.is_finite()).collect(),
+            unusable: scores().filter(|reward| !reward.is_finite()).count(),
+            lengths: completions.iter().map(length).collect(),
+            terminated: completions.iter().filter(is_terminated).map(length).collect(),
         }
     }
 }

@@ -40,8 +40,9 @@ fn packing(criterion: &mut Criterion) {
         behaviour_logps: vec![-1.0; 100],
         reference_logps: vec![-1.0; 100],
         reward: 0.5,
+        ..Branch::default()
     };
-    let tree = |prompt_id| Tree { prompt_id, prompt: vec![3; 60], branches: vec![branch(0), branch(1)] };
+    let tree = |prompt_id| Tree { prompt_id, prompt: vec![3; 60], branches: vec![branch(0), branch(1)], ..Tree::default() };
     let trees: Vec<Tree> = (0..8).map(tree).collect();
     let views: Vec<&Tree> = trees.iter().collect();
     criterion.bench_function("pack 8 preference pairs", |bencher| {

@@ -111,7 +111,7 @@ impl Forest {
     pub fn pack_prompts(prompts: &[(u64, &[u32])], max_positions: usize, device: Device) -> Result<Self> {
         let trees: Vec<Tree> = prompts
             .iter()
-            .map(|&(prompt_id, prompt)| Tree { prompt_id, prompt: prompt.to_vec(), branches: Vec::new() })
+            .map(|&(prompt_id, prompt)| Tree { prompt_id, prompt: prompt.to_vec(), ..Tree::default() })
             .collect();
         Forest::pack(&trees.iter().collect::<Vec<_>>(), max_positions, device)
     }
@@ -181,10 +181,9 @@ mod tests {
             tokens: tokens.to_vec(),
             is_format: vec![false; tokens.len()],
             behaviour_logps: vec![0.0; tokens.len()],
-            reference_logps: Vec::new(),
-            reward: 0.0,
+            ..Branch::default()
         };
-        Tree { prompt_id, prompt: prompt.to_vec(), branches: branches.iter().map(branch).collect() }
+        Tree { prompt_id, prompt: prompt.to_vec(), branches: branches.iter().map(branch).collect(), ..Tree::default() }
     }
 
     fn numbers(tensor: &Tensor) -> Vec<i64> {

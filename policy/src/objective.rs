@@ -8,7 +8,14 @@
 //!
 //! A new algorithm is one file here and one line in the registry of [`Algorithm`].
 
+pub mod advantages;
+pub mod aggregate;
+pub mod clip;
+pub mod correction;
 pub mod dpo;
+pub mod group;
+pub mod grpo;
+pub mod kl;
 pub mod sft;
 
 use std::collections::BTreeMap;
@@ -19,6 +26,7 @@ use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
 pub use dpo::DpoConfig;
+pub use grpo::GrpoConfig;
 pub use sft::SftConfig;
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.
@@ -30,6 +38,10 @@ pub trait AlgorithmConfig {
     fn resolved(&self) -> Self
     where
         Self: Sized;
+
+    /// Fills in what follows from how experience is sampled, where it was left open: `max_new_tokens` is the
+    /// generator's token limit.
+    fn fit(&mut self, _max_new_tokens: usize) {}
 
     /// Checks the ranges.
     ///
@@ -67,6 +79,10 @@ macro_rules! registry {
                 match self { $(Self::$variant(config) => Self::$variant(config.resolved()),)* }
             }
 
+            fn config_mut(&mut self) -> &mut dyn AlgorithmConfig {
+                match self { $(Self::$variant(config) => config,)* }
+            }
+
             fn config(&self) -> &dyn AlgorithmConfig {
                 match self { $(Self::$variant(config) => config,)* }
             }
@@ -77,12 +93,18 @@ macro_rules! registry {
 registry! {
     "sft" => Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
     "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
+    "grpo" => Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
 }
 
 impl Algorithm {
     /// The function that is optimised.
     pub fn objective(&self) -> Box<dyn Objective> {
         self.config().objective()
+    }
+
+    /// As [`AlgorithmConfig::fit`].
+    pub fn fit(&mut self, max_new_tokens: usize) {
+        self.config_mut().fit(max_new_tokens);
     }
 
     /// Checks the ranges of the options.
@@ -101,6 +123,9 @@ pub struct Needs {
     pub selection: SelectionRule,
     /// True if every branch must carry log-probabilities of the frozen reference.
     pub reference: bool,
+    /// True if every branch must carry the trainer's log-probabilities under the weights that training began
+    /// with.
+    pub old: bool,
 }
 
 /// An alignment algorithm.
@@ -135,6 +160,8 @@ pub struct Totals {
     pub tokens: usize,
     /// Response tokens of first branches (the chosen ones of preference pairs).
     pub first_branch_tokens: usize,
+    /// Responses.
+    pub responses: usize,
 }
 
 impl Totals {
@@ -148,6 +175,7 @@ impl Totals {
                 .filter_map(|tree| tree.branches.first())
                 .map(|branch| branch.tokens.len())
                 .sum(),
+            responses: batch.iter().map(|tree| tree.branches.len()).sum(),
         }
     }
 }
@@ -159,6 +187,8 @@ pub struct MicroBatch<'a> {
     pub trees: &'a [&'a Tree],
     /// Counts of the whole batch.
     pub totals: Totals,
+    /// The whole batch, of which `trees` is a part: for statistics over all of its rewards.
+    pub batch: &'a [&'a Tree],
 }
 
 impl MicroBatch<'_> {
@@ -168,24 +198,63 @@ impl MicroBatch<'_> {
         Tensor::from_slice(&flat).to_device(like.device())
     }
 
+    /// The responses, in the order of the statistics.
+    pub fn responses(&self) -> impl Iterator<Item = &arriero_buffers::Branch> {
+        self.trees.iter().flat_map(|tree| &tree.branches)
+    }
+
+    /// One number a response, on the device of `like`: `[responses]`, f32.
+    pub fn per_response(&self, like: &Tensor, values: &[f64]) -> Tensor {
+        let single: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        Tensor::from_slice(&single).to_device(like.device())
+    }
+
+    /// Gives each token the number of its response: `[responses]` to `[response tokens]`.
+    pub fn spread(&self, per_response: &Tensor) -> Tensor {
+        let owners: Vec<i64> = self
+            .responses()
+            .enumerate()
+            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.tokens.len()))
+            .collect();
+        per_response.index_select(0, &Tensor::from_slice(&owners).to_device(per_response.device()))
+    }
+
     /// Sums of a per-token tensor over the branches with number `branch` of each tree: `[trees]`.
     pub fn sum_over_branch(&self, per_token: &Tensor, branch: usize) -> Tensor {
+        self.grouped_sums(per_token, self.trees.len(), |tree, index, _| (index == branch).then_some(tree))
+    }
+
+    /// Sums of a per-token tensor over each response: `[responses]`, in the order of trees, branches.
+    pub fn sum_per_response(&self, per_token: &Tensor) -> Tensor {
+        let responses = self.trees.iter().map(|tree| tree.branches.len()).sum();
+        self.grouped_sums(per_token, responses, |_, _, response| Some(response))
+    }
+
+    /// Sums over groups of responses; `group` gets the numbers of the tree, of the branch in its tree and
+    /// of the response in the micro-batch.
+    fn grouped_sums(
+        &self,
+        per_token: &Tensor,
+        groups: usize,
+        group: impl Fn(usize, usize, usize) -> Option<usize>,
+    ) -> Tensor {
         let mut rows = Vec::new();
         let mut owners = Vec::new();
-        let mut row = 0i64;
-        for (owner, tree) in self.trees.iter().enumerate() {
-            for (index, response) in tree.branches.iter().enumerate() {
-                let length = response.tokens.len() as i64;
-                if index == branch {
+        let (mut row, mut response) = (0i64, 0);
+        for (tree_index, tree) in self.trees.iter().enumerate() {
+            for (index, branch) in tree.branches.iter().enumerate() {
+                let length = branch.tokens.len() as i64;
+                if let Some(owner) = group(tree_index, index, response) {
                     rows.extend(row..row + length);
-                    owners.extend(std::iter::repeat_n(owner as i64, response.tokens.len()));
+                    owners.extend(std::iter::repeat_n(owner as i64, branch.tokens.len()));
                 }
                 row += length;
+                response += 1;
             }
         }
         let device = per_token.device();
         let values = per_token.index_select(0, &Tensor::from_slice(&rows).to_device(device));
-        Tensor::zeros([self.trees.len() as i64], (Kind::Float, device)).index_add(
+        Tensor::zeros([groups as i64], (Kind::Float, device)).index_add(
             0,
             &Tensor::from_slice(&owners).to_device(device),
             &values,
@@ -202,12 +271,13 @@ pub struct Loss {
     pub metrics: Metrics,
 }
 
-/// Means and maxima by name; means are kept as sums and weights so that micro-batches add up exactly.
+/// Means, maxima and minima by name; means are kept as sums and weights so that micro-batches add up exactly.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics {
     /// Sum and weight by name.
     means: BTreeMap<&'static str, (f64, f64)>,
     maxima: BTreeMap<&'static str, f64>,
+    minima: BTreeMap<&'static str, f64>,
 }
 
 impl Metrics {
@@ -224,6 +294,12 @@ impl Metrics {
         *entry = entry.max(value);
     }
 
+    /// Lowers the minimum called `name` to `value`.
+    pub fn lower(&mut self, name: &'static str, value: f64) {
+        let entry = self.minima.entry(name).or_insert(value);
+        *entry = entry.min(value);
+    }
+
     /// Adds all of a tensor's entries to the mean called `name`.
     pub fn add_entries(&mut self, name: &'static str, entries: &Tensor) {
         self.add(name, entries.sum(Kind::Double).double_value(&[]), entries.numel() as f64);
@@ -237,12 +313,16 @@ impl Metrics {
         for (name, value) in &other.maxima {
             self.raise(name, *value);
         }
+        for (name, value) in &other.minima {
+            self.lower(name, *value);
+        }
     }
 
     /// The values by name. A mean over nothing is left out.
     pub fn values(&self) -> BTreeMap<String, f64> {
         let means = self.means.iter().filter(|(_, (_, weight))| *weight > 0.0);
         let means = means.map(|(name, (sum, weight))| (name.to_string(), sum / weight));
-        means.chain(self.maxima.iter().map(|(name, value)| (name.to_string(), *value))).collect()
+        let extremes = self.maxima.iter().chain(&self.minima);
+        means.chain(extremes.map(|(name, value)| (name.to_string(), *value))).collect()
     }
 }

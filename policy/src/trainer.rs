@@ -145,7 +145,7 @@ impl Trainer {
         for trees in micro_batches(batch, self.training.micro_batch_tokens) {
             let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
             tokens += forest.len() as u64;
-            metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals })?);
+            metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals, batch })?);
         }
         let mut gradients: Vec<Tensor> =
             self.parameters.iter().map(|parameter| parameter.gradient.shallow_clone()).collect();

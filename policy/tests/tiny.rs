@@ -47,7 +47,7 @@ fn logits_equal_transformers_whether_tied_or_not_sharded_or_not() {
     for name in ["tiny", "tiny-untied"] {
         let Checkpoint { config, weights, .. } = Checkpoint::open(&fixture(name)).expect("it loads");
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
-        let tree = Tree { prompt_id: 0, prompt: ids(&expected["tokens"]), branches: Vec::new() };
+        let tree = Tree { prompt_id: 0, prompt: ids(&expected["tokens"]), ..Tree::default() };
         let forest = Forest::pack(&[&tree], config.max_positions, tch::Device::Cpu).expect("it fits");
         let logits = no_grad(|| model.forest(&forest, &mut |_, _, _| ()).matmul(&model.output().tr()));
         let found = logits.index_select(1, &Tensor::from_slice(&columns)).to_kind(Kind::Double);
@@ -71,14 +71,15 @@ fn pairs(expected: &Value) -> Vec<Tree> {
             is_format: tokens.iter().map(|token| format.contains(token)).collect(),
             behaviour_logps: vec![0.0; tokens.len()],
             reference_logps: reference.into_iter().map(|number| number as f32).collect(),
-            reward: 0.0,
             tokens,
+            ..Branch::default()
         }
     };
     let tree = |(id, pair): (usize, &Value)| Tree {
         prompt_id: id as u64,
         prompt: ids(&pair["prompt"]),
         branches: vec![branch(pair, "chosen", 0), branch(pair, "rejected", 1)],
+        ..Tree::default()
     };
     expected["pairs"].as_array().expect("pairs").iter().enumerate().map(tree).collect()
 }

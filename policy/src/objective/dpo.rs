@@ -128,7 +128,7 @@ impl Dpo {
 
 impl Objective for Dpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: true }
+        Needs { selection: SelectionRule::BestAgainstWorst, reference: true, old: false }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
