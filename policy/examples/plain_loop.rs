@@ -53,11 +53,14 @@ pub fn plain_loop(
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
             Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
+        let objective = settings.algorithm.objective();
+        let needs = objective.needs();
+        if needs.selection.wants_greedy() {
+            generator = generator.with_greedy_baseline();
+        }
         for prompt in prompts {
             generator.submit(Arc::clone(prompt))?;
         }
-        let objective = settings.algorithm.objective();
-        let needs = objective.needs();
         let mut buffer = ExperienceBuffer::new(prompts.len());
         for group in generator.run()? {
             let scores = scorer.score(&group)?;

@@ -59,6 +59,8 @@ struct Row {
     stream: Stream,
     completion: Completion,
     done: bool,
+    /// Takes the most probable token whatever the sampling options say.
+    greedy: bool,
 }
 
 impl Row {
@@ -82,6 +84,8 @@ pub struct Generator {
     version: u32,
     tokenizer: Tokenizer,
     config: GenerationConfig,
+    /// True if the last of a prompt's samples is decoded greedily.
+    greedy_last: bool,
     cache: KvCache,
     waiting: VecDeque<Waiting>,
     rows: Vec<Row>,
@@ -108,6 +112,7 @@ impl Generator {
             version,
             tokenizer,
             config,
+            greedy_last: false,
             cache: KvCache::empty(),
             waiting: VecDeque::new(),
             rows: Vec::new(),
@@ -115,6 +120,14 @@ impl Generator {
             logits: Vec::new(),
             sampled_tokens: 0,
         }
+    }
+
+    /// Decodes one completion more of each prompt, the last one, greedily: ReMax's baseline.
+    pub fn with_greedy_baseline(mut self) -> Self {
+        self.config.samples += 1;
+        self.config.batch = self.config.batch.max(self.config.samples);
+        self.greedy_last = true;
+        self
     }
 
     /// Accepts a prompt.
@@ -252,6 +265,7 @@ impl Generator {
                         finish: Finish::Length,
                     },
                     done: false,
+                    greedy: self.greedy_last && sample as usize + 1 == samples,
                 });
             }
             let group =
@@ -308,10 +322,12 @@ impl Generator {
         self.logits.resize(logits.numel(), 0.0);
         logits.copy_data(&mut self.logits, logits.numel());
         let (version, sampling, eos_ids) = (self.version, &self.config.sampling, self.tokenizer.eos_ids());
+        let greedy = SamplingConfig { temperature: 0.0, ..sampling.clone() };
         let logits = &self.logits;
         self.rows[first..].par_iter_mut().enumerate().for_each(|(index, row)| {
             let logits = &logits[index / share * vocabulary..][..vocabulary];
             let position = row.completion.tokens.len() as u64;
+            let sampling = if row.greedy { &greedy } else { sampling };
             let drawn = draw(logits, sampling, &mut row.stream, position);
             row.push(drawn, version, eos_ids);
         });

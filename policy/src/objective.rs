@@ -10,12 +10,20 @@
 
 pub mod advantages;
 pub mod aggregate;
+pub mod cispo;
 pub mod clip;
 pub mod correction;
+pub mod dapo;
 pub mod dpo;
+pub mod dr_grpo;
 pub mod group;
 pub mod grpo;
+pub mod gspo;
 pub mod kl;
+pub mod online_dpo;
+pub mod reinforce_pp;
+pub mod remax;
+pub mod rloo;
 pub mod sft;
 
 use std::collections::BTreeMap;
@@ -25,8 +33,16 @@ use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
+pub use cispo::CispoConfig;
+pub use dapo::DapoConfig;
 pub use dpo::DpoConfig;
+pub use dr_grpo::DrGrpoConfig;
 pub use grpo::GrpoConfig;
+pub use gspo::GspoConfig;
+pub use online_dpo::OnlineDpoConfig;
+pub use reinforce_pp::ReinforcePpConfig;
+pub use remax::RemaxConfig;
+pub use rloo::RlooConfig;
 pub use sft::SftConfig;
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.
@@ -94,6 +110,14 @@ registry! {
     "sft" => Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
     "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
     "grpo" => Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
+    "dr_grpo" => DrGrpo(DrGrpoConfig), "GRPO without its biases: no division by deviation or by length.";
+    "dapo" => Dapo(DapoConfig), "GRPO with clip-higher, token mean, groups without signal dropped, overlong shaping.";
+    "gspo" => Gspo(GspoConfig), "GRPO whose ratio and clipping are of the sequence.";
+    "cispo" => Cispo(CispoConfig), "GRPO that clips the importance weight and keeps every token's gradient.";
+    "rloo" => Rloo(RlooConfig), "REINFORCE leave-one-out: the others of a group are a sample's baseline.";
+    "reinforce_pp" => ReinforcePp(ReinforcePpConfig), "REINFORCE++: advantages normalised over the batch, no critic.";
+    "remax" => Remax(RemaxConfig), "REINFORCE with the greedy answer's reward as the baseline.";
+    "online_dpo" => OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
 }
 
 impl Algorithm {
@@ -203,8 +227,8 @@ impl MicroBatch<'_> {
         self.trees.iter().flat_map(|tree| &tree.branches)
     }
 
-    /// One number a response, on the device of `like`: `[responses]`, f32.
-    pub fn per_response(&self, like: &Tensor, values: &[f64]) -> Tensor {
+    /// Numbers of the host, of tokens or of responses, as an f32 tensor on the device of `like`.
+    pub fn floats(&self, like: &Tensor, values: &[f64]) -> Tensor {
         let single: Vec<f32> = values.iter().map(|&value| value as f32).collect();
         Tensor::from_slice(&single).to_device(like.device())
     }

@@ -41,12 +41,12 @@ pub fn leave_one_out(rewards: &[f64]) -> Vec<f64> {
     rewards.iter().map(|reward| reward - (sum - reward) / others).collect()
 }
 
-/// Mean 0 and variance 1 (with n in the denominator) over all values (REINFORCE++'s global normalisation). The variance
-/// is taken to be at least 1e-8.
-pub fn whitened(values: &[f64]) -> Vec<f64> {
-    let mean = mean(values);
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let variance = (squares / values.len().max(1) as f64).max(1e-8);
+/// Shifts and scales `values`, which are some of `all`, such that all have mean 0 and variance 1, with n in the denominator
+/// (REINFORCE++'s global normalisation). The variance is taken to be at least 1e-8.
+pub fn whitened(values: &[f64], all: &[f64]) -> Vec<f64> {
+    let mean = mean(all);
+    let squares: f64 = all.iter().map(|value| (value - mean).powi(2)).sum();
+    let variance = (squares / all.len().max(1) as f64).max(1e-8);
     values.iter().map(|value| (value - mean) / variance.sqrt()).collect()
 }
 
@@ -97,7 +97,7 @@ mod tests {
         close(&centred(&rewards), &[0.5, -0.5, -0.5, 0.5]);
         close(&[deviation(&rewards)], &[(1.0f64 / 3.0).sqrt()]);
         close(&leave_one_out(&rewards), &[2.0 / 3.0, -2.0 / 3.0, -2.0 / 3.0, 2.0 / 3.0]);
-        close(&whitened(&rewards), &[1.0, -1.0, -1.0, 1.0]);
+        close(&whitened(&rewards[1..], &rewards), &[-1.0, -1.0, 1.0]);
         close(&returns_to_go(&[1.0, -2.0, 4.0]), &[3.0, 2.0, 4.0]);
     }
 
@@ -107,7 +107,7 @@ mod tests {
             let zeros = vec![0.0; rewards.len()];
             close(&scaled(&centred(rewards), deviation(rewards)), &zeros);
             close(&leave_one_out(rewards), &zeros);
-            close(&whitened(rewards), &zeros);
+            close(&whitened(rewards, rewards), &zeros);
         }
     }
 

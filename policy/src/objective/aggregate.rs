@@ -4,7 +4,7 @@ use arriero_buffers::{Branch, Tree};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::MicroBatch;
+use super::{Metrics, MicroBatch};
 
 /// What the sum over tokens is divided by. The denominators are those of the whole batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,8 @@ pub struct LossMask {
 }
 
 impl LossMask {
-    fn keeps(&self, branch: &Branch) -> bool {
+    /// True if the response carries loss.
+    pub fn keeps(&self, branch: &Branch) -> bool {
         !(self.skip_truncated && branch.truncated)
     }
 
@@ -50,6 +51,20 @@ impl LossMask {
     pub fn per_token(&self, batch: &MicroBatch<'_>, like: &Tensor) -> Tensor {
         batch.per_token(like, |branch| vec![if self.keeps(branch) { 1.0 } else { 0.0 }; branch.tokens.len()])
     }
+
+    /// Adds a per-token tensor to the mean called `name`, over the tokens that carry loss.
+    pub fn mean(&self, metrics: &mut Metrics, name: &'static str, per_token: &Tensor, batch: &MicroBatch<'_>) {
+        let sum = (per_token.detach() * self.per_token(batch, per_token)).sum(Kind::Double).double_value(&[]);
+        metrics.add(name, sum, self.tokens(batch.trees) as f64);
+    }
+}
+
+/// Checks `max_completion_length`.
+pub(super) fn validate_length(length: Option<usize>) -> Result<(), String> {
+    match length {
+        Some(0) => Err("max_completion_length is 0; it must be at least 1".to_string()),
+        _ => Ok(()),
+    }
 }
 
 /// The micro-batch's share of the batch's loss. `per_token` is `[response tokens]`; `length` is what
@@ -65,7 +80,7 @@ pub fn aggregate(
     let sum = |tensor: Tensor| tensor.sum(Kind::Float);
     let sequence_means = || {
         let lengths: Vec<f64> = mask.lengths(batch).into_iter().map(|length| length.max(1.0)).collect();
-        batch.sum_per_response(&masked) / batch.per_response(per_token, &lengths)
+        batch.sum_per_response(&masked) / batch.floats(per_token, &lengths)
     };
     let responses = batch.totals.responses.max(1) as f64;
     match aggregation {
@@ -77,7 +92,7 @@ pub fn aggregate(
                 .iter()
                 .flat_map(|tree| tree.branches.iter().map(|_| tree.branches.len() as f64))
                 .collect();
-            sum(sequence_means() / batch.per_response(per_token, &sizes)) / batch.totals.trees.max(1) as f64
+            sum(sequence_means() / batch.floats(per_token, &sizes)) / batch.totals.trees.max(1) as f64
         }
         Aggregation::Constant => sum(masked) / (responses * length.max(1) as f64),
     }

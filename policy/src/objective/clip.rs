@@ -23,8 +23,8 @@ pub struct Clip {
     pub dual: Option<f64>,
 }
 
-/// For each ratio: is it below the region with a negative advantage, and above it with a positive one? There the
-/// gradient is cut.
+/// Where the gradient is cut, as 1 beside 0. For each ratio: is it below the region with a negative advantage, and above it with a positive one?
+#[derive(Debug)]
 pub struct Clipped {
     low: Tensor,
     high: Tensor,
@@ -42,6 +42,23 @@ impl Clip {
             high: fixed.gt(1.0 + self.high).logical_and(&advantages.gt(0.0)).to_kind(kind),
         };
         (-(bounded * advantages).minimum(&(inside * advantages)), clipped)
+    }
+
+    /// The loss of each token, `[response tokens]`, with the ratio to π_old and one advantage a token; and its metrics.
+    pub fn token_loss(
+        &self,
+        logps: &Tensor,
+        advantages: &Tensor,
+        batch: &MicroBatch<'_>,
+        mask: &LossMask,
+        metrics: &mut Metrics,
+    ) -> Tensor {
+        let old = batch.per_token(logps, |branch| branch.old_policy_logps().to_vec());
+        let ratios = (logps - old).exp();
+        record_ratios(metrics, &ratios);
+        let (losses, clipped) = self.loss(&ratios, advantages);
+        clipped.token_metrics(metrics, batch, mask);
+        losses
     }
 }
 
@@ -80,4 +97,49 @@ fn record(metrics: &mut Metrics, (low, high): (f64, f64), weight: f64, lows: &[f
 
 fn doubles(tensor: &Tensor) -> Vec<f64> {
     crate::scoring::to_host(tensor).into_iter().map(f64::from).collect()
+}
+
+/// Adds the least and the greatest ratio: 1 as long as samples are fresh.
+pub fn record_ratios(metrics: &mut Metrics, ratios: &Tensor) {
+    if ratios.numel() > 0 {
+        metrics.lower("ratio/min", ratios.min().double_value(&[]));
+        metrics.raise("ratio/max", ratios.max().double_value(&[]));
+    }
+}
+
+/// Checks the bounds.
+pub(super) fn validate(low: f64, high: Option<f64>, dual: Option<f64>) -> Result<(), String> {
+    if !(0.0..=1.0).contains(&low) {
+        return Err(format!("epsilon is {low}; it must be at least 0 and at most 1"));
+    }
+    match (high, dual) {
+        (Some(high), _) if !(high.is_finite() && high >= 0.0) => {
+            Err(format!("epsilon_high is {high}; it must be at least 0"))
+        }
+        (_, Some(dual)) if !(dual.is_finite() && dual >= 1.0) => Err(format!("delta is {dual}; it must be at least 1")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+
+    /// Ratios below, in and above the region, with both signs of advantage, and one that only δ bounds. Loss and gradient
+    /// by hand.
+    #[test]
+    fn losses_and_gradients_equal_hand_computed_numbers() {
+        let ratios = Tensor::from_slice(&[0.5f64, 0.5, 1.1, 1.5, 1.5, 5.0]).set_requires_grad(true);
+        let advantages = Tensor::from_slice(&[1.0f64, -1.0, 2.0, 1.0, -1.0, -1.0]);
+        let clip = Clip { low: 0.2, high: 0.3, dual: Some(4.0) };
+        let (losses, clipped) = clip.loss(&ratios, &advantages);
+        losses.sum(Kind::Double).backward();
+        let numbers = |tensor: &Tensor| Vec::<f64>::try_from(tensor.detach()).expect("numbers");
+        assert_eq!(numbers(&losses), [-0.5, 0.8, -2.2, -1.3, 1.5, 4.0]);
+        assert_eq!(numbers(&ratios.grad()), [-1.0, 0.0, -2.0, 0.0, 1.0, 0.0]);
+        assert_eq!(numbers(&clipped.low), [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(numbers(&clipped.high), [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+    }
 }

@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 
 use super::advantages::{centred, deviation, scaled};
 use super::aggregate::{Aggregation, LossMask, aggregate};
-use super::clip::Clip;
+use super::clip::{Clip, record_ratios};
 use super::correction::{Correction, CorrectionMode};
 use super::group::{Overlong, add_loss, reward_metrics};
 use super::kl::KlEstimator;
@@ -198,27 +198,18 @@ impl GrpoOptions {
     /// # Errors
     /// As [`AlgorithmConfig::validate`].
     pub fn validate(&self) -> Result<(), String> {
-        let epsilon_high = self.epsilon_high.unwrap_or(self.epsilon);
-        let at_least_0 = |value: f64| value.is_finite() && value >= 0.0;
-        let above_0 = |value: f64| value.is_finite() && value > 0.0;
+        super::clip::validate(self.epsilon, self.epsilon_high, self.delta)?;
+        super::kl::validate_beta(self.beta)?;
+        super::aggregate::validate_length(self.max_completion_length)?;
+        let (least, most) = (self.importance_sampling_clip_min, self.importance_sampling_clip_max);
         for (name, value, range, holds) in [
-            ("epsilon", self.epsilon, "at least 0 and at most 1", (0.0..=1.0).contains(&self.epsilon)),
-            ("epsilon_high", epsilon_high, "at least 0", at_least_0(epsilon_high)),
-            ("delta", self.delta.unwrap_or(1.0), "at least 1", self.delta.is_none_or(|delta| delta >= 1.0)),
-            ("beta", self.beta, "at least 0", at_least_0(self.beta)),
-            ("entropy_coef", self.entropy_coef, "a number", self.entropy_coef.is_finite()),
-            (
-                "importance_sampling_clip_max",
-                self.importance_sampling_clip_max,
-                "above 0",
-                self.importance_sampling_clip_max > 0.0,
-            ),
+            ("entropy_coef", self.entropy_coef, "a finite number", self.entropy_coef.is_finite()),
+            ("importance_sampling_clip_max", most, "above 0", most > 0.0),
             (
                 "importance_sampling_clip_min",
-                self.importance_sampling_clip_min.unwrap_or(0.0),
+                least.unwrap_or(0.0),
                 "at least 0 and at most importance_sampling_clip_max",
-                self.importance_sampling_clip_min
-                    .is_none_or(|min| (0.0..=self.importance_sampling_clip_max).contains(&min)),
+                least.is_none_or(|least| (0.0..=most).contains(&least)),
             ),
             (
                 "overlong_buffer",
@@ -226,12 +217,11 @@ impl GrpoOptions {
                 "at least 0 and at most 1",
                 (0.0..=1.0).contains(&self.overlong_buffer),
             ),
-            ("overlong_penalty", self.overlong_penalty, "at least 0", at_least_0(self.overlong_penalty)),
             (
-                "max_completion_length",
-                self.max_completion_length.unwrap_or(1) as f64,
-                "at least 1",
-                self.max_completion_length.is_none_or(|length| above_0(length as f64)),
+                "overlong_penalty",
+                self.overlong_penalty,
+                "at least 0",
+                self.overlong_penalty.is_finite() && self.overlong_penalty >= 0.0,
             ),
         ] {
             if !holds {
@@ -300,6 +290,36 @@ impl From<GrpoOptions> for GrpoConfig {
         }
     }
 }
+
+/// The options of a kind that is GRPO over other `DEFAULTS`, which its file has beside it.
+macro_rules! variant {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub GrpoConfig);
+
+        impl super::AlgorithmConfig for $name {
+            fn objective(&self) -> Box<dyn super::Objective> {
+                Box::new(Grpo::new(self.0.over(&DEFAULTS)))
+            }
+
+            fn resolved(&self) -> Self {
+                $name(self.0.over(&DEFAULTS).into())
+            }
+
+            fn fit(&mut self, max_new_tokens: usize) {
+                self.0.fit(max_new_tokens);
+            }
+
+            fn validate(&self) -> Result<(), String> {
+                self.0.over(&DEFAULTS).validate()
+            }
+        }
+    };
+}
+
+pub(super) use variant;
 
 impl AlgorithmConfig for GrpoConfig {
     fn objective(&self) -> Box<dyn Objective> {
@@ -376,6 +396,7 @@ impl Grpo {
         // A sequence's ratio stands once, and its loss is spread over its tokens.
         let spread = |tensor: Tensor| if is_token { tensor } else { batch.spread(&tensor) };
         let ratios = log_ratios.exp();
+        record_ratios(metrics, &ratios);
         let beside = if is_token { batch.spread(advantages) } else { advantages.shallow_clone() };
         if options.loss_type == LossType::Cispo {
             let clipped = ratios.gt(high).logical_and(&beside.gt(0.0)).to_kind(Kind::Float).detach();
@@ -410,22 +431,16 @@ impl Objective for Grpo {
         let mut metrics = Metrics::default();
         let mask = LossMask { skip_truncated: options.mask_truncated_completions };
         let kept = mask.per_token(batch, logps);
-        let sum = |tensor: &Tensor| tensor.sum(Kind::Double).double_value(&[]);
-        let kept_tokens = sum(&kept);
-        let masked_mean = |metrics: &mut Metrics, name: &'static str, tensor: &Tensor| {
-            metrics.add(name, sum(&(tensor.detach() * &kept)), kept_tokens);
-        };
-
         let old = batch.per_token(logps, |branch| branch.old_policy_logps().to_vec());
         let log_ratios = match options.importance_sampling_level {
             ImportanceLevel::Token => logps - old,
             ImportanceLevel::Sequence => {
                 let lengths: Vec<f64> = mask.lengths(batch).into_iter().map(|length| length.max(1.0)).collect();
-                batch.sum_per_response(&((logps - old) * &kept)) / batch.per_response(logps, &lengths)
+                batch.sum_per_response(&((logps - old) * &kept)) / batch.floats(logps, &lengths)
             }
         };
         let deviation_of = self.deviations(batch);
-        let advantages = batch.per_response(logps, &self.advantages(batch, &deviation_of));
+        let advantages = batch.floats(logps, &self.advantages(batch, &deviation_of));
         let mut losses = self.surrogate(logps, batch, &mask, (&log_ratios, &advantages), &mut metrics);
         let correction = Correction {
             mode: options.importance_sampling_mode,
@@ -438,14 +453,14 @@ impl Objective for Grpo {
         if options.beta != 0.0 {
             let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
             let plain = options.kl_estimator.per_token(logps, &reference);
-            masked_mean(&mut metrics, options.kl_estimator.metric(), &plain);
+            mask.mean(&mut metrics, options.kl_estimator.metric(), &plain, batch);
             let kl = match (options.use_bias_correction_kl, options.importance_sampling_level) {
                 (false, _) => plain,
                 (true, ImportanceLevel::Token) => plain * log_ratios.exp(),
                 (true, ImportanceLevel::Sequence) => plain * batch.spread(&log_ratios.exp()),
             };
             if options.kl_estimator == KlEstimator::K3 {
-                masked_mean(&mut metrics, "kl", &kl);
+                mask.mean(&mut metrics, "kl", &kl, batch);
             }
             losses += kl * options.beta;
         }
@@ -463,7 +478,7 @@ impl Objective for Grpo {
         }
 
         add_loss(&mut metrics, batch, "loss", value.double_value(&[]));
-        masked_mean(&mut metrics, "entropy", &statistics.entropies);
+        mask.mean(&mut metrics, "entropy", &statistics.entropies, batch);
         reward_metrics(&mut metrics, batch, deviation_of);
         Loss { value, metrics }
     }
