@@ -141,7 +141,7 @@ impl Algorithm {
 }
 
 /// What an objective needs from the rest of the system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Needs {
     /// How the rejection sampler makes the trees.
     pub selection: SelectionRule,

@@ -133,14 +133,19 @@ fn losses_gradients_and_metrics_equal_the_references_however_the_batch_is_cut() 
         for size in [1, 2, 100] {
             let what = |part: &str| format!("{} on {name}, {size} trees at a time: {part}", case["config"]);
             let (loss, d_logps, d_entropies, metrics) = evaluate(&algorithm, &data, size);
-            assert_all_close(&what("loss"), &[loss], &[case["loss"].as_f64().expect("a number")]);
+            // A loss is a difference of f32 numbers around 1: where they cancel, its digits are theirs.
+            let expected = case["loss"].as_f64().expect("a number");
+            let error = (loss - expected).abs() / expected.abs().max(0.01);
+            assert!(error <= 1e-5, "{}: found {loss}, expected {expected}", what("loss"));
             assert_all_close(&what("d logps"), &d_logps, &numbers(&case["d_logps"]));
             let expected = numbers(&case["d_entropies"]);
             let expected = if expected.is_empty() { vec![0.0; d_entropies.len()] } else { expected };
             assert_all_close(&what("d entropies"), &d_entropies, &expected);
             for (metric, value) in case["metrics"].as_object().expect("metrics") {
                 let found = metrics.get(metric).unwrap_or_else(|| panic!("{}", what(&format!("no {metric}"))));
-                assert_all_close(&what(metric), &[*found], &[value.as_f64().expect("a number")]);
+                let expected = value.as_f64().expect("a number");
+                let error = (found - expected).abs() / expected.abs().max(0.01);
+                assert!(error <= 1e-5, "{}: found {found}, expected {expected}", what(metric));
             }
         }
     }
@@ -247,7 +252,7 @@ fn every_online_algorithm_raises_a_simple_reward() {
         let settings = Settings {
             algorithm,
             training: TrainingConfig {
-                learning_rate: 3e-3,
+                learning_rate: 1e-2,
                 schedule: Schedule::Constant,
                 warmup_ratio: 0.0,
                 batch_size: 8,

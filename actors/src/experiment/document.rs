@@ -334,19 +334,19 @@ impl<'a> Section<'a> {
         let Some(key) = self.table.keys().next() else { return Ok(()) };
         let path = join(&self.path, key);
         let place = self.origins.place(&path);
-        let foreign = self.foreign.iter().find(|(name, _)| name == key);
+        let owners = self.foreign.iter().filter(|(name, _)| name == key);
+        let owners: Vec<String> = owners.map(|(_, kind)| format!("\"{kind}\"")).collect();
         let known: BTreeSet<&str> = self.known.iter().map(String::as_str).collect();
         let known: Vec<&str> = known.into_iter().collect();
-        let message = match foreign {
-            Some((_, kind)) => {
-                format!("{} is an option of \"{kind}\" alone; remove it, or change kind", path)
-            }
-            None => format!(
+        let message = if owners.is_empty() {
+            format!(
                 "unknown key {}; the nearest valid one is \"{}\" (all: {})",
                 path,
                 nearest(key, &known),
                 known.join(", ")
-            ),
+            )
+        } else {
+            format!("{path} is an option of {} alone; remove it, or change kind", owners.join(", "))
         };
         Err(ExperimentError::Key { place, message })
     }
