@@ -101,7 +101,9 @@ impl Work {
     /// the result for the epochs to come.
     fn score_old(&mut self, batch: &mut [Tree]) -> arriero_policy::Result<()> {
         let Some(old) = &self.old else { return Ok(()) };
-        for tree in batch.iter_mut().filter(|tree| tree.branches.iter().any(|branch| branch.old_logps.is_empty())) {
+        for tree in
+            batch.iter_mut().filter(|tree| tree.branches.iter().any(|branch| branch.old_logps.is_empty()))
+        {
             // Alone, as the reference scores, so that its scores do not depend on what else was there.
             score_old(old, std::slice::from_mut(tree), usize::MAX)?;
             self.experience.replace(tree.clone());

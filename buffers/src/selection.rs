@@ -147,7 +147,8 @@ pub fn select(
                 return Selection::Dropped("no_usable_baseline");
             };
             greedy_reward = Some(reward);
-            let sampled: Vec<usize> = rewards().map(|(index, _)| index).filter(|&index| index != greedy).collect();
+            let sampled: Vec<usize> =
+                rewards().map(|(index, _)| index).filter(|&index| index != greedy).collect();
             if sampled.is_empty() {
                 return Selection::Dropped("no_usable_completion");
             }

@@ -42,7 +42,12 @@ fn packing(criterion: &mut Criterion) {
         reward: 0.5,
         ..Branch::default()
     };
-    let tree = |prompt_id| Tree { prompt_id, prompt: vec![3; 60], branches: vec![branch(0), branch(1)], ..Tree::default() };
+    let tree = |prompt_id| Tree {
+        prompt_id,
+        prompt: vec![3; 60],
+        branches: vec![branch(0), branch(1)],
+        ..Tree::default()
+    };
     let trees: Vec<Tree> = (0..8).map(tree).collect();
     let views: Vec<&Tree> = trees.iter().collect();
     criterion.bench_function("pack 8 preference pairs", |bencher| {

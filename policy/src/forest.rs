@@ -183,7 +183,12 @@ mod tests {
             behaviour_logps: vec![0.0; tokens.len()],
             ..Branch::default()
         };
-        Tree { prompt_id, prompt: prompt.to_vec(), branches: branches.iter().map(branch).collect(), ..Tree::default() }
+        Tree {
+            prompt_id,
+            prompt: prompt.to_vec(),
+            branches: branches.iter().map(branch).collect(),
+            ..Tree::default()
+        }
     }
 
     fn numbers(tensor: &Tensor) -> Vec<i64> {

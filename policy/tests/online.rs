@@ -89,8 +89,11 @@ fn evaluate(
     for piece in views.chunks(size) {
         let end = start + piece.iter().map(|tree| tree.response_tokens()).sum::<usize>();
         let leaf = |values: &[f32]| Tensor::from_slice(&values[start..end]).set_requires_grad(true);
-        let statistics =
-            TokenStatistics { logps: leaf(logps), entropies: leaf(entropies), top1: Tensor::zeros_like(&leaf(logps)) };
+        let statistics = TokenStatistics {
+            logps: leaf(logps),
+            entropies: leaf(entropies),
+            top1: Tensor::zeros_like(&leaf(logps)),
+        };
         let share = objective.loss(&statistics, &MicroBatch { trees: piece, totals, batch: &views });
         share.value.backward();
         loss += share.value.double_value(&[]);
@@ -113,7 +116,10 @@ fn assert_all_close(what: &str, found: &[f64], expected: &[f64]) {
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         let scale = expected.abs().max(1e-3 * largest).max(1e-6);
         let error = (found - expected).abs() / scale;
-        assert!(error <= 1e-5, "{what}[{index}]: found {found}, expected {expected}, relative error {error:.1e}");
+        assert!(
+            error <= 1e-5,
+            "{what}[{index}]: found {found}, expected {expected}, relative error {error:.1e}"
+        );
     }
 }
 
@@ -142,7 +148,8 @@ fn losses_gradients_and_metrics_equal_the_references_however_the_batch_is_cut() 
             let expected = if expected.is_empty() { vec![0.0; d_entropies.len()] } else { expected };
             assert_all_close(&what("d entropies"), &d_entropies, &expected);
             for (metric, value) in case["metrics"].as_object().expect("metrics") {
-                let found = metrics.get(metric).unwrap_or_else(|| panic!("{}", what(&format!("no {metric}"))));
+                let found =
+                    metrics.get(metric).unwrap_or_else(|| panic!("{}", what(&format!("no {metric}"))));
                 let expected = value.as_f64().expect("a number");
                 let error = (found - expected).abs() / expected.abs().max(0.01);
                 assert!(error <= 1e-5, "{}: found {found}, expected {expected}", what(metric));
@@ -177,7 +184,10 @@ fn scored(weights: &Weights, prompts: &[Arc<Prompt>], config: GenerationConfig) 
     }
     let mut scorer = reward().build().expect("a scorer");
     let groups = generator.run().expect("groups");
-    groups.into_iter().map(|group| ScoredGroup { scores: scorer.score(&group).expect("scores"), group }).collect()
+    groups
+        .into_iter()
+        .map(|group| ScoredGroup { scores: scorer.score(&group).expect("scores"), group })
+        .collect()
 }
 
 /// The first step on fresh samples, tempered or not: π = π_old, so nothing is clipped.
@@ -207,11 +217,13 @@ fn ratios_are_one_on_fresh_samples() {
                 score_old(&model, &mut trees, 100).expect("they fit");
             }
             let (objective, training) = (algorithm.objective(), TrainingConfig::default());
-            let mut trainer = Trainer::new(&tiny.config, &tiny.weights, Compute::CPU_F32, objective, training, 1)
-                .expect("it fits");
+            let mut trainer =
+                Trainer::new(&tiny.config, &tiny.weights, Compute::CPU_F32, objective, training, 1)
+                    .expect("it fits");
             let report = trainer.step(&trees.iter().collect::<Vec<_>>()).expect("a step");
             for (name, value) in &report.metrics {
-                let is_ratio = name.starts_with("ratio/") || name.starts_with("sampling/importance_sampling_ratio/");
+                let is_ratio =
+                    name.starts_with("ratio/") || name.starts_with("sampling/importance_sampling_ratio/");
                 assert!(!is_ratio || (value - 1.0).abs() < 1e-4, "{config}: {name} is {value}");
                 assert!(!name.contains("clip_ratio") || *value == 0.0, "{config}: {name} is {value}");
             }

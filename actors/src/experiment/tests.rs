@@ -29,8 +29,9 @@ fn a_group_of_one_is_refused_where_samples_are_compared() {
     for kind in ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] {
         let set = set(&[&format!("algorithm.kind={kind}"), "generator.samples=1"]);
         let error = load(&shipped("sft.toml"), &set).expect_err("a group of one").to_string();
-        let expected =
-            format!("\"{kind}\" compares the samples of a group, but generator.samples is 1; set it to 2 or more");
+        let expected = format!(
+            "\"{kind}\" compares the samples of a group, but generator.samples is 1; set it to 2 or more"
+        );
         assert!(error.ends_with(&expected), "{error}");
     }
     for (kind, option) in [("reinforce_pp", "baseline=false"), ("remax", "beta=0.0")] {

@@ -53,7 +53,13 @@ impl LossMask {
     }
 
     /// Adds a per-token tensor to the mean called `name`, over the tokens that carry loss.
-    pub fn mean(&self, metrics: &mut Metrics, name: &'static str, per_token: &Tensor, batch: &MicroBatch<'_>) {
+    pub fn mean(
+        &self,
+        metrics: &mut Metrics,
+        name: &'static str,
+        per_token: &Tensor,
+        batch: &MicroBatch<'_>,
+    ) {
         let sum = (per_token.detach() * self.per_token(batch, per_token)).sum(Kind::Double).double_value(&[]);
         metrics.add(name, sum, self.tokens(batch.trees) as f64);
     }

@@ -69,11 +69,21 @@ impl Clipped {
         let lengths = mask.lengths(batch);
         let share = |clipped: &Tensor| -> Vec<f64> {
             let sums: Vec<f64> = doubles(&batch.sum_per_response(&(clipped * &weights)));
-            sums.iter().zip(&lengths).filter(|(_, length)| **length > 0.0).map(|(sum, length)| sum / length).collect()
+            sums.iter()
+                .zip(&lengths)
+                .filter(|(_, length)| **length > 0.0)
+                .map(|(sum, length)| sum / length)
+                .collect()
         };
         let lengths: f64 = lengths.iter().sum();
         let total = |clipped: &Tensor| (clipped * &weights).sum(tch::Kind::Double).double_value(&[]);
-        record(metrics, (total(&self.low), total(&self.high)), lengths, &share(&self.low), &share(&self.high));
+        record(
+            metrics,
+            (total(&self.low), total(&self.high)),
+            lengths,
+            &share(&self.low),
+            &share(&self.high),
+        );
     }
 
     /// The same of one ratio a sequence: shares of sequences.
@@ -116,7 +126,9 @@ pub(super) fn validate(low: f64, high: Option<f64>, dual: Option<f64>) -> Result
         (Some(high), _) if !(high.is_finite() && high >= 0.0) => {
             Err(format!("epsilon_high is {high}; it must be at least 0"))
         }
-        (_, Some(dual)) if !(dual.is_finite() && dual >= 1.0) => Err(format!("delta is {dual}; it must be at least 1")),
+        (_, Some(dual)) if !(dual.is_finite() && dual >= 1.0) => {
+            Err(format!("delta is {dual}; it must be at least 1"))
+        }
         _ => Ok(()),
     }
 }

@@ -57,7 +57,8 @@ impl Correction {
             branch.old_logps.iter().zip(&branch.behaviour_logps).map(|(old, sampled)| old - sampled).collect()
         }) * &kept;
         let is_sequence = matches!(self.mode, Mode::SequenceTruncate | Mode::SequenceMask);
-        let ratios = if is_sequence { batch.sum_per_response(&difference) } else { difference.shallow_clone() };
+        let ratios =
+            if is_sequence { batch.sum_per_response(&difference) } else { difference.shallow_clone() };
         let ratios = ratios.exp();
         let (min, max) = (self.min.unwrap_or(f64::NEG_INFINITY), self.max.unwrap_or(f64::INFINITY));
         let ratios = match self.mode {
@@ -85,7 +86,8 @@ fn record(
         let entries = host(tensor).into_iter().zip(&kept).filter(|(_, kept)| **kept > 0.0);
         entries.map(|(entry, _)| f64::from(entry)).collect()
     };
-    let ratios = if is_sequence { host(ratios).into_iter().map(f64::from).collect() } else { of_tokens(ratios) };
+    let ratios =
+        if is_sequence { host(ratios).into_iter().map(f64::from).collect() } else { of_tokens(ratios) };
     for ratio in ratios {
         metrics.lower("sampling/importance_sampling_ratio/min", ratio);
         metrics.add("sampling/importance_sampling_ratio/mean", ratio, 1.0);

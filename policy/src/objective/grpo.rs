@@ -247,7 +247,9 @@ impl GrpoConfig {
             importance_sampling_level: self
                 .importance_sampling_level
                 .unwrap_or(defaults.importance_sampling_level),
-            importance_sampling_mode: self.importance_sampling_mode.unwrap_or(defaults.importance_sampling_mode),
+            importance_sampling_mode: self
+                .importance_sampling_mode
+                .unwrap_or(defaults.importance_sampling_mode),
             importance_sampling_clip_max: self
                 .importance_sampling_clip_max
                 .unwrap_or(defaults.importance_sampling_clip_max),
@@ -435,7 +437,8 @@ impl Objective for Grpo {
         let log_ratios = match options.importance_sampling_level {
             ImportanceLevel::Token => logps - old,
             ImportanceLevel::Sequence => {
-                let lengths: Vec<f64> = mask.lengths(batch).into_iter().map(|length| length.max(1.0)).collect();
+                let lengths: Vec<f64> =
+                    mask.lengths(batch).into_iter().map(|length| length.max(1.0)).collect();
                 batch.sum_per_response(&((logps - old) * &kept)) / batch.floats(logps, &lengths)
             }
         };

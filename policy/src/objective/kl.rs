@@ -55,7 +55,11 @@ pub fn record_sampled(metrics: &mut Metrics, name: &'static str, batch: &MicroBa
 
 /// Checks β.
 pub(super) fn validate_beta(beta: f64) -> Result<(), String> {
-    if beta.is_finite() && beta >= 0.0 { Ok(()) } else { Err(format!("beta is {beta}; it must be at least 0")) }
+    if beta.is_finite() && beta >= 0.0 {
+        Ok(())
+    } else {
+        Err(format!("beta is {beta}; it must be at least 0"))
+    }
 }
 
 #[cfg(test)]

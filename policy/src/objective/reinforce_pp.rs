@@ -90,7 +90,10 @@ impl ReinforcePp {
             let advantages = centred(&rewards).into_iter().zip(&tree.branches);
             return advantages.map(|(advantage, branch)| vec![advantage; branch.tokens.len()]).collect();
         }
-        tree.branches.iter().map(|branch| penalised_returns(branch, self.options.beta, branch.reward.into())).collect()
+        tree.branches
+            .iter()
+            .map(|branch| penalised_returns(branch, self.options.beta, branch.reward.into()))
+            .collect()
     }
 
     /// One advantage a token.

@@ -98,7 +98,9 @@ impl Objective for Remax {
         let of_tree = |tree: &&Tree| -> Vec<f64> {
             let advantage = |reward: f32| f64::from(reward) - baseline(tree);
             let branches = tree.branches.iter();
-            branches.flat_map(|branch| penalised_returns(branch, options.beta, advantage(branch.reward))).collect()
+            branches
+                .flat_map(|branch| penalised_returns(branch, options.beta, advantage(branch.reward)))
+                .collect()
         };
         let advantages: Vec<f64> = batch.trees.iter().flat_map(of_tree).collect();
         let clip =

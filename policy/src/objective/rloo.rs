@@ -87,7 +87,8 @@ impl Rloo {
     fn rewards(&self, tree: &Tree) -> Vec<f64> {
         let reward = |branch: &arriero_buffers::Branch| {
             let reward = f64::from(branch.reward);
-            let reward = self.options.reward_clip_range.map_or(reward, |(least, most)| reward.clamp(least, most));
+            let reward =
+                self.options.reward_clip_range.map_or(reward, |(least, most)| reward.clamp(least, most));
             if self.options.beta == 0.0 || !self.mask().keeps(branch) {
                 return reward;
             }

@@ -280,7 +280,7 @@ def remax(groups, logps, entropies, config):
 
 DR_GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 DAPO = {"epsilon_high": 0.28, "overlong_buffer": 0.2}
-GSPO = {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4, "importance_sampling_level": "sequence"}
+GSPO = {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4, "importance_sampling_level": "sequence", "importance_sampling_mode": "token_truncate"}
 CISPO = {"loss_type": "cispo", "epsilon_high": 5.0}
 
 # Kind, options as in an experiment file, what the kind's own defaults add to TRL's, function.
