@@ -87,3 +87,26 @@ fn equal_arms_end_with_equal_weights() {
     assert!(first.tokens_sampled > 0 && first.steps > 0);
     assert_eq!(first.after, second.after);
 }
+
+/// Groups of ReMax have one answer more than GRPO's, so the initial ones cannot be shared: neither arm notices the other.
+#[test]
+fn arms_whose_groups_differ_come_to_the_same_end_in_either_order() {
+    let trained = |kinds: [&str; 2]| {
+        let workplace = Workplace::new();
+        let set: Vec<String> = (0..2).map(|arm| format!("arm.{arm}.stage.0.kind={}", kinds[arm])).collect();
+        let summary =
+            workplace.run(workplace.plan_of("two-equal-arms.toml", &set), Vec::new()).expect("the run");
+        let arms = summary.arms.iter().map(|arm| {
+            let folder = arm.checkpoint.clone().expect("a checkpoint");
+            let weights = fs::read(std::path::Path::new(&folder).join("model.safetensors")).expect("weights");
+            (arm.tokens_sampled, weights)
+        });
+        arms.collect::<Vec<_>>()
+    };
+    let (one, other) = (trained(["grpo", "remax"]), trained(["remax", "grpo"]));
+    for (kind, alone, after) in [("grpo", &one[0], &other[1]), ("remax", &other[0], &one[1])] {
+        assert_eq!(alone.0, after.0, "{kind}: tokens sampled");
+        assert!(alone.1 == after.1, "{kind}: the weights depend on the arm before");
+    }
+    assert!(one[1].0 > one[0].0, "the greedy answers are not paid for");
+}

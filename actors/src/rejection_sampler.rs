@@ -1,4 +1,4 @@
-//! The rejection sampler: turns scored groups into training trees. It owns nothing but its rule.
+//! The rejection sampler: turns scored groups into training trees. It owns nothing.
 
 use std::sync::Arc;
 
@@ -26,8 +26,6 @@ pub(crate) struct SelectionJob {
 
 #[derive(Debug)]
 pub(crate) enum RejectionSamplerMessage {
-    /// Apply this rule from now on.
-    Use(SelectionJob),
     /// Look for a group.
     Work,
 }
@@ -37,7 +35,6 @@ pub(crate) struct RejectionSampler;
 
 pub(crate) struct RejectionSamplerState {
     wiring: Wiring,
-    job: Option<SelectionJob>,
 }
 
 impl ThreadLocalActor for RejectionSampler {
@@ -51,36 +48,26 @@ impl ThreadLocalActor for RejectionSampler {
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
         myself.cast(RejectionSamplerMessage::Work)?;
-        Ok(RejectionSamplerState { wiring, job: None })
+        Ok(RejectionSamplerState { wiring })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        message: Self::Msg,
+        RejectionSamplerMessage::Work: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            RejectionSamplerMessage::Use(job) => state.job = Some(job),
-            RejectionSamplerMessage::Work => {
-                // Without a rule groups wait in the queue: after a restart the conductor sends the
-                // rule again.
-                if let Some(job) = &state.job {
-                    work(&state.wiring, job)?;
-                } else {
-                    std::thread::sleep(TAKE_PATIENCE);
-                }
-                if !state.wiring.shutdown.has_begun() {
-                    myself.cast(RejectionSamplerMessage::Work)?;
-                }
-            }
+        work(&state.wiring)?;
+        if !state.wiring.shutdown.has_begun() {
+            myself.cast(RejectionSamplerMessage::Work)?;
         }
         Ok(())
     }
 }
 
-fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
+fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
     let Some(lease) = wiring.scored.take(WORKER, TAKE_PATIENCE) else { return Ok(()) };
+    let job = wiring.selection.get().ok_or("a scored group came before any phase of sampling")?;
     wiring.faults.begin(Role::RejectionSampler);
     let scored: Arc<ScoredGroup> = lease.item;
     let selection =
