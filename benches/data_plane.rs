@@ -19,8 +19,9 @@ fn tree(prompt_id: u64) -> Tree {
         behaviour_logps: vec![-1.0; 64],
         reference_logps: vec![-1.0; 64],
         reward: 0.5,
+        ..Branch::default()
     };
-    Tree { prompt_id, prompt: vec![3; 64], branches: vec![branch(0), branch(1)] }
+    Tree { prompt_id, prompt: vec![3; 64], branches: vec![branch(0), branch(1)], ..Tree::default() }
 }
 
 fn data_plane(criterion: &mut Criterion) {

@@ -97,6 +97,7 @@ impl Speaker {
             end_tokens: self.tokenizer.eos_ids().to_vec(),
             seed: self.seed,
             prompt_id: turn,
+            greedy_last: false,
             report: true,
             alternatives: 0,
         };

@@ -8,8 +8,8 @@ mod generate;
 mod model;
 mod progress;
 mod run;
-mod serve;
 mod score;
+mod serve;
 mod table;
 
 use std::process::ExitCode;

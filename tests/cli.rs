@@ -57,7 +57,7 @@ fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
         ("algorithm.beta=0.1", "algorithm.beta is an option of \"dpo\", "),
         (
             "algorithm.nll_coefficient=0.1",
-            "algorithm.nll_coefficient is an option of \"dpo\", \"simpo\", \"cpo\" alone; remove it, or change kind",
+            "algorithm.nll_coefficient is an option of \"dpo\", \"simpo\", \"cpo\", \"online_dpo\" alone; remove it, or change kind",
         ),
         (
             "algorithm.learning_rate=fast",

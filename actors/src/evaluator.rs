@@ -197,12 +197,12 @@ fn response_tree(group: &Group) -> Tree {
         tokens: completion.tokens.clone(),
         is_format: vec![false; completion.tokens.len()],
         behaviour_logps: completion.logps.clone(),
-        reference_logps: Vec::new(),
-        reward: 0.0,
+        ..Branch::default()
     };
     Tree {
         prompt_id: group.prompt.id,
         prompt: group.prompt_tokens.clone(),
         branches: group.completions.iter().map(branch).collect(),
+        ..Tree::default()
     }
 }

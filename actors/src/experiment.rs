@@ -220,7 +220,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let reward = reward(root.child("reward")?)?;
     let selection = selection(root.child("selection")?)?;
     let checkpoint: CheckpointPlan = root.child("checkpoint")?.read_whole(&CheckpointPlan::default())?;
-    let arms = arms(&mut root, rounds.unwrap_or(1), generator.samples)?;
+    let arms = arms(&mut root, rounds.unwrap_or(1), &generator)?;
     let most_rounds = arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
     let prompts = prompts::prompts(root.child("prompts")?, most_rounds)?;
     let (queue_capacity, buffer_capacity) = capacities(root.child("queues")?, prompts.per_round())?;
@@ -318,14 +318,18 @@ fn capacities(mut section: Section<'_>, per_round: usize) -> Result<(usize, usiz
 }
 
 /// One `[algorithm]`, or any number of `[[arm]]`.
-fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm>, ExperimentError> {
+fn arms(
+    root: &mut Section<'_>,
+    rounds: usize,
+    generator: &GeneratorPlan,
+) -> Result<Vec<Arm>, ExperimentError> {
     root.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
     let listed = root.children("arm")?;
     if root.has("algorithm") {
         if !listed.is_empty() {
             return Err(root.fail("algorithm", "cannot stand beside [[arm]]; make it a stage of an arm"));
         }
-        let stage = stage(root.child("algorithm")?, samples)?;
+        let stage = stage(root.child("algorithm")?, generator)?;
         return Ok(vec![Arm { name: stage.algorithm.kind().to_string(), rounds, stages: vec![stage] }]);
     }
     if listed.is_empty() {
@@ -340,7 +344,7 @@ fn arms(root: &mut Section<'_>, rounds: usize, samples: usize) -> Result<Vec<Arm
             return Err(section.fail("stage", "is missing; add at least one [[arm.stage]] with a kind"));
         }
         let stages =
-            number(stages.into_iter().map(|section| stage(section, samples)).collect::<Result<_, _>>()?);
+            number(stages.into_iter().map(|section| stage(section, generator)).collect::<Result<_, _>>()?);
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
         let name: String = section.take("name")?.unwrap_or_else(|| names.join("-"));
         let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
@@ -368,16 +372,22 @@ fn number(mut stages: Vec<Stage>) -> Vec<Stage> {
     stages
 }
 
-fn stage(mut section: Section<'_>, samples: usize) -> Result<Stage, ExperimentError> {
+fn stage(mut section: Section<'_>, generator: &GeneratorPlan) -> Result<Stage, ExperimentError> {
     let training: TrainingConfig = section.read(&TrainingConfig::default())?;
     section.check(training.validate())?;
-    let algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
+    let mut algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
     section.check(algorithm.validate())?;
+    algorithm.fit(generator.sampling.max_new_tokens);
     let algorithm = algorithm.resolved();
-    let wants_pair = algorithm.objective().needs().selection == SelectionRule::BestAgainstWorst;
-    if wants_pair && samples < 2 {
+    let rule = algorithm.objective().needs().selection;
+    let (samples, least) = (generator.samples, rule.least_samples());
+    if samples < least {
+        let wants = match rule {
+            SelectionRule::BestAgainstWorst => "learns from pairs",
+            _ => "compares the samples of a group",
+        };
         let message = format!(
-            "\"{}\" learns from pairs, but generator.samples is {samples}; set it to 2 or more",
+            "\"{}\" {wants}, but generator.samples is {samples}; set it to {least} or more",
             algorithm.kind()
         );
         return Err(section.fail("kind", &message));

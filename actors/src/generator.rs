@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use arriero_buffers::Prompt;
+use arriero_buffers::{Prompt, ScoredGroup};
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
@@ -23,12 +23,14 @@ pub(crate) const DECODE_STEPS: usize = 8;
 pub(crate) struct GenerationJob {
     pub version: u32,
     pub prompts: Arc<Vec<Arc<Prompt>>>,
+    /// Add a greedy completion to each group.
+    pub greedy_baseline: bool,
     pub delivered: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl GenerationJob {
-    pub fn new(version: u32, prompts: Vec<Arc<Prompt>>) -> Self {
-        GenerationJob { version, prompts: Arc::new(prompts), delivered: Arc::default() }
+    pub fn new(version: u32, prompts: Vec<Arc<Prompt>>, greedy_baseline: bool) -> Self {
+        GenerationJob { version, prompts: Arc::new(prompts), greedy_baseline, delivered: Arc::default() }
     }
 
     fn is_delivered(&self, prompt_id: u64) -> bool {
@@ -123,9 +125,16 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
     };
     let model = wiring.weights.pull(job.version)?.model()?;
     let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    let mut completions = generator.samples;
+    if job.greedy_baseline {
+        engine = engine.with_greedy_baseline();
+        completions += 1;
+    }
     let mut reused = 0;
     for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
-        match wiring.sampled_initially.get(prompt.id).filter(|_| job.version == 0) {
+        // An arm with a greedy baseline has one completion more than one without.
+        let fits = |scored: &Arc<ScoredGroup>| scored.group.completions.len() == completions;
+        match wiring.sampled_initially.get(prompt.id).filter(|scored| job.version == 0 && fits(scored)) {
             Some(scored) => {
                 reused += scored
                     .group

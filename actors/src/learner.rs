@@ -7,7 +7,9 @@ use std::time::Instant;
 use arriero_buffers::{ExperienceBuffer, Tree};
 use arriero_policy::checkpoint::{self, Weights};
 use arriero_policy::device::Compute;
-use arriero_policy::snapshot::Snapshot;
+use arriero_policy::model::Model;
+use arriero_policy::scoring::score_old;
+use arriero_policy::snapshot::{Snapshot, WeightSource};
 use arriero_policy::trainer::Trainer;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -76,6 +78,8 @@ pub(crate) struct LearnerState {
 struct Work {
     job: TrainingJob,
     experience: ExperienceBuffer,
+    /// The policy that training began with, where its log-probabilities are needed.
+    old: Option<Model>,
     /// Epochs begun.
     epoch: u64,
     /// What is left of the epoch.
@@ -91,6 +95,20 @@ impl Work {
             self.epoch += 1;
         }
         self.batches.pop_front()
+    }
+
+    /// Scores the trees of a batch that no epoch has met yet under the policy that training began with, and keeps
+    /// the result for the epochs to come.
+    fn score_old(&mut self, batch: &mut [Tree]) -> arriero_policy::Result<()> {
+        let Some(old) = &self.old else { return Ok(()) };
+        for tree in
+            batch.iter_mut().filter(|tree| tree.branches.iter().any(|branch| branch.old_logps.is_empty()))
+        {
+            // Alone, as the reference scores, so that its scores do not depend on what else was there.
+            score_old(old, std::slice::from_mut(tree), usize::MAX)?;
+            self.experience.replace(tree.clone());
+        }
+        Ok(())
     }
 
     fn is_done(&self) -> bool {
@@ -168,6 +186,11 @@ impl LearnerState {
             return Ok(());
         }
         let steps = training.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
+        let objective = job.stage.algorithm.objective();
+        let old = match objective.needs().old {
+            true => Some(self.wiring.weights.pull(self.version)?.model()?),
+            false => None,
+        };
         // The old optimiser goes before the new one comes: both at once would set the peak memory.
         self.trainer = None;
         self.trainer = Some(Trainer::new(
@@ -178,17 +201,18 @@ impl LearnerState {
             training.clone(),
             steps,
         )?);
-        self.work = Some(Work { job, experience, epoch: 0, batches: VecDeque::new() });
+        self.work = Some(Work { job, experience, old, epoch: 0, batches: VecDeque::new() });
         Ok(())
     }
 
     /// One optimiser step; false when there is no more to do.
     fn step(&mut self) -> Result<bool, ActorProcessingErr> {
         let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
-        if let Some(batch) = work.next_batch(self.wiring.plan.seed) {
+        if let Some(mut batch) = work.next_batch(self.wiring.plan.seed) {
             let began = Instant::now();
             self.wiring.faults.begin(Role::Learner);
-            let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
+            let scored = work.score_old(&mut batch);
+            let report = match scored.and_then(|()| trainer.step(&batch.iter().collect::<Vec<_>>())) {
                 Ok(report) => report,
                 Err(error) => {
                     self.wiring

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arriero_buffers::{ScoredGroup, Selection, Tree};
+use arriero_buffers::{ScoredGroup, Selection, SelectionRule, Tree};
 use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleKey, SampleRecord};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -22,7 +22,14 @@ pub(crate) enum Record {
     /// A logged step.
     Metrics { arm: String, stage: String, step: u64, metrics: BTreeMap<String, f64> },
     /// A scored group and what became of it.
-    Group { arm: String, stage: String, round: u64, scored: Arc<ScoredGroup>, selection: Selection },
+    Group {
+        arm: String,
+        stage: String,
+        round: u64,
+        scored: Arc<ScoredGroup>,
+        rule: SelectionRule,
+        selection: Selection,
+    },
     /// A tree with its reference log-probabilities, which its samples did not have when they were recorded.
     Reference { arm: String, stage: String, round: u64, tree: Tree },
     /// Something that happened; without an arm it concerns all of them.
@@ -129,8 +136,8 @@ impl RecorderState {
                 };
                 self.store(arm)?.log(&record)?;
             }
-            Record::Group { arm, stage, round, scored, selection } => {
-                for sample in sample_records(stage, *round, scored, selection) {
+            Record::Group { arm, stage, round, scored, rule, selection } => {
+                for sample in sample_records(stage, *round, scored, *rule, selection) {
                     self.store(arm)?.sample(&sample)?;
                 }
             }
@@ -169,7 +176,13 @@ fn publish(arm: &str, stage: &str, values: &BTreeMap<String, f64>) {
     }
 }
 
-fn sample_records(stage: &str, round: u64, scored: &ScoredGroup, selection: &Selection) -> Vec<SampleRecord> {
+fn sample_records(
+    stage: &str,
+    round: u64,
+    scored: &ScoredGroup,
+    rule: SelectionRule,
+    selection: &Selection,
+) -> Vec<SampleRecord> {
     let group = &scored.group;
     let (selected, dropped): (Vec<u32>, Option<&'static str>) = match selection {
         Selection::Accepted(tree) => (tree.branches.iter().map(|branch| branch.sample).collect(), None),
@@ -179,12 +192,10 @@ fn sample_records(stage: &str, round: u64, scored: &ScoredGroup, selection: &Sel
         group.prompt.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n");
     let mark = |sample: u32| {
         let position = selected.iter().position(|&chosen| chosen == sample)?;
-        Some(match (selected.len(), position) {
-            (1, _) => "best",
-            (_, 0) => "chosen",
-            _ => "rejected",
-        })
+        Some(rule.role(position))
     };
+    // Why a sample is not used although its group is.
+    let unusable = |reward: f32| (!reward.is_finite()).then_some("reward_not_finite");
     let records = group.completions.iter().zip(&scored.scores).map(|(completion, score)| SampleRecord {
         stage: stage.to_string(),
         round,
@@ -201,7 +212,7 @@ fn sample_records(stage: &str, round: u64, scored: &ScoredGroup, selection: &Sel
         weight_versions: completion.weight_versions.clone(),
         finish: completion.finish,
         selected: mark(completion.sample).map(str::to_string),
-        dropped: dropped.map(str::to_string),
+        dropped: dropped.or_else(|| unusable(score.reward)).map(str::to_string),
     });
     records.collect()
 }

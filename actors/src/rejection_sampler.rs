@@ -1,9 +1,9 @@
-//! The rejection sampler: turns scored groups into training trees. It owns nothing but its rule.
+//! The rejection sampler: turns scored groups into training trees. It owns nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arriero_buffers::{BufferError, ScoredGroup, Selection, SelectionRule, select};
+use arriero_buffers::{BufferError, Completion, Finish, ScoredGroup, Selection, SelectionRule, select};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -27,8 +27,6 @@ pub(crate) struct SelectionJob {
 
 #[derive(Debug)]
 pub(crate) enum RejectionSamplerMessage {
-    /// Apply this rule from now on.
-    Use(SelectionJob),
     /// Look for a group.
     Work,
 }
@@ -38,7 +36,6 @@ pub(crate) struct RejectionSampler;
 
 pub(crate) struct RejectionSamplerState {
     wiring: Wiring,
-    job: Option<SelectionJob>,
 }
 
 impl ThreadLocalActor for RejectionSampler {
@@ -52,36 +49,26 @@ impl ThreadLocalActor for RejectionSampler {
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
         myself.cast(RejectionSamplerMessage::Work)?;
-        Ok(RejectionSamplerState { wiring, job: None })
+        Ok(RejectionSamplerState { wiring })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
-        message: Self::Msg,
+        RejectionSamplerMessage::Work: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            RejectionSamplerMessage::Use(job) => state.job = Some(job),
-            RejectionSamplerMessage::Work => {
-                // Without a rule groups wait in the queue: after a restart the conductor sends the
-                // rule again.
-                if let Some(job) = &state.job {
-                    work(&state.wiring, job)?;
-                } else {
-                    std::thread::sleep(TAKE_PATIENCE);
-                }
-                if !state.wiring.shutdown.has_begun() {
-                    myself.cast(RejectionSamplerMessage::Work)?;
-                }
-            }
+        work(&state.wiring)?;
+        if !state.wiring.shutdown.has_begun() {
+            myself.cast(RejectionSamplerMessage::Work)?;
         }
         Ok(())
     }
 }
 
-fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
+fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
     let Some(lease) = wiring.scored.take(WORKER, TAKE_PATIENCE) else { return Ok(()) };
+    let job = wiring.selection.get().ok_or("a scored group came before any phase of sampling")?;
     wiring.faults.begin(Role::RejectionSampler);
     let scored: Arc<ScoredGroup> = lease.item;
     let selection =
@@ -91,6 +78,7 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
         stage: job.stage.clone(),
         round: job.round,
         scored: Arc::clone(&scored),
+        rule: job.rule,
         selection: selection.clone(),
     };
     if job.version == 0 && job.round == 0 && wiring.plan.arms.len() > 1 {
@@ -107,7 +95,7 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
         },
     };
     wiring.push(&wiring.records, record)?;
-    wiring.tell(ConductorMessage::Scored(GroupSummary::of(&scored)));
+    wiring.tell(ConductorMessage::Scored(GroupSummary::of(&scored, job.rule)));
     wiring.tell(outcome);
     wiring.scored.done(WORKER);
     Ok(())
@@ -116,29 +104,37 @@ fn work(wiring: &Wiring, job: &SelectionJob) -> Result<(), ActorProcessingErr> {
 /// A group in a few numbers, for the phase's metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct GroupSummary {
+    /// Those that are finite.
     pub rewards: Vec<f32>,
+    /// Completions whose reward is not.
+    pub unusable: usize,
     pub lengths: Vec<usize>,
-    pub unfinished: usize,
+    /// Lengths of the completions that came to an end of their own.
+    pub terminated: Vec<usize>,
     /// The sum of each component, and over how many completions.
     pub components: BTreeMap<String, (f64, u64)>,
 }
 
 impl GroupSummary {
-    fn of(scored: &ScoredGroup) -> Self {
+    /// Of the sampled completions: a greedy one is a yardstick, not a sample.
+    fn of(scored: &ScoredGroup, rule: SelectionRule) -> Self {
         let completions = &scored.group.completions;
+        let completions = &completions[..completions.len().saturating_sub(usize::from(rule.wants_greedy()))];
+        let scores = || scored.rewards().take(completions.len());
+        let is_terminated = |completion: &&Completion| completion.finish == Finish::EndOfTurn;
+        let length = |completion: &Completion| completion.tokens.len();
         let mut components: BTreeMap<String, (f64, u64)> = BTreeMap::new();
-        for (name, value) in scored.scores.iter().flat_map(|score| &score.components) {
+        let scored_completions = scored.scores.iter().take(completions.len());
+        for (name, value) in scored_completions.flat_map(|score| &score.components) {
             let (sum, count) = components.entry(name.clone()).or_default();
             *sum += f64::from(*value);
             *count += 1;
         }
         GroupSummary {
-            rewards: scored.rewards().collect(),
-            lengths: completions.iter().map(|completion| completion.tokens.len()).collect(),
-            unfinished: completions
-                .iter()
-                .filter(|completion| completion.finish == arriero_buffers::Finish::Length)
-                .count(),
+            rewards: scores().filter(|reward| reward.is_finite()).collect(),
+            unusable: scores().filter(|reward| !reward.is_finite()).count(),
+            lengths: completions.iter().map(length).collect(),
+            terminated: completions.iter().filter(is_terminated).map(length).collect(),
             components,
         }
     }

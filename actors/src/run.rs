@@ -24,7 +24,7 @@ use crate::event::RunEvent;
 use crate::experiment::{ExperimentError, Plan, Split};
 use crate::faults::{Fault, Faults};
 use crate::summary::{ArmSummary, RunSummary, Status};
-use crate::wiring::{InitialGroups, Shutdown, Wiring};
+use crate::wiring::{CurrentSelection, InitialGroups, Shutdown, Wiring};
 
 /// How long the actors' threads may take to end after a run.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -134,6 +134,7 @@ impl RunContext {
             scored: Queue::bounded("scored", capacity),
             records: Queue::bounded("records", capacity),
             buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
+            selection: CurrentSelection::default(),
             sampled_initially: InitialGroups::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),

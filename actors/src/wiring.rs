@@ -16,6 +16,7 @@ use crate::conductor::ConductorMessage;
 use crate::experiment::Plan;
 use crate::faults::Faults;
 use crate::recorder::Record;
+use crate::rejection_sampler::SelectionJob;
 
 /// How long a worker waits for an item before it looks at its mailbox again.
 pub(crate) const TAKE_PATIENCE: Duration = Duration::from_millis(20);
@@ -38,6 +39,8 @@ pub(crate) struct Wiring {
     pub records: Queue<Record>,
     /// Rejection sampler → reference → learner.
     pub buffer: Arc<Mutex<ExperienceBuffer>>,
+    /// What the rejection sampler makes of scored groups: conductor → rejection sampler.
+    pub selection: CurrentSelection,
     /// What the initial weights sampled: every arm's first groups, so that they are sampled once.
     pub sampled_initially: InitialGroups,
     /// The policy's newest weights: learner → generator, evaluator.
@@ -71,6 +74,21 @@ impl Wiring {
     /// The shared buffer. A panic of another holder leaves it whole: every change is one insertion.
     pub fn buffer(&self) -> MutexGuard<'_, ExperienceBuffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The running phase's selection. It is no message, since a worker that waits for a group would see it too late: it is
+/// set before a phase's first group is sampled, and read when a group is there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CurrentSelection(Arc<Mutex<Option<SelectionJob>>>);
+
+impl CurrentSelection {
+    pub fn set(&self, job: SelectionJob) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+    }
+
+    pub fn get(&self) -> Option<SelectionJob> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn tree(prompt_id: u64) -> Tree {
-        Tree { prompt_id, prompt: vec![1], branches: Vec::new() }
+        Tree { prompt_id, prompt: vec![1], ..Tree::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::experience::ScoredGroup;
+use crate::experience::{Finish, ScoredGroup};
 use crate::tree::{Branch, Tree};
 
 /// What the algorithm that follows wants to learn from.
@@ -19,6 +19,44 @@ pub enum SelectionRule {
         /// The least reward of a desirable response.
         desirable_reward: f32,
     },
+    /// All usable completions, in the order of their samples (for GRPO and its kin). The bounds of
+    /// [`SelectionConfig`] do not apply.
+    Group {
+        /// The fewest completions that make a group.
+        least: usize,
+        /// Drop a group whose rewards are all equal: it has no signal (DAPO's dynamic sampling; Yu et al., 2025).
+        drop_equal: bool,
+    },
+    /// All usable completions but the last, which was decoded greedily: its reward is the others' baseline (for
+    /// ReMax). The bounds of [`SelectionConfig`] do not apply.
+    GroupAgainstGreedy,
+}
+
+impl SelectionRule {
+    /// The fewest completions of a prompt that it can work with, the greedy one not counted.
+    pub fn least_samples(self) -> usize {
+        match self {
+            SelectionRule::BestOfN | SelectionRule::Unpaired { .. } | SelectionRule::GroupAgainstGreedy => 1,
+            SelectionRule::BestAgainstWorst => 2,
+            SelectionRule::Group { least, .. } => least,
+        }
+    }
+
+    /// True if the last completion of a group must be decoded greedily, beside the others.
+    pub fn wants_greedy(self) -> bool {
+        self == SelectionRule::GroupAgainstGreedy
+    }
+
+    /// What a completion with number `position` among those chosen is to the algorithm: one word for the record.
+    pub fn role(self, position: usize) -> &'static str {
+        match (self, position) {
+            (SelectionRule::BestOfN, _) => "best",
+            (SelectionRule::BestAgainstWorst, 0) => "chosen",
+            (SelectionRule::BestAgainstWorst, _) => "rejected",
+            (SelectionRule::Unpaired { .. }, _) => "unpaired",
+            (SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy, _) => "group",
+        }
+    }
 }
 
 /// The rule's bounds.
@@ -93,16 +131,40 @@ pub fn select(
     let Some((worst, lowest)) = rewards().fold(None, worse) else {
         return Selection::Dropped("no_usable_completion");
     };
-    let is_bounded = !matches!(rule, SelectionRule::Unpaired { .. });
+    let is_bounded = matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst);
     if is_bounded && highest < config.min_reward {
         return Selection::Dropped("best_below_min_reward");
     }
+    let mut greedy_reward = None;
     let chosen = match rule {
         SelectionRule::BestOfN => vec![best],
         SelectionRule::Unpaired { desirable_reward } => {
             let desirable = (highest >= desirable_reward).then_some(best);
             let undesirable = (lowest < desirable_reward).then_some(worst);
             desirable.into_iter().chain(undesirable).collect()
+        }
+        SelectionRule::Group { least, drop_equal } => {
+            let all: Vec<usize> = rewards().map(|(index, _)| index).collect();
+            if all.len() < least {
+                return Selection::Dropped("too_few_usable_completions");
+            }
+            if drop_equal && highest <= lowest {
+                return Selection::Dropped("all_rewards_equal");
+            }
+            all
+        }
+        SelectionRule::GroupAgainstGreedy => {
+            let greedy = scored.scores.len() - 1;
+            let Some((_, reward)) = rewards().find(|&(index, _)| index == greedy) else {
+                return Selection::Dropped("no_usable_baseline");
+            };
+            greedy_reward = Some(reward);
+            let sampled: Vec<usize> =
+                rewards().map(|(index, _)| index).filter(|&index| index != greedy).collect();
+            if sampled.is_empty() {
+                return Selection::Dropped("no_usable_completion");
+            }
+            sampled
         }
         SelectionRule::BestAgainstWorst => {
             if highest <= lowest {
@@ -122,13 +184,16 @@ pub fn select(
             is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
             behaviour_logps: completion.logps.clone(),
             reference_logps: Vec::new(),
+            old_logps: Vec::new(),
             reward: scored.scores[index].reward,
+            truncated: completion.finish == Finish::Length,
         }
     };
     Selection::Accepted(Tree {
         prompt_id: scored.group.prompt.id,
         prompt: scored.group.prompt_tokens.clone(),
         branches: chosen.into_iter().map(branch).collect(),
+        greedy_reward,
     })
 }
 
@@ -138,7 +203,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::experience::{Completion, Finish, Group, Score};
+    use crate::experience::{Completion, Group, Score};
     use crate::prompt::{Message, Prompt};
 
     fn scored(rewards: &[f32]) -> ScoredGroup {
@@ -206,6 +271,45 @@ mod tests {
             assert_eq!(samples(&apply(rewards, rule, &config)), expected, "{rewards:?}");
         }
         assert_eq!(apply(&[f32::NAN], rule, &config), Selection::Dropped("no_usable_completion"));
+    }
+
+    #[test]
+    fn a_group_takes_all_that_is_usable_whatever_the_bounds() {
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0 };
+        let rule = SelectionRule::Group { least: 2, drop_equal: false };
+        let selection = apply(&[0.5, f32::NAN, -1.0, f32::NEG_INFINITY, 0.5], rule, &config);
+        assert_eq!(samples(&selection), [0, 2, 4]);
+        let Selection::Accepted(tree) = selection else { unreachable!() };
+        assert_eq!(tree.branches.iter().map(|branch| branch.reward).collect::<Vec<_>>(), [0.5, -1.0, 0.5]);
+        assert_eq!(tree.greedy_reward, None);
+        assert_eq!(samples(&apply(&[0.5, 0.5], rule, &config)), [0, 1]);
+        let filter = SelectionRule::Group { least: 2, drop_equal: true };
+        assert_eq!(apply(&[0.5, 0.5], filter, &config), Selection::Dropped("all_rewards_equal"));
+        let alone = apply(&[0.5, f32::NAN], rule, &config);
+        assert_eq!(alone, Selection::Dropped("too_few_usable_completions"));
+    }
+
+    #[test]
+    fn a_response_that_the_limit_cut_short_says_so() {
+        let mut scored = scored(&[0.0, 1.0]);
+        scored.group.completions[1].finish = Finish::Length;
+        let rule = SelectionRule::Group { least: 2, drop_equal: false };
+        let Selection::Accepted(tree) = select(&scored, rule, &SelectionConfig::default(), |_| false) else {
+            panic!("dropped")
+        };
+        assert_eq!(tree.branches.iter().map(|branch| branch.truncated).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn the_greedy_completion_is_the_baseline_and_no_branch() {
+        let config = SelectionConfig::default();
+        let rule = SelectionRule::GroupAgainstGreedy;
+        let selection = apply(&[0.0, f32::NAN, 1.0, 0.25], rule, &config);
+        assert_eq!(samples(&selection), [0, 2]);
+        let Selection::Accepted(tree) = selection else { unreachable!() };
+        assert_eq!(tree.greedy_reward, Some(0.25));
+        assert_eq!(apply(&[1.0, f32::NAN], rule, &config), Selection::Dropped("no_usable_baseline"));
+        assert_eq!(apply(&[f32::NAN, 1.0], rule, &config), Selection::Dropped("no_usable_completion"));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// One response of a [`Tree`]. The vectors have one entry a token, but for `reference_logps`, which
-/// is empty until the reference has scored the tree.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// is empty until the reference has scored the tree, and `old_logps`, which is empty where nobody asked for it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Branch {
     /// Which of the prompt's samples this is.
     pub sample: u32,
@@ -17,13 +17,26 @@ pub struct Branch {
     pub behaviour_logps: Vec<f32>,
     /// Log-probabilities under the frozen reference; empty where no reference has scored yet.
     pub reference_logps: Vec<f32>,
+    /// Log-probabilities as the trainer computes them under the weights that a stage's training began with:
+    /// π_old where it must be told from the sampler's. Empty where the algorithm does not need it.
+    pub old_logps: Vec<f32>,
     /// The scorer's reward.
     pub reward: f32,
+    /// True where the token limit cut the response short.
+    pub truncated: bool,
+}
+
+impl Branch {
+    /// Log-probabilities under π_old, the policy that a stage's training began with: the trainer's own where they are
+    /// there, else the sampler's.
+    pub fn old_policy_logps(&self) -> &[f32] {
+        if self.old_logps.is_empty() { &self.behaviour_logps } else { &self.old_logps }
+    }
 }
 
 /// A prompt that stands once, and the responses that branch off it: one for SFT, chosen then
 /// rejected for a preference pair, n for a group.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
     /// [`Prompt::id`](crate::Prompt::id).
     pub prompt_id: u64,
@@ -31,6 +44,8 @@ pub struct Tree {
     pub prompt: Vec<u32>,
     /// The responses. In a preference pair branch 0 is chosen and branch 1 rejected.
     pub branches: Vec<Branch>,
+    /// Reward of the prompt's greedy response, which is no branch: ReMax's baseline. `None` where there is none.
+    pub greedy_reward: Option<f32>,
 }
 
 impl Tree {

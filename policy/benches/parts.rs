@@ -53,8 +53,14 @@ fn preference_pairs() -> Vec<Tree> {
         behaviour_logps: vec![-1.0; 100],
         reference_logps: vec![-1.0; 100],
         reward: 0.5,
+        ..Branch::default()
     };
-    let tree = |prompt_id| Tree { prompt_id, prompt: vec![3; 60], branches: vec![branch(0), branch(1)] };
+    let tree = |prompt_id| Tree {
+        prompt_id,
+        prompt: vec![3; 60],
+        branches: vec![branch(0), branch(1)],
+        ..Tree::default()
+    };
     (0..8).map(tree).collect()
 }
 
@@ -70,12 +76,10 @@ fn attention(criterion: &mut Criterion) {
     let config = ModelConfig::from_hf_json(&config, Path::new("config.json")).expect("a Llama");
     let compute = Compute::resolve(DeviceSpec::Cpu, DtypeSpec::Auto).expect("there is a CPU");
     let random = |shape: Vec<i64>| (Tensor::randn(shape, F32) * 0.05).to_kind(compute.kind);
-    let weights: Weights = config
-        .tensor_shapes()
-        .into_iter()
-        .map(|(name, shape)| (name, random(shape)))
-        .collect();
-    let gradient = |(name, weight): (&String, &Tensor)| (name.clone(), weight.zeros_like().to_kind(Kind::Float));
+    let weights: Weights =
+        config.tensor_shapes().into_iter().map(|(name, shape)| (name, random(shape))).collect();
+    let gradient =
+        |(name, weight): (&String, &Tensor)| (name.clone(), weight.zeros_like().to_kind(Kind::Float));
     let gradients: Weights = weights.iter().map(gradient).collect();
     let model = Model::trainable(&config, &weights, &gradients, compute).expect("the weights fit");
     let trees = preference_pairs();

@@ -16,7 +16,7 @@ use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::model::Model;
 use arriero_policy::objective::Algorithm;
 use arriero_policy::optim::TrainingConfig;
-use arriero_policy::scoring::score_reference;
+use arriero_policy::scoring::{score_old, score_reference};
 use arriero_policy::snapshot::Snapshot;
 use arriero_policy::trainer::Trainer;
 use arriero_reward::{RewardConfig, Scorer};
@@ -53,11 +53,14 @@ pub fn plain_loop(
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
             Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
+        let objective = settings.algorithm.objective();
+        let needs = objective.needs();
+        if needs.selection.wants_greedy() {
+            generator = generator.with_greedy_baseline();
+        }
         for prompt in prompts {
             generator.submit(Arc::clone(prompt))?;
         }
-        let objective = settings.algorithm.objective();
-        let needs = objective.needs();
         let mut buffer = ExperienceBuffer::new(prompts.len());
         for group in generator.run()? {
             let scores = scorer.score(&group)?;
@@ -71,6 +74,13 @@ pub fn plain_loop(
         if needs.reference {
             for tree in &mut trees {
                 score_reference(&reference, std::slice::from_mut(tree), usize::MAX)?;
+                buffer.replace(tree.clone());
+            }
+        }
+        if needs.old {
+            let old = newest.model()?;
+            for tree in &mut trees {
+                score_old(&old, std::slice::from_mut(tree), usize::MAX)?;
                 buffer.replace(tree.clone());
             }
         }

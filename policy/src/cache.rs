@@ -367,7 +367,8 @@ mod tests {
         assert!(!cache.has_room(1, 1, 1));
         // The first page is one, the second is each one's own.
         assert!(sequences.iter().all(|sequence| sequence.pages[0] == sequences[0].pages[0]));
-        let second: std::collections::HashSet<u32> = sequences.iter().map(|sequence| sequence.pages[1]).collect();
+        let second: std::collections::HashSet<u32> =
+            sequences.iter().map(|sequence| sequence.pages[1]).collect();
         assert_eq!(second.len(), 3);
         for _ in 20..40 {
             cache.step(sequences.iter_mut()).expect("what was promised");

@@ -31,7 +31,8 @@ impl TreeSpan {
     pub fn mask(&self, window: Option<usize>) -> Option<Tensor> {
         let longest = self.prompt + self.branches.iter().max().unwrap_or(&0);
         let window = window.map(|window| window as i64).filter(|&window| window < longest);
-        (window.is_some() || self.branches.len() > 1).then(|| branch_mask(self.prompt, &self.branches, window))
+        (window.is_some() || self.branches.len() > 1)
+            .then(|| branch_mask(self.prompt, &self.branches, window))
     }
 
     /// Never true: a tree has a prompt.
@@ -122,7 +123,7 @@ impl Forest {
     pub fn pack_prompts(prompts: &[(u64, &[u32])], max_positions: usize, device: Device) -> Result<Self> {
         let trees: Vec<Tree> = prompts
             .iter()
-            .map(|&(prompt_id, prompt)| Tree { prompt_id, prompt: prompt.to_vec(), branches: Vec::new() })
+            .map(|&(prompt_id, prompt)| Tree { prompt_id, prompt: prompt.to_vec(), ..Tree::default() })
             .collect();
         Forest::pack(&trees.iter().collect::<Vec<_>>(), max_positions, device)
     }
@@ -194,10 +195,14 @@ mod tests {
             tokens: tokens.to_vec(),
             is_format: vec![false; tokens.len()],
             behaviour_logps: vec![0.0; tokens.len()],
-            reference_logps: Vec::new(),
-            reward: 0.0,
+            ..Branch::default()
         };
-        Tree { prompt_id, prompt: prompt.to_vec(), branches: branches.iter().map(branch).collect() }
+        Tree {
+            prompt_id,
+            prompt: prompt.to_vec(),
+            branches: branches.iter().map(branch).collect(),
+            ..Tree::default()
+        }
     }
 
     fn numbers(tensor: &Tensor) -> Vec<i64> {
@@ -234,7 +239,10 @@ mod tests {
         assert_eq!(seen(&mask), expected);
         assert_eq!(seen(&span.mask(Some(4)).expect("a sequence has five tokens"))[4], [1, 2, 3, 4]);
         // A window that holds every sequence changes nothing.
-        assert_eq!(seen(&span.mask(Some(5)).expect("two branches")), seen(&span.mask(None).expect("two branches")));
+        assert_eq!(
+            seen(&span.mask(Some(5)).expect("two branches")),
+            seen(&span.mask(None).expect("two branches"))
+        );
     }
 
     #[test]

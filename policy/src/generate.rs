@@ -25,7 +25,7 @@ use crate::cache::{KvCache, Sequence};
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::model::Model;
-use crate::sampling::{alternatives, draw};
+use crate::sampling::{SamplingConfig, alternatives, draw};
 use crate::tokenizer::Tokenizer;
 
 pub use generator::{GenerationConfig, Generator};
@@ -70,7 +70,10 @@ impl Row {
         let request = &self.request;
         let completion = &mut self.completion;
         let position = completion.tokens.len() as u64;
-        let drawn = draw(logits, &request.sampling, &mut self.stream, position);
+        let is_greedy = request.greedy_last && completion.sample as usize + 1 == request.samples;
+        let greedy = is_greedy.then(|| SamplingConfig { temperature: 0.0, ..request.sampling.clone() });
+        let sampling = greedy.as_ref().unwrap_or(&request.sampling);
+        let drawn = draw(logits, sampling, &mut self.stream, position);
         completion.tokens.push(drawn.token);
         completion.logps.push(drawn.logp);
         completion.sampled_logps.push(drawn.sampled_logp);
@@ -325,9 +328,9 @@ impl Engine {
         let step = self.cache.step(self.rows.iter_mut().map(|row| &mut row.sequence))?;
         let place = |values: &[i64]| Tensor::from_slice(values).to_device(compute.device);
         let cache = &mut self.cache;
-        let hidden = self.model.layers(&place(&tokens), &place(&positions), &mut |layer, qkv| {
-            cache.attend(&step, layer, qkv)
-        });
+        let hidden = self
+            .model
+            .layers(&place(&tokens), &place(&positions), &mut |layer, qkv| cache.attend(&step, layer, qkv));
         let sources: Vec<usize> = (0..self.rows.len()).collect();
         self.draw(&hidden, 0, &sources)
     }

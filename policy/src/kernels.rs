@@ -214,27 +214,19 @@ pub fn rms_norm(x: &Tensor, delta: Option<&Tensor>, weight: &Weight, eps: f64) -
     let (mut sum, mut result) = (null(), null());
     let gradient = raw_or_null(weight.gradient.as_ref());
     check(unsafe {
-        arriero_rms_norm(
-            raw(x),
-            raw_or_null(delta),
-            raw(&weight.value),
-            gradient,
-            eps,
-            &mut sum,
-            &mut result,
-        )
+        arriero_rms_norm(raw(x), raw_or_null(delta), raw(&weight.value), gradient, eps, &mut sum, &mut result)
     });
     (own(sum), own(result))
 }
 
 /// x Wᵀ + b for several (W, b) side by side: `[tokens, inputs]` to `[tokens, outputs of all]`.
 pub fn linear(x: &Tensor, parts: &[(&Weight, Option<&Weight>)]) -> Tensor {
-    let collect = |pick: &dyn Fn(&(&Weight, Option<&Weight>)) -> Raw| parts.iter().map(pick).collect::<Vec<_>>();
+    let collect =
+        |pick: &dyn Fn(&(&Weight, Option<&Weight>)) -> Raw| parts.iter().map(pick).collect::<Vec<_>>();
     let weights = collect(&|(weight, _)| raw(&weight.value));
     let biases = collect(&|(_, bias)| raw_or_null(bias.map(|bias| &bias.value)));
     let weight_gradients = collect(&|(weight, _)| raw_or_null(weight.gradient.as_ref()));
-    let bias_gradients =
-        collect(&|(_, bias)| raw_or_null(bias.and_then(|bias| bias.gradient.as_ref())));
+    let bias_gradients = collect(&|(_, bias)| raw_or_null(bias.and_then(|bias| bias.gradient.as_ref())));
     one(|result| unsafe {
         arriero_linear(
             raw(x),
@@ -287,9 +279,7 @@ pub fn rotate(qkv: &Tensor, positions: &Tensor, angles: &(Tensor, Tensor), heads
 /// `[tokens, (heads + 2 kv_heads) head_dim]` to `[tokens, heads head_dim]`. The layout names for each tree
 /// its first token, the number of its segments (the prompt and the branches) and their lengths.
 pub fn attention(qkv: &Tensor, layout: &[i64], shape: &AttentionShape) -> Tensor {
-    one(|result| unsafe {
-        arriero_attention(raw(qkv), layout.as_ptr(), layout.len() as i64, shape, result)
-    })
+    one(|result| unsafe { arriero_attention(raw(qkv), layout.as_ptr(), layout.len() as i64, shape, result) })
 }
 
 /// Stores the keys and values of rows of rotated qkv at `slots` (page × page tokens + place) of a layer's
@@ -318,15 +308,7 @@ pub fn page_attention(
     assert!(lengths.len() as i64 == sequences && tables.len().is_multiple_of(lengths.len().max(1)));
     let width = (tables.len() / lengths.len().max(1)) as i64;
     one(|result| unsafe {
-        arriero_page_attention(
-            raw(qkv),
-            shape,
-            raw(pages),
-            tables.as_ptr(),
-            width,
-            lengths.as_ptr(),
-            result,
-        )
+        arriero_page_attention(raw(qkv), shape, raw(pages), tables.as_ptr(), width, lengths.as_ptr(), result)
     })
 }
 
@@ -395,4 +377,3 @@ pub fn square_sum(x: &Tensor) -> f64 {
     check(unsafe { arriero_square_sum(raw(x), &mut result) });
     result
 }
-

@@ -148,8 +148,11 @@ impl Model {
             }
         };
         let embedding = weight("model.embed_tokens.weight");
-        let output =
-            if config.tie_embeddings { embedding.value.shallow_clone() } else { weight("lm_head.weight").value };
+        let output = if config.tie_embeddings {
+            embedding.value.shallow_clone()
+        } else {
+            weight("lm_head.weight").value
+        };
         Ok(Model {
             layers: (0..config.num_layers).map(layer).collect(),
             norm: weight("model.norm.weight"),
@@ -159,7 +162,8 @@ impl Model {
             embedding,
             output,
             packed_output: None,
-            anchor: Tensor::zeros([1], (Kind::Float, compute.device)).set_requires_grad(!gradients.is_empty()),
+            anchor: Tensor::zeros([1], (Kind::Float, compute.device))
+                .set_requires_grad(!gradients.is_empty()),
         })
     }
 
@@ -319,7 +323,8 @@ impl<'a> ForestAttention<'a> {
         }
         let window = self.model.config.window(layer);
         let masks = self.masks[usize::from(window.is_some())].get_or_insert_with(|| {
-            let mask = |span: &crate::forest::TreeSpan| span.mask(window).map(|mask| mask.to_device(qkv.device()));
+            let mask =
+                |span: &crate::forest::TreeSpan| span.mask(window).map(|mask| mask.to_device(qkv.device()));
             self.forest.spans.iter().map(mask).collect()
         });
         let part = |from: i64, count: i64| {

@@ -8,11 +8,26 @@
 //!
 //! A new algorithm is one file here and one line in the registry of [`Algorithm`].
 
+pub mod advantages;
+pub mod aggregate;
+pub mod cispo;
+pub mod clip;
+pub mod correction;
 pub mod cpo;
+pub mod dapo;
 pub mod dpo;
+pub mod dr_grpo;
+pub mod group;
+pub mod grpo;
+pub mod gspo;
+pub mod kl;
 pub mod kto;
+pub mod online_dpo;
 pub mod orpo;
 mod pairs;
+pub mod reinforce_pp;
+pub mod remax;
+pub mod rloo;
 pub mod sft;
 pub mod simpo;
 
@@ -23,10 +38,19 @@ use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
+pub use cispo::CispoConfig;
 pub use cpo::CpoConfig;
+pub use dapo::DapoConfig;
 pub use dpo::DpoConfig;
+pub use dr_grpo::DrGrpoConfig;
+pub use grpo::GrpoConfig;
+pub use gspo::GspoConfig;
 pub use kto::KtoConfig;
+pub use online_dpo::OnlineDpoConfig;
 pub use orpo::OrpoConfig;
+pub use reinforce_pp::ReinforcePpConfig;
+pub use remax::RemaxConfig;
+pub use rloo::RlooConfig;
 pub use sft::SftConfig;
 pub use simpo::SimpoConfig;
 
@@ -39,6 +63,10 @@ pub trait AlgorithmConfig {
     fn resolved(&self) -> Self
     where
         Self: Sized;
+
+    /// Fills in what follows from how experience is sampled, where it was left open: `max_new_tokens` is the
+    /// generator's token limit.
+    fn fit(&mut self, _max_new_tokens: usize) {}
 
     /// Checks the ranges.
     ///
@@ -76,6 +104,10 @@ macro_rules! registry {
                 match self { $(Self::$variant(config) => Self::$variant(config.resolved()),)* }
             }
 
+            fn config_mut(&mut self) -> &mut dyn AlgorithmConfig {
+                match self { $(Self::$variant(config) => config,)* }
+            }
+
             fn config(&self) -> &dyn AlgorithmConfig {
                 match self { $(Self::$variant(config) => config,)* }
             }
@@ -90,12 +122,26 @@ registry! {
     "orpo" => Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
     "cpo" => Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
     "kto" => Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
+    "grpo" => Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
+    "dr_grpo" => DrGrpo(DrGrpoConfig), "GRPO without its biases: no division by deviation or by length.";
+    "dapo" => Dapo(DapoConfig), "GRPO with clip-higher, token mean, groups without signal dropped, overlong shaping.";
+    "gspo" => Gspo(GspoConfig), "GRPO whose ratio and clipping are of the sequence.";
+    "cispo" => Cispo(CispoConfig), "GRPO that clips the importance weight and keeps every token's gradient.";
+    "rloo" => Rloo(RlooConfig), "REINFORCE leave-one-out: the others of a group are a sample's baseline.";
+    "reinforce_pp" => ReinforcePp(ReinforcePpConfig), "REINFORCE++: advantages normalised over the batch, no critic.";
+    "remax" => Remax(RemaxConfig), "REINFORCE with the greedy answer's reward as the baseline.";
+    "online_dpo" => OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
 }
 
 impl Algorithm {
     /// The function that is optimised.
     pub fn objective(&self) -> Box<dyn Objective> {
         self.config().objective()
+    }
+
+    /// As [`AlgorithmConfig::fit`].
+    pub fn fit(&mut self, max_new_tokens: usize) {
+        self.config_mut().fit(max_new_tokens);
     }
 
     /// Checks the ranges of the options.
@@ -117,6 +163,9 @@ pub struct Needs {
     /// True if the loss couples the trees of a batch by more than its totals (it sorts them, or needs a
     /// mean over them): the trainer then does not cut the batch, whatever `micro_batch_tokens` says.
     pub whole_batch: bool,
+    /// True if every branch must carry the trainer's log-probabilities under the weights that training began
+    /// with.
+    pub old: bool,
 }
 
 /// An alignment algorithm.
@@ -190,6 +239,8 @@ pub struct MicroBatch<'a> {
     pub trees: &'a [&'a Tree],
     /// Counts of the whole batch.
     pub totals: Totals,
+    /// The whole batch, of which `trees` is a part: for statistics over all of its rewards.
+    pub batch: &'a [&'a Tree],
 }
 
 impl MicroBatch<'_> {
@@ -197,6 +248,27 @@ impl MicroBatch<'_> {
     pub fn per_token(&self, like: &Tensor, values: impl Fn(&arriero_buffers::Branch) -> Vec<f32>) -> Tensor {
         let flat: Vec<f32> = self.trees.iter().flat_map(|tree| &tree.branches).flat_map(values).collect();
         Tensor::from_slice(&flat).to_device(like.device())
+    }
+
+    /// The responses, in the order of the statistics.
+    pub fn responses(&self) -> impl Iterator<Item = &arriero_buffers::Branch> {
+        self.trees.iter().flat_map(|tree| &tree.branches)
+    }
+
+    /// Numbers of the host, of tokens or of responses, as an f32 tensor on the device of `like`.
+    pub fn floats(&self, like: &Tensor, values: &[f64]) -> Tensor {
+        let single: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        Tensor::from_slice(&single).to_device(like.device())
+    }
+
+    /// Gives each token the number of its response: `[responses]` to `[response tokens]`.
+    pub fn spread(&self, per_response: &Tensor) -> Tensor {
+        let owners: Vec<i64> = self
+            .responses()
+            .enumerate()
+            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.tokens.len()))
+            .collect();
+        per_response.index_select(0, &Tensor::from_slice(&owners).to_device(per_response.device()))
     }
 
     /// Sums of a per-token tensor over the branches with number `branch` of each tree: `[trees]`.
@@ -251,12 +323,13 @@ pub struct Loss {
     pub metrics: Metrics,
 }
 
-/// Means and maxima by name; means are kept as sums and weights so that micro-batches add up exactly.
+/// Means, maxima and minima by name; means are kept as sums and weights so that micro-batches add up exactly.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics {
     /// Sum and weight by name.
     means: BTreeMap<&'static str, (f64, f64)>,
     maxima: BTreeMap<&'static str, f64>,
+    minima: BTreeMap<&'static str, f64>,
 }
 
 impl Metrics {
@@ -273,6 +346,12 @@ impl Metrics {
         *entry = entry.max(value);
     }
 
+    /// Lowers the minimum called `name` to `value`.
+    pub fn lower(&mut self, name: &'static str, value: f64) {
+        let entry = self.minima.entry(name).or_insert(value);
+        *entry = entry.min(value);
+    }
+
     /// Adds all of a tensor's entries to the mean called `name`.
     pub fn add_entries(&mut self, name: &'static str, entries: &Tensor) {
         self.add(name, entries.sum(Kind::Double).double_value(&[]), entries.numel() as f64);
@@ -286,12 +365,16 @@ impl Metrics {
         for (name, value) in &other.maxima {
             self.raise(name, *value);
         }
+        for (name, value) in &other.minima {
+            self.lower(name, *value);
+        }
     }
 
     /// The values by name. A mean over nothing is left out.
     pub fn values(&self) -> BTreeMap<String, f64> {
         let means = self.means.iter().filter(|(_, (_, weight))| *weight > 0.0);
         let means = means.map(|(name, (sum, weight))| (name.to_string(), sum / weight));
-        means.chain(self.maxima.iter().map(|(name, value)| (name.to_string(), *value))).collect()
+        let extremes = self.maxima.iter().chain(&self.minima);
+        means.chain(extremes.map(|(name, value)| (name.to_string(), *value))).collect()
     }
 }

@@ -109,7 +109,8 @@ impl TrainingConfig {
     /// Tokens that go through a model at once: `micro_batch_tokens`, or what `activation_memory` holds.
     pub fn token_budget(&self, model: &ModelConfig, compute: Compute) -> usize {
         let bytes = activation_bytes(model, compute, self.activation_checkpointing);
-        self.micro_batch_tokens.unwrap_or_else(|| (self.activation_memory.saturating_mul(1 << 20) / bytes).max(1))
+        self.micro_batch_tokens
+            .unwrap_or_else(|| (self.activation_memory.saturating_mul(1 << 20) / bytes).max(1))
     }
 
     /// The learning rate of step `step` (from 0) of `total`.

@@ -152,9 +152,10 @@ impl Trainer {
         for trees in micro_batches(batch, pieces) {
             let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
             tokens += forest.len() as u64;
-            metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals })?);
+            metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals, batch })?);
         }
-        let collect = |pick: &dyn Fn(&Parameter) -> Tensor| self.parameters.iter().map(pick).collect::<Vec<_>>();
+        let collect =
+            |pick: &dyn Fn(&Parameter) -> Tensor| self.parameters.iter().map(pick).collect::<Vec<_>>();
         let gradients = collect(&|parameter| parameter.gradient.shallow_clone());
         let (grad_norm, scale) = norm_and_clip(&gradients, self.training.max_grad_norm);
         if !grad_norm.is_finite() {

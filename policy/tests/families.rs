@@ -51,13 +51,12 @@ fn logits(model: &Model, prompt: &[u32], branches: &[&[u32]], columns: &Tensor) 
         tokens: tokens.to_vec(),
         is_format: vec![false; tokens.len()],
         behaviour_logps: vec![0.0; tokens.len()],
-        reference_logps: Vec::new(),
-        reward: 0.0,
+        ..Branch::default()
     };
     let branches = branches.iter().map(branch).collect();
-    let tree = Tree { prompt_id: 0, prompt: prompt.to_vec(), branches };
+    let tree = Tree { prompt_id: 0, prompt: prompt.to_vec(), branches, ..Tree::default() };
     // A tree before it, so that this one does not begin at the first row.
-    let other = Tree { prompt_id: 1, prompt: vec![7; 9], branches: Vec::new() };
+    let other = Tree { prompt_id: 1, prompt: vec![7; 9], ..Tree::default() };
     let limit = model.config().max_positions;
     let forest = Forest::pack(&[&other, &tree], limit, tch::Device::Cpu).expect("it fits");
     let found = no_grad(|| {

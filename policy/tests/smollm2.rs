@@ -61,7 +61,7 @@ fn logits_and_greedy_text_equal_transformers() {
         }
         let tokens = ids(&prompt["tokens"]);
         assert_eq!(tokenizer.encode(rendered).expect("it encodes"), tokens, "{text}");
-        let tree = Tree { prompt_id: 0, prompt: tokens, branches: Vec::new() };
+        let tree = Tree { prompt_id: 0, prompt: tokens, ..Tree::default() };
         let forest = Forest::pack(&[&tree], config.max_positions, compute.device).expect("it fits");
         let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().tr()));
         let best: Vec<i64> = Vec::try_from(logits.argmax(1, false)).expect("ids");

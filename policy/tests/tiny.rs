@@ -48,7 +48,7 @@ fn logits_equal_transformers_whether_tied_or_not_sharded_or_not() {
     for name in ["tiny", "tiny-untied"] {
         let Checkpoint { config, weights, .. } = Checkpoint::open(&fixture(name)).expect("it loads");
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
-        let tree = Tree { prompt_id: 0, prompt: ids(&expected["tokens"]), branches: Vec::new() };
+        let tree = Tree { prompt_id: 0, prompt: ids(&expected["tokens"]), ..Tree::default() };
         let forest = Forest::pack(&[&tree], config.max_positions, tch::Device::Cpu).expect("it fits");
         let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().tr()));
         let found = logits.index_select(1, &Tensor::from_slice(&columns)).to_kind(Kind::Double);
@@ -72,14 +72,15 @@ fn pairs(expected: &Value) -> Vec<Tree> {
             is_format: tokens.iter().map(|token| format.contains(token)).collect(),
             behaviour_logps: vec![0.0; tokens.len()],
             reference_logps: reference.into_iter().map(|number| number as f32).collect(),
-            reward: 0.0,
             tokens,
+            ..Branch::default()
         }
     };
     let tree = |(id, pair): (usize, &Value)| Tree {
         prompt_id: id as u64,
         prompt: ids(&pair["prompt"]),
         branches: vec![branch(pair, "chosen", 0), branch(pair, "rejected", 1)],
+        ..Tree::default()
     };
     expected["pairs"].as_array().expect("pairs").iter().enumerate().map(tree).collect()
 }
@@ -134,12 +135,9 @@ fn losses_and_gradients_equal_pytorch_however_the_batch_is_cut() {
     let dpo =
         DpoConfig { preset: Some(arriero_policy::objective::dpo::DpoPreset::Llama3), ..DpoConfig::default() };
     let largest = pairs.iter().map(Tree::len).max().expect("pairs");
-    for (budget, checkpointing, plain_only) in [
-        (largest, false, false),
-        (100_000, false, false),
-        (100_000, false, true),
-        (largest, true, false),
-    ] {
+    for (budget, checkpointing, plain_only) in
+        [(largest, false, false), (100_000, false, false), (100_000, false, true), (largest, true, false)]
+    {
         kernels::plain_only(plain_only);
         for (name, algorithm, trees) in
             [("sft", Algorithm::Sft(SftConfig {}), &chosen), ("dpo", Algorithm::Dpo(dpo.clone()), &pairs)]

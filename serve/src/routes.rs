@@ -201,6 +201,7 @@ fn request(
         end_tokens: app.tokenizer.eos_ids().to_vec(),
         seed,
         prompt_id: index as u64,
+        greedy_last: false,
         report: true,
         alternatives: options.logprobs.unwrap_or(0),
     })

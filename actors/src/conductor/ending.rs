@@ -12,7 +12,6 @@ use crate::faults::Role;
 use crate::generator::GeneratorMessage;
 use crate::recorder::{Record, RecorderMessage};
 use crate::reference::ReferenceMessage;
-use crate::rejection_sampler::RejectionSamplerMessage;
 use crate::summary::Status;
 
 /// Times that an actor may be started again without getting anything done in between.
@@ -121,10 +120,6 @@ impl ConductorState {
             (Role::Generator, Phase::Sampling(sampling)) if !sampling.generated => {
                 sampling.metrics.generator_restarted();
                 self.crew.generator.cast(GeneratorMessage::Generate(sampling.job.clone()))?;
-            }
-            (Role::RejectionSampler, Phase::Sampling(sampling)) => {
-                let message = RejectionSamplerMessage::Use(sampling.selection.clone());
-                self.crew.rejection_sampler.cast(message)?;
             }
             (Role::Reference, Phase::Referencing { job, .. }) => {
                 self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;

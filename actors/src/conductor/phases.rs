@@ -15,7 +15,7 @@ use crate::generator::{GenerationJob, GeneratorMessage};
 use crate::learner::{CheckpointJob, LearnerMessage, TrainingJob};
 use crate::recorder::Record;
 use crate::reference::{ReferenceJob, ReferenceMessage};
-use crate::rejection_sampler::{RejectionSamplerMessage, SelectionJob};
+use crate::rejection_sampler::SelectionJob;
 use crate::sampling_metrics::SamplingMetrics;
 use crate::summary::{ArmSummary, Status, change, held_out};
 
@@ -58,7 +58,7 @@ impl ConductorState {
         let needs = self.current_stage().algorithm.objective().needs();
         let prompts = self.context.round_prompts(self.round);
         self.enter(PhaseKind::Sampling, prompts.len() as u64);
-        let job = GenerationJob::new(self.progress.version, prompts);
+        let job = GenerationJob::new(self.progress.version, prompts, needs.selection.wants_greedy());
         let selection = SelectionJob {
             version: self.progress.version,
             rule: needs.selection,
@@ -66,7 +66,7 @@ impl ConductorState {
             stage: self.current_stage().name.clone(),
             round: self.round as u64,
         };
-        self.crew.rejection_sampler.cast(RejectionSamplerMessage::Use(selection.clone()))?;
+        self.wiring.selection.set(selection.clone());
         self.crew.generator.cast(GeneratorMessage::Generate(job.clone()))?;
         self.phase = Phase::Sampling(Box::new(SamplingPhase {
             job,

@@ -10,11 +10,78 @@ fn set(assignments: &[&str]) -> Vec<String> {
     assignments.iter().map(|text| (*text).to_string()).collect()
 }
 
+/// Every experiment file of the repository.
+fn shipped_files() -> Vec<String> {
+    let files = std::fs::read_dir(shipped("")).expect("the folder");
+    files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn every_algorithm_has_an_experiment_file_of_its_name() {
+    let files = shipped_files();
+    for kind in Algorithm::KINDS {
+        assert!(files.contains(&format!("{kind}.toml")), "experiments/{kind}.toml is missing");
+    }
+}
+
+#[test]
+fn a_group_of_one_is_refused_where_samples_are_compared() {
+    for kind in ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] {
+        let set = set(&[&format!("algorithm.kind={kind}"), "generator.samples=1"]);
+        let error = load(&shipped("sft.toml"), &set).expect_err("a group of one").to_string();
+        let expected = format!(
+            "\"{kind}\" compares the samples of a group, but generator.samples is 1; set it to 2 or more"
+        );
+        assert!(error.ends_with(&expected), "{error}");
+    }
+    for (kind, option) in [("reinforce_pp", "baseline=false"), ("remax", "beta=0.0")] {
+        let option = format!("algorithm.{option}");
+        let set = set(&[&format!("algorithm.kind={kind}"), &option, "generator.samples=1"]);
+        load(&shipped("sft.toml"), &set).expect("one sample is enough");
+    }
+    let set = set(&["algorithm.kind=reinforce_pp", "algorithm.baseline=true", "generator.samples=1"]);
+    load(&shipped("sft.toml"), &set).expect_err("the baseline is the group's");
+}
+
+#[test]
+fn the_token_limit_of_the_generator_is_the_constant_length() {
+    for kind in ["grpo", "dr_grpo", "dapo", "remax"] {
+        let set = set(&[&format!("algorithm.kind={kind}"), "generator.max_new_tokens=33"]);
+        let plan = load(&shipped("sft.toml"), &set).expect("valid");
+        assert!(plan.resolved.contains("max_completion_length = 33"), "{}", plan.resolved);
+    }
+    let set = set(&["algorithm.kind=dapo", "algorithm.epsilon=0.1"]);
+    let resolved = load(&shipped("sft.toml"), &set).expect("valid").resolved;
+    for line in ["epsilon = 0.1", "epsilon_high = 0.28", "drop_equal_rewards = true"] {
+        assert!(resolved.contains(line), "{line} is not in {resolved}");
+    }
+}
+
+#[test]
+fn options_of_online_algorithms_out_of_range_are_refused() {
+    for (kind, option, expected) in [
+        ("grpo", "epsilon=1.5", "algorithm.epsilon is 1.5; it must be at least 0 and at most 1"),
+        ("grpo", "delta=0.5", "algorithm.delta is 0.5; it must be at least 1"),
+        ("grpo", "beta=-1", "algorithm.beta is -1; it must be at least 0"),
+        ("dr_grpo", "max_completion_length=0", "algorithm.max_completion_length is 0; it must be at least 1"),
+        ("grpo", "loss_type=ppo", "algorithm.loss_type is wrong: unknown variant `ppo`"),
+        (
+            "rloo",
+            "reward_clip_range=[1, 0]",
+            "algorithm.reward_clip_range is [1, 0]; the first must be at most the second",
+        ),
+    ] {
+        let set = set(&[&format!("algorithm.kind={kind}"), &format!("algorithm.{option}")]);
+        let error = load(&shipped("sft.toml"), &set).expect_err("out of range").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
 #[test]
 fn resolved_experiments_read_back_as_the_same_plan() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for name in ["quickstart.toml", "sft.toml", "dpo.toml"] {
-        let plan = load(&shipped(name), &[]).unwrap_or_else(|error| panic!("{error}"));
+    for name in shipped_files() {
+        let plan = load(&shipped(&name), &[]).unwrap_or_else(|error| panic!("{error}"));
         let resolved = folder.path().join("resolved.toml");
         std::fs::write(&resolved, &plan.resolved).expect("written");
         assert_eq!(load(&resolved, &[]).unwrap_or_else(|error| panic!("{error}")), plan);

@@ -68,14 +68,14 @@ pub fn tree(tokenizer: &Tokenizer, id: usize, prompt: &[Message], answers: &[&[M
             sample: sample as u32,
             is_format: tokens.iter().map(|&token| tokenizer.is_special(token)).collect(),
             behaviour_logps: vec![0.0; tokens.len()],
-            reference_logps: Vec::new(),
-            reward: 0.0,
             tokens,
+            ..Branch::default()
         })
     };
     Ok(Tree {
         prompt_id: id as u64,
         prompt: tokenizer.prompt_tokens(prompt)?,
         branches: answers.iter().enumerate().map(branch).collect::<Result<_>>()?,
+        ..Tree::default()
     })
 }

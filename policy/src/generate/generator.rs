@@ -32,14 +32,23 @@ pub struct Generator {
     config: GenerationConfig,
     /// By the request's number, which grows with each submission.
     prompts: HashMap<u64, Arc<Prompt>>,
+    greedy_last: bool,
 }
 
 impl Generator {
     /// A generator of weights `version`.
     pub fn new(model: Model, version: u32, tokenizer: Tokenizer, config: GenerationConfig) -> Self {
-        let batch = config.batch.max(config.samples);
+        // A greedy sample more has its place.
+        let batch = config.batch.max(config.samples.saturating_add(1));
         let engine = Engine::new(model, version, tokenizer.clone(), batch);
-        Generator { engine, tokenizer, config, prompts: HashMap::new() }
+        Generator { engine, tokenizer, config, prompts: HashMap::new(), greedy_last: false }
+    }
+
+    /// Decodes one completion more of each prompt, the last one, greedily: ReMax's baseline.
+    pub fn with_greedy_baseline(mut self) -> Self {
+        self.config.samples += 1;
+        self.greedy_last = true;
+        self
     }
 
     /// Accepts a prompt.
@@ -63,6 +72,7 @@ impl Generator {
             end_tokens: self.tokenizer.eos_ids().to_vec(),
             seed: self.config.seed,
             prompt_id: prompt.id,
+            greedy_last: self.greedy_last,
             report: false,
             alternatives: 0,
         })?;

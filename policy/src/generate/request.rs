@@ -21,6 +21,8 @@ pub struct Request {
     pub seed: u64,
     /// See `seed`; names the prompt in errors, too.
     pub prompt_id: u64,
+    /// Take the most probable tokens for the last sample, whatever `sampling` says.
+    pub greedy_last: bool,
     /// Report each token as it is drawn, through [`super::Engine::take_drawn`].
     pub report: bool,
     /// The most probable tokens to report with each; for requests that report.

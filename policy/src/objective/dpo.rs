@@ -176,6 +176,7 @@ impl Objective for Dpo {
         Needs {
             selection: SelectionRule::BestAgainstWorst,
             reference: true,
+            old: false,
             whole_batch: self.options.losses.0.keys().any(|loss| loss.couples_pairs()),
         }
     }
