@@ -190,7 +190,7 @@ impl KvCache {
             };
             // Zeros: a page's unused places are multiplied by weights of 0.
             let larger = Tensor::f_zeros(shape, (self.compute.kind, self.compute.device))
-                .map_err(|_| PolicyError::CacheTooLarge { mebibytes: pages * self.page_bytes() >> 20 })?;
+                .map_err(|_| PolicyError::CacheTooLarge { mebibytes: (pages * self.page_bytes()) >> 20 })?;
             match self.layers.get_mut(index) {
                 Some(old) => {
                     larger.narrow(0, 0, held as i64).copy_(old);

@@ -221,12 +221,12 @@ pub fn rms_norm(x: &Tensor, delta: Option<&Tensor>, weight: &Weight, eps: f64) -
 
 /// x Wᵀ + b for several (W, b) side by side: `[tokens, inputs]` to `[tokens, outputs of all]`.
 pub fn linear(x: &Tensor, parts: &[(&Weight, Option<&Weight>)]) -> Tensor {
-    let collect =
-        |pick: &dyn Fn(&(&Weight, Option<&Weight>)) -> Raw| parts.iter().map(pick).collect::<Vec<_>>();
-    let weights = collect(&|(weight, _)| raw(&weight.value));
-    let biases = collect(&|(_, bias)| raw_or_null(bias.map(|bias| &bias.value)));
-    let weight_gradients = collect(&|(weight, _)| raw_or_null(weight.gradient.as_ref()));
-    let bias_gradients = collect(&|(_, bias)| raw_or_null(bias.and_then(|bias| bias.gradient.as_ref())));
+    let weights: Vec<Raw> = parts.iter().map(|(weight, _)| raw(&weight.value)).collect();
+    let biases: Vec<Raw> = parts.iter().map(|(_, bias)| raw_or_null(bias.map(|bias| &bias.value))).collect();
+    let weight_gradients: Vec<Raw> =
+        parts.iter().map(|(weight, _)| raw_or_null(weight.gradient.as_ref())).collect();
+    let bias_gradient = |bias: &Option<&Weight>| raw_or_null(bias.and_then(|bias| bias.gradient.as_ref()));
+    let bias_gradients: Vec<Raw> = parts.iter().map(|(_, bias)| bias_gradient(bias)).collect();
     one(|result| unsafe {
         arriero_linear(
             raw(x),

@@ -62,7 +62,7 @@ impl<'a> Pass<'a> {
             let again = self.model.layer(number, &before, &self.forest.positions, &mut attend);
             let mut sum = share(&again.hidden, &after.hidden.grad());
             if let (Some(delta), Some(after)) = (&again.delta, &after.delta) {
-                sum = sum + share(delta, &after.grad());
+                sum += share(delta, &after.grad());
             }
             sum.backward();
             after = before;
