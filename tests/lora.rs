@@ -48,7 +48,8 @@ fn the_adapter_that_is_written_leads_from_the_model_to_the_checkpoint() {
 #[test]
 fn an_adapter_on_other_weights_than_the_models_is_not_written_and_that_is_said() {
     let workplace = Workplace::new();
-    let stages = "arm=[{stage=[{kind=\"sft\", learning_rate=1e-3}, {kind=\"sft\", learning_rate=1e-3, lora={}}]}]";
+    let stages =
+        "arm=[{stage=[{kind=\"sft\", learning_rate=1e-3}, {kind=\"sft\", learning_rate=1e-3, lora={}}]}]";
     let file = workplace.path().join("two-stages.toml");
     let tiny = fs::read_to_string(fixture("experiments/tiny.toml")).expect("the experiment");
     fs::write(&file, tiny.split("[algorithm]").next().expect("what stands before it")).expect("written");
@@ -66,6 +67,7 @@ fn a_target_that_the_model_lacks_is_wrong_input() {
     let plan = workplace.plan(&set(&["algorithm.lora.target_modules=[\"query\"]"]));
     let error = workplace.run(plan, Vec::new()).expect_err("no such layer");
     assert!(error.is_input() && !workplace.runs().exists());
-    let expected = "lora.target_modules names \"query\", which is no linear layer of this model; known: q_proj";
+    let expected =
+        "lora.target_modules names \"query\", which is no linear layer of this model; known: q_proj";
     assert!(error.to_string().starts_with(expected), "{error}");
 }

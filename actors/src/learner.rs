@@ -121,7 +121,16 @@ impl ThreadLocalActor for Learner {
     ) -> Result<Self::State, ActorProcessingErr> {
         let LearnerArguments { wiring, compute, masters } = arguments;
         let weights = masters.weights();
-        Ok(LearnerState { wiring, compute, masters, weights, trainer: None, adapting: None, work: None, version: 0 })
+        Ok(LearnerState {
+            wiring,
+            compute,
+            masters,
+            weights,
+            trainer: None,
+            adapting: None,
+            work: None,
+            version: 0,
+        })
     }
 
     async fn handle(
@@ -264,7 +273,9 @@ impl LearnerState {
         if adapter.is_some() {
             state["adapter"] = match fits_initial {
                 true => "adapter".into(),
-                false => "not written: it fits the weights that the stages before it left, not the model".into(),
+                false => {
+                    "not written: it fits the weights that the stages before it left, not the model".into()
+                }
             };
         }
         let base = self.wiring.plan.model.path.display().to_string();
