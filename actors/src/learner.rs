@@ -7,6 +7,7 @@ use std::time::Instant;
 use arriero_buffers::{ExperienceBuffer, Tree};
 use arriero_policy::checkpoint::{self, Weights};
 use arriero_policy::device::Compute;
+use arriero_policy::lora::{Adapter, LoraConfig};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::score_old;
 use arriero_policy::snapshot::{Snapshot, WeightSource};
@@ -70,9 +71,19 @@ pub(crate) struct LearnerState {
     /// Handles of the f32 weights as they are now.
     weights: Weights,
     trainer: Option<Trainer>,
+    adapting: Option<Adapting>,
     work: Option<Work>,
     /// Optimiser steps since the arm began: the version of the weights.
     version: u32,
+}
+
+/// Adapters in training: as long as stages have the same options, they go on with the same ones.
+struct Adapting {
+    /// What the adapters are trained on.
+    base: Weights,
+    /// Whether these are the run's initial weights, so that the adapter fits the model it began with.
+    is_initial: bool,
+    adapter: Adapter,
 }
 
 struct Work {
@@ -128,7 +139,16 @@ impl ThreadLocalActor for Learner {
     ) -> Result<Self::State, ActorProcessingErr> {
         let LearnerArguments { wiring, compute, masters } = arguments;
         let weights = masters.weights();
-        Ok(LearnerState { wiring, compute, masters, weights, trainer: None, work: None, version: 0 })
+        Ok(LearnerState {
+            wiring,
+            compute,
+            masters,
+            weights,
+            trainer: None,
+            adapting: None,
+            work: None,
+            version: 0,
+        })
     }
 
     async fn handle(
@@ -164,6 +184,7 @@ impl ThreadLocalActor for Learner {
 impl LearnerState {
     fn begin(&mut self) {
         self.trainer = None;
+        self.adapting = None;
         self.work = None;
         self.version = 0;
         self.weights = self.masters.weights();
@@ -186,23 +207,37 @@ impl LearnerState {
             return Ok(());
         }
         let steps = training.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
-        let objective = job.stage.algorithm.objective();
         let old = match objective.needs().old {
             true => Some(self.wiring.weights.pull(self.version)?.model()?),
             false => None,
         };
         // The old optimiser goes before the new one comes: both at once would set the peak memory.
         self.trainer = None;
-        self.trainer = Some(Trainer::new(
-            &self.wiring.model,
-            &self.weights,
-            self.compute,
-            objective,
-            training.clone(),
-            steps,
-        )?);
+        self.adapting = match &training.lora {
+            Some(lora) => Some(self.adapting(lora)?),
+            None => None,
+        };
+        let model = &self.wiring.model;
+        self.trainer = Some(match &self.adapting {
+            Some(Adapting { base, adapter, .. }) => {
+                Trainer::adapting(model, base, adapter, self.compute, objective, training.clone(), steps)?
+            }
+            None => Trainer::new(model, &self.weights, self.compute, objective, training.clone(), steps)?,
+        });
         self.work = Some(Work { job, experience, old, epoch: 0, batches: VecDeque::new() });
         Ok(())
+    }
+
+    /// The adapter of the stage before under the same options, or a fresh one on the weights as they are.
+    fn adapting(&mut self, lora: &LoraConfig) -> Result<Adapting, ActorProcessingErr> {
+        if let Some(adapting) = self.adapting.take().filter(|before| before.adapter.config == *lora) {
+            return Ok(adapting);
+        }
+        Ok(Adapting {
+            base: handles(&self.weights),
+            is_initial: self.version == 0,
+            adapter: Adapter::new(lora, &self.wiring.model, self.wiring.plan.seed)?,
+        })
     }
 
     /// One optimiser step; false when there is no more to do.
@@ -238,6 +273,9 @@ impl LearnerState {
             return Ok(true);
         }
         self.weights = trainer.weights();
+        if let (Some(adapting), Some(adapter)) = (&mut self.adapting, trainer.adapter()) {
+            adapting.adapter = adapter;
+        }
         self.wiring.weights.publish(trainer.snapshot(self.version));
         self.wiring.tell(ConductorMessage::Trained { version: self.version });
         self.work = None;
@@ -252,23 +290,37 @@ impl LearnerState {
         state["steps_of_stage"] = self.trainer.as_ref().map_or(0, Trainer::steps).into();
         let weights = match &self.trainer {
             Some(trainer) => trainer.weights(),
-            None => {
-                self.weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-            }
+            None => handles(&self.weights),
         };
         let optimizer = match (&self.trainer, job.optimizer) {
             (Some(trainer), true) => Some(trainer.optimizer_state()),
             _ => None,
         };
+        let adapter = self.trainer.as_ref().and_then(Trainer::adapter);
+        let fits_initial = self.adapting.as_ref().is_some_and(|adapting| adapting.is_initial);
+        if adapter.is_some() {
+            state["adapter"] = match fits_initial {
+                true => "adapter".into(),
+                false => {
+                    "not written: it fits the weights that the stages before it left, not the model".into()
+                }
+            };
+        }
+        let base = self.wiring.plan.model.path.display().to_string();
         checkpoint::write_training(
             &directory,
             &self.wiring.model,
             &self.wiring.tokenizer,
             &weights,
             optimizer.as_ref(),
+            adapter.as_ref().filter(|_| fits_initial).map(|adapter| (adapter, base.as_str())),
             &state,
         )
         .map_err(|error| error.to_string())?;
         Ok(ConductorMessage::Checkpointed { directory, version: self.version, state })
     }
+}
+
+fn handles(weights: &Weights) -> Weights {
+    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }

@@ -201,6 +201,8 @@ pub fn run(
 ) -> Result<RunSummary, RunError> {
     let began = Instant::now();
     let (model, tokenizer) = Checkpoint::inspect(&plan.model.path)?;
+    let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
+    stages.filter_map(|stage| stage.training.lora.as_ref()).try_for_each(|lora| lora.check(&model))?;
     let compute = Compute::resolve(plan.model.device, plan.model.dtype)?;
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
     let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;

@@ -17,6 +17,8 @@ pub enum Purpose {
     Shuffle = 2,
     /// Making prompts.
     Prompts = 3,
+    /// Where adapters begin.
+    Adapter = 4,
 }
 
 /// A stream of numbers that can be read at any position.

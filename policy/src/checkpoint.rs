@@ -2,11 +2,13 @@
 //!
 //! - `hf`: `config.json`, one or several safetensors files, `tokenizer.json`, chat template;
 //! - `gguf`: all of it in one file, quantised or not;
-//! - `write`: a directory that transformers, vLLM and llama.cpp's converter read.
+//! - `write`: a directory that transformers, vLLM and llama.cpp's converter read;
+//! - `adapter`: LoRA adapters in PEFT's layout, read and written.
 //!
 //! Reading goes in two steps: everything that can be wrong is found from the headers, then weights are
 //! read.
 
+mod adapter;
 mod gguf;
 mod hf;
 mod write;
@@ -20,6 +22,7 @@ use crate::config::ModelConfig;
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
+pub use adapter::{read_adapter, write_adapter};
 pub use write::{write_hf, write_training};
 
 /// Tensors by their Hugging Face names.

@@ -144,6 +144,22 @@ pub enum PolicyError {
         /// What was found.
         found: Vec<i64>,
     },
+    /// A target of adapters that the model lacks.
+    #[error("lora.target_modules names \"{asked}\", which is no linear layer of this model; known: {known}")]
+    UnknownModule {
+        /// What was asked for.
+        asked: String,
+        /// What could be asked for.
+        known: String,
+    },
+    /// An adapter of another base model.
+    #[error("{place} does not fit this model: {cause}; use it with the base model that it was trained on")]
+    WrongAdapter {
+        /// Which adapter.
+        place: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
     /// Weights of another version than the one asked for.
     #[error("weights of version {asked} were asked for, but version {held} is held")]
     WrongVersion {

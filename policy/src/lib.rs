@@ -11,6 +11,7 @@
 //! - [`forest`]: prompts with their responses packed on one flat token axis;
 //! - [`head`]: token statistics and their gradient, chunk by chunk, without the batch's logits;
 //! - [`objective`]: algorithms as pure functions of token statistics, one file each;
+//! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
 //! - [`trainer`]: one training step through all of these;
 //! - [`scoring`]: what a frozen model says of given responses;
@@ -31,6 +32,7 @@ pub mod forest;
 pub mod generate;
 pub mod head;
 pub mod kernels;
+pub mod lora;
 pub mod model;
 pub mod objective;
 pub mod optim;

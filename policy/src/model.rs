@@ -18,6 +18,7 @@ use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::kernels::{self, AttentionShape, Packed, Weight};
+use crate::lora::{Adapter, Module, add_product};
 
 /// Attention of one layer: from its number and the rotated queries, keys and values side by side
 /// `[tokens, (heads + 2 kv_heads) head_dim]` to `[tokens, heads head_dim]`.
@@ -26,10 +27,34 @@ pub type Attend<'a> = dyn FnMut(usize, &Tensor) -> Tensor + 'a;
 /// Shown each layer's number and what [`Attend`] is given.
 pub type Keep<'a> = dyn FnMut(usize, &Tensor) + 'a;
 
+/// scale (x Aᵀ) Bᵀ, which an adapter adds to a product.
+#[derive(Debug)]
+struct LowRank {
+    /// `[r, inputs]`.
+    a: Weight,
+    /// `[outputs, r]`.
+    b: Weight,
+    scale: f64,
+}
+
+impl LowRank {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        kernels::linear(&kernels::linear(x, &[(&self.a, None)]), &[(&self.b, None)]) * self.scale
+    }
+}
+
+/// One matrix.
+#[derive(Debug)]
+struct Part {
+    weight: Weight,
+    bias: Option<Weight>,
+    adapter: Option<LowRank>,
+}
+
 /// Matrices that read the same input, side by side in their output.
 #[derive(Debug)]
 struct Projection {
-    parts: Vec<(Weight, Option<Weight>)>,
+    parts: Vec<Part>,
     /// All of them with their biases, packed for decoding.
     packed: Option<(Packed, Option<Tensor>)>,
 }
@@ -40,16 +65,31 @@ impl Projection {
         if let Some((packed, bias)) = &self.packed {
             return packed.linear(x, bias.as_ref(), false);
         }
-        let parts: Vec<_> = self.parts.iter().map(|(weight, bias)| (weight, bias.as_ref())).collect();
-        kernels::linear(x, &parts)
+        let parts: Vec<_> = self.parts.iter().map(|part| (&part.weight, part.bias.as_ref())).collect();
+        let plain = kernels::linear(x, &parts);
+        if self.parts.iter().all(|part| part.adapter.is_none()) {
+            return plain;
+        }
+        let widths: Vec<i64> = self.parts.iter().map(|part| part.weight.value.size()[0]).collect();
+        let plain = plain.split_with_sizes(&widths, 1);
+        let add = |(part, plain): (&Part, Tensor)| match &part.adapter {
+            Some(adapter) => plain + adapter.forward(x),
+            None => plain,
+        };
+        Tensor::cat(&self.parts.iter().zip(plain).map(add).collect::<Vec<_>>(), 1)
     }
 
     fn pack(&mut self) {
-        let join = |tensors: Vec<&Tensor>| Tensor::cat(&tensors, 0);
-        let matrix = join(self.parts.iter().map(|(weight, _)| &weight.value).collect());
+        let merged = |part: &Part| match &part.adapter {
+            Some(LowRank { a, b, scale }) => {
+                add_product(&part.weight.value, &a.value, &b.value, *scale).to_kind(part.weight.value.kind())
+            }
+            None => part.weight.value.shallow_clone(),
+        };
+        let matrix = Tensor::cat(&self.parts.iter().map(merged).collect::<Vec<_>>(), 0);
         let biases: Vec<&Tensor> =
-            self.parts.iter().filter_map(|(_, bias)| bias.as_ref().map(|bias| &bias.value)).collect();
-        self.packed = Some((Packed::new(&matrix), (!biases.is_empty()).then(|| join(biases))));
+            self.parts.iter().filter_map(|part| part.bias.as_ref().map(|bias| &bias.value)).collect();
+        self.packed = Some((Packed::new(&matrix), (!biases.is_empty()).then(|| Tensor::cat(&biases, 0))));
     }
 }
 
@@ -111,6 +151,32 @@ impl Model {
         gradients: &Weights,
         compute: Compute,
     ) -> Result<Self> {
+        Model::build(config, weights, None, gradients, compute)
+    }
+
+    /// A frozen model over `weights` with an adapter, whose tensors' gradients backward adds to those in
+    /// `gradients` (f32, by the adapter's names).
+    ///
+    /// # Errors
+    /// As [`Model::new`], or if the adapter is another model's.
+    pub fn adapted(
+        config: &ModelConfig,
+        weights: &Weights,
+        adapter: &Adapter,
+        gradients: &Weights,
+        compute: Compute,
+    ) -> Result<Self> {
+        adapter.check(config)?;
+        Model::build(config, weights, Some(adapter), gradients, compute)
+    }
+
+    fn build(
+        config: &ModelConfig,
+        weights: &Weights,
+        adapter: Option<&Adapter>,
+        gradients: &Weights,
+        compute: Compute,
+    ) -> Result<Self> {
         for (name, shape) in config.tensor_shapes() {
             let tensor =
                 weights.get(&name).ok_or_else(|| PolicyError::MissingTensor { name: name.clone() })?;
@@ -118,9 +184,15 @@ impl Model {
                 return Err(PolicyError::WrongShape { name, expected: shape, found: tensor.size() });
             }
         }
-        let weight = |name: &str| Weight {
-            value: weights[name].to_device(compute.device).to_kind(compute.kind).contiguous(),
+        let place = |name: &str, tensor: &Tensor| Weight {
+            value: tensor.to_device(compute.device).to_kind(compute.kind).contiguous(),
             gradient: gradients.get(name).map(Tensor::shallow_clone),
+        };
+        let weight = |name: &str| place(name, &weights[name]);
+        let low_rank = |module: &str| {
+            let (a, b) = Module::tensors_of(module);
+            let matrix = |name: &str| adapter?.tensors.get(name).map(|tensor| place(name, tensor));
+            Some(LowRank { a: matrix(&a)?, b: matrix(&b)?, scale: adapter?.config.scale() })
         };
         let layer = |number: usize| {
             let norm = |name: &str| weight(&format!("model.layers.{number}.{name}.weight"));
@@ -128,8 +200,9 @@ impl Model {
                 parts: names
                     .iter()
                     .map(|name| {
-                        let bias = bias.then(|| weight(&format!("model.layers.{number}.{name}.bias")));
-                        (norm(name), bias)
+                        let module = format!("model.layers.{number}.{name}");
+                        let bias = bias.then(|| weight(&format!("{module}.bias")));
+                        Part { weight: norm(name), bias, adapter: low_rank(&module) }
                     })
                     .collect(),
                 packed: None,

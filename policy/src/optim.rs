@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::config::ModelConfig;
 use crate::device::Compute;
 use crate::kernels::{self, AdamWStep};
+use crate::lora::LoraConfig;
 
 /// Options of training that every algorithm shares.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct TrainingConfig {
     pub betas: (f64, f64),
     /// AdamW's ε. Default 1e-8.
     pub eps: f64,
+    /// Train adapters, and leave the weights as they are. Default: train all weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
 }
 
 impl Default for TrainingConfig {
@@ -56,6 +60,7 @@ impl Default for TrainingConfig {
             weight_decay: 0.0,
             betas: (0.9, 0.999),
             eps: 1e-8,
+            lora: None,
         }
     }
 }
@@ -103,7 +108,7 @@ impl TrainingConfig {
                 return Err(format!("{name} is {value}; it must be {range}"));
             }
         }
-        Ok(())
+        self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)
     }
 
     /// Tokens that go through a model at once: `micro_batch_tokens`, or what `activation_memory` holds.

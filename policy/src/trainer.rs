@@ -12,6 +12,7 @@ use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::{Forest, micro_batches};
 use crate::head::{self, StatisticGradients};
+use crate::lora::{Adapter, LoraConfig};
 use crate::model::Model;
 use crate::objective::{Metrics, MicroBatch, Objective, TokenStatistics, Totals};
 use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
@@ -43,6 +44,16 @@ impl Parameter {
     }
 }
 
+/// Weights that adapters are trained on; nobody writes to them.
+#[derive(Debug)]
+struct Base {
+    lora: LoraConfig,
+    /// f32, shared with whoever gave them.
+    masters: Weights,
+    /// What the model computes with, in the compute precision; shared with the masters in f32.
+    leaves: Weights,
+}
+
 /// What a step did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
@@ -56,7 +67,10 @@ pub struct StepReport {
 pub struct Trainer {
     config: ModelConfig,
     compute: Compute,
+    /// What is trained: all weights, or the tensors of an adapter.
     parameters: Vec<Parameter>,
+    /// What an adapter is trained on.
+    base: Option<Base>,
     model: Model,
     optimizer: AdamW,
     objective: Box<dyn Objective>,
@@ -90,12 +104,22 @@ fn behaviour_difference(metrics: &mut Metrics, logps: &Tensor, batch: &MicroBatc
     }
 }
 
+/// Copies of these tensors, to be trained.
+fn parameters(tensors: &Weights, compute: Compute) -> Vec<Parameter> {
+    tensors.iter().map(|(name, tensor)| Parameter::new(name, tensor, compute)).collect()
+}
+
+fn by_name(parameters: &[Parameter], pick: impl Fn(&Parameter) -> Tensor) -> Weights {
+    parameters.iter().map(|parameter| (parameter.name.clone(), pick(parameter))).collect()
+}
+
 impl Trainer {
     /// A trainer that starts from a copy of `weights` and will take `total_steps` steps (which shape
-    /// the learning rate's schedule).
+    /// the learning rate's schedule). With `training.lora` it trains a fresh adapter, drawn under seed 0;
+    /// see [`Trainer::adapting`].
     ///
     /// # Errors
-    /// If the weights do not fit the configuration.
+    /// If the weights, or the targets of adapters, do not fit the configuration.
     pub fn new(
         config: &ModelConfig,
         weights: &Weights,
@@ -104,28 +128,69 @@ impl Trainer {
         training: TrainingConfig,
         total_steps: usize,
     ) -> Result<Self> {
-        let parameters: Vec<Parameter> =
-            weights.iter().map(|(name, weight)| Parameter::new(name, weight, compute)).collect();
-        let collect = |pick: &dyn Fn(&Parameter) -> Tensor| -> Weights {
-            parameters.iter().map(|parameter| (parameter.name.clone(), pick(parameter))).collect()
-        };
-        let leaves = collect(&|parameter| parameter.leaf.shallow_clone());
-        let gradients = collect(&|parameter| parameter.gradient.shallow_clone());
+        if let Some(lora) = &training.lora {
+            let adapter = Adapter::new(lora, config, 0)?;
+            return Trainer::adapting(config, weights, &adapter, compute, objective, training, total_steps);
+        }
+        let parameters = parameters(weights, compute);
+        let leaves = by_name(&parameters, |parameter| parameter.leaf.shallow_clone());
+        let gradients = by_name(&parameters, |parameter| parameter.gradient.shallow_clone());
         let model = Model::trainable(config, &leaves, &gradients, compute)?;
+        Ok(Trainer::assemble(model, parameters, None, objective, training, total_steps))
+    }
+
+    /// A trainer of adapters that starts from a copy of `adapter`. The weights stay as they are: it shares
+    /// them, and keeps neither gradients nor moments of them.
+    ///
+    /// # Errors
+    /// If the weights or the adapter do not fit the configuration.
+    pub fn adapting(
+        config: &ModelConfig,
+        weights: &Weights,
+        adapter: &Adapter,
+        compute: Compute,
+        objective: Box<dyn Objective>,
+        training: TrainingConfig,
+        total_steps: usize,
+    ) -> Result<Self> {
+        let lora = adapter.config.clone();
+        let parameters = parameters(&adapter.tensors, compute);
+        let leaves = by_name(&parameters, |parameter| parameter.leaf.shallow_clone());
+        let gradients = by_name(&parameters, |parameter| parameter.gradient.shallow_clone());
+        let map = |place: &dyn Fn(&Tensor) -> Tensor| -> Weights {
+            weights.iter().map(|(name, tensor)| (name.clone(), place(tensor))).collect()
+        };
+        let masters = map(&|tensor| tensor.to_device(compute.device).to_kind(Kind::Float));
+        let frozen = map(&|tensor| tensor.to_device(compute.device).to_kind(compute.kind));
+        let leaves = Adapter { config: lora.clone(), tensors: leaves };
+        let model = Model::adapted(config, &frozen, &leaves, &gradients, compute)?;
+        let base = Base { lora, masters, leaves: frozen };
+        Ok(Trainer::assemble(model, parameters, Some(base), objective, training, total_steps))
+    }
+
+    fn assemble(
+        model: Model,
+        parameters: Vec<Parameter>,
+        base: Option<Base>,
+        objective: Box<dyn Objective>,
+        training: TrainingConfig,
+        total_steps: usize,
+    ) -> Self {
         let masters: Vec<Tensor> =
             parameters.iter().map(|parameter| parameter.master.shallow_clone()).collect();
-        Ok(Trainer {
-            config: config.clone(),
-            compute,
+        Trainer {
+            config: model.config().clone(),
+            compute: model.compute(),
             model,
             optimizer: AdamW::new(&masters),
             parameters,
+            base,
             objective,
             training,
             total_steps,
             step: 0,
             gradient_scale: 1.0,
-        })
+        }
     }
 
     /// One optimiser step on `batch`.
@@ -214,15 +279,23 @@ impl Trainer {
 
     /// The gradient of the last step, after clipping, by name: copies.
     pub fn gradients(&self) -> Weights {
-        let copy =
-            |parameter: &Parameter| (parameter.name.clone(), &parameter.gradient * self.gradient_scale);
-        self.parameters.iter().map(copy).collect()
+        by_name(&self.parameters, |parameter| &parameter.gradient * self.gradient_scale)
     }
 
-    /// Handles of the f32 master weights: they change with the next step.
+    /// The f32 weights: handles of the master weights, which change with the next step; with adapters, the
+    /// weights that these were merged into.
     pub fn weights(&self) -> Weights {
-        let handle = |parameter: &Parameter| (parameter.name.clone(), parameter.master.shallow_clone());
-        self.parameters.iter().map(handle).collect()
+        match self.base.as_ref().zip(self.adapter()) {
+            Some((base, adapter)) => adapter.merged_into(&base.masters, &base.masters),
+            None => by_name(&self.parameters, |parameter| parameter.master.shallow_clone()),
+        }
+    }
+
+    /// The adapter that is trained: handles, which change with the next step.
+    pub fn adapter(&self) -> Option<Adapter> {
+        let base = self.base.as_ref()?;
+        let tensors = by_name(&self.parameters, |parameter| parameter.master.shallow_clone());
+        Some(Adapter { config: base.lora.clone(), tensors })
     }
 
     /// The optimiser's moments, as `NAME.exp_avg` and `NAME.exp_avg_sq` (PyTorch's names).
@@ -245,8 +318,10 @@ impl Trainer {
 
     /// An immutable copy of the weights in the compute precision.
     pub fn snapshot(&self, version: u32) -> Arc<Snapshot> {
-        let copy = |parameter: &Parameter| (parameter.name.clone(), parameter.leaf.detach().copy());
-        let weights = self.parameters.iter().map(copy).collect();
+        let weights = match self.base.as_ref().zip(self.adapter()) {
+            Some((base, adapter)) => adapter.merged_into(&base.masters, &base.leaves),
+            None => by_name(&self.parameters, |parameter| parameter.leaf.detach().copy()),
+        };
         Snapshot::new(version, self.config.clone(), self.compute, weights)
     }
 }

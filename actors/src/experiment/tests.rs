@@ -138,3 +138,23 @@ fn two_arms_of_one_name_are_refused() {
         "--set arm.1.name=rs-sft: arm.1.name \"rs-sft\" is the name of two arms; choose another"
     );
 }
+
+#[test]
+fn options_of_adapters_are_read_written_out_and_checked() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let plan = load(&shipped("dpo.toml"), &set(&["algorithm.lora.r=5"])).expect("valid");
+    let lora = plan.arms[0].stages[0].training.lora.clone().expect("adapters");
+    assert_eq!((lora.r, lora.alpha, lora.target_modules.len()), (5, 8.0, 2));
+    let resolved = folder.path().join("resolved.toml");
+    std::fs::write(&resolved, &plan.resolved).expect("written");
+    assert_eq!(load(&resolved, &[]).unwrap_or_else(|error| panic!("{error}")), plan);
+    assert_eq!(load(&shipped("dpo.toml"), &[]).expect("valid").arms[0].stages[0].training.lora, None);
+    for (assignment, expected) in [
+        ("algorithm.lora.r=0", "algorithm.lora.r is 0; it must be at least 1 and at most 65536"),
+        ("algorithm.lora.rank=4", "algorithm.lora is wrong: unknown field `rank`, expected one of `r`"),
+        ("algorithm.lora.alpha=0", "algorithm.lora.alpha is 0; it must be above 0"),
+    ] {
+        let error = load(&shipped("dpo.toml"), &set(&[assignment])).expect_err("out of range").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -23,7 +23,7 @@ pub(super) struct Directory {
 }
 
 /// A safetensors file.
-struct Shard {
+pub(super) struct Shard {
     path: PathBuf,
     tensors: BTreeMap<String, Entry>,
 }
@@ -65,7 +65,7 @@ impl Directory {
 
 impl Shard {
     /// Reads the header, and checks that the file has all the bytes that it speaks of.
-    fn open(path: PathBuf) -> Result<Self> {
+    pub fn open(path: PathBuf) -> Result<Self> {
         let unreadable = |cause| PolicyError::Unreadable { path: path.clone(), cause };
         let mut file = File::open(&path).map_err(unreadable)?;
         let length = file.metadata().map_err(unreadable)?.len();
@@ -107,7 +107,13 @@ impl Shard {
         Ok(Shard { path, tensors })
     }
 
-    fn read(&self, wanted: &BTreeSet<String>, weights: &mut Weights) -> Result<()> {
+    /// The shapes of its tensors by their names.
+    pub fn shapes(&self) -> Vec<(String, Vec<i64>)> {
+        self.tensors.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
+    }
+
+    /// Adds those of `wanted` that it has to `weights`, f32.
+    pub fn read(&self, wanted: &BTreeSet<String>, weights: &mut Weights) -> Result<()> {
         let unreadable = |cause| PolicyError::Unreadable { path: self.path.clone(), cause };
         let mut file = File::open(&self.path).map_err(unreadable)?;
         for (name, entry) in self.tensors.iter().filter(|(name, _)| wanted.contains(*name)) {
@@ -190,7 +196,7 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|cause| PolicyError::Unreadable { path: path.to_path_buf(), cause })
 }
 
-fn json(path: &Path) -> Result<Value> {
+pub(super) fn json(path: &Path) -> Result<Value> {
     serde_json::from_str(&read(path)?).map_err(|error| PolicyError::broken(path, error))
 }
 

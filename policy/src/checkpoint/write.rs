@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::Weights;
+use super::adapter::adapter_files;
 use crate::config::{ModelConfig, one_or_many};
 use crate::error::{PolicyError, Result};
+use crate::lora::Adapter;
 use crate::tokenizer::Tokenizer;
 
 /// Writes a model in Hugging Face layout, f32. A directory that is there already is replaced.
@@ -29,8 +31,8 @@ pub fn write_hf(
     whole(directory, |folder| model_files(folder, config, tokenizer, weights))
 }
 
-/// As [`write_hf`], with what training needs to go on: `optimizer.safetensors` where it is given, and
-/// `state.json`.
+/// As [`write_hf`], with what training needs to go on: `optimizer.safetensors` where it is given,
+/// `state.json`, and the folder `adapter` where there is one, with the name of its base model.
 ///
 /// # Errors
 /// As [`write_hf`].
@@ -40,12 +42,16 @@ pub fn write_training(
     tokenizer: &Tokenizer,
     weights: &Weights,
     optimizer: Option<&Weights>,
+    adapter: Option<(&Adapter, &str)>,
     state: &Value,
 ) -> Result<()> {
     whole(directory, |folder| {
         model_files(folder, config, tokenizer, weights)?;
         if let Some(optimizer) = optimizer {
             tensors(&folder.join("optimizer.safetensors"), optimizer)?;
+        }
+        if let Some((adapter, base)) = adapter {
+            adapter_files(&folder.join("adapter"), config, adapter, base)?;
         }
         json_file(&folder.join("state.json"), state)
     })
@@ -64,7 +70,7 @@ fn model_files(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer, weigh
 }
 
 /// Lets `fill` write a folder beside `directory`, makes it durable, and puts it in its place.
-fn whole(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(super) fn whole(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let partial = PathBuf::from(format!("{}.partial", directory.display()));
     let clear = |folder: &Path| match folder.exists() {
         true => fs::remove_dir_all(folder),
@@ -85,7 +91,7 @@ fn whole(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
     written
 }
 
-fn json_file(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn json_file(path: &Path, value: &Value) -> Result<()> {
     file(path, &format!("{value:#}\n"))
 }
 
@@ -95,7 +101,7 @@ fn file(path: &Path, text: &str) -> Result<()> {
         .map_err(|error| unwritable(path, &error))
 }
 
-fn tensors(path: &Path, weights: &Weights) -> Result<()> {
+pub(super) fn tensors(path: &Path, weights: &Weights) -> Result<()> {
     // safetensors makes a file that only its owner may read; a checkpoint is like any other file.
     let permissions = File::create(path).and_then(|file| file.metadata());
     let permissions = permissions.map_err(|error| unwritable(path, &error))?.permissions();
@@ -111,7 +117,7 @@ fn tensors(path: &Path, weights: &Weights) -> Result<()> {
         .map_err(|error| unwritable(path, &error))
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> PolicyError {
+pub(super) fn unwritable(path: &Path, error: &std::io::Error) -> PolicyError {
     let advice = match error.kind() {
         std::io::ErrorKind::StorageFull => "; free some space",
         std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => "; make it writable",
