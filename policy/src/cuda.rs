@@ -149,7 +149,9 @@ fn gpus(driver: &OsStr) -> Result<usize, Found> {
     match results.into_iter().find(|&(_, result)| result != 0) {
         // CUDA_ERROR_NO_DEVICE.
         Some((_, 100)) => Ok(0),
-        Some((function, result)) => Err(broken(format!("does not work ({function} returned error {result})"))),
+        Some((function, result)) => {
+            Err(broken(format!("does not work ({function} returned error {result})")))
+        }
         None => Ok(usize::try_from(found).unwrap_or(0)),
     }
 }
@@ -200,7 +202,8 @@ mod tests {
     fn library(folder: &Path, name: &str, code: &str) -> PathBuf {
         let (source, library) = (folder.join(format!("{name}.c")), folder.join(name));
         std::fs::write(&source, code).expect("written");
-        let compiler = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
+        let compiler =
+            Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
         assert!(compiler.expect("the C compiler that the kernels need too").success());
         library
     }
@@ -247,7 +250,11 @@ mod tests {
         let text = found.to_string();
         assert!(text.contains("cargo xtask setup --cuda") && found.is_broken(), "{text}");
         assert!(text.contains(&folder.path().display().to_string()), "{text}");
-        library(folder.path(), KERNELS, "extern int cudnnMissing(void); int call(void) { return cudnnMissing(); }");
+        library(
+            folder.path(),
+            KERNELS,
+            "extern int cudnnMissing(void); int call(void) { return cudnnMissing(); }",
+        );
         let found = at(&driver);
         let text = found.to_string();
         assert!(text.contains("cudnnMissing") && text.contains(KERNELS) && found.is_broken(), "{text}");
@@ -260,7 +267,8 @@ mod tests {
 
     #[test]
     fn libtorch_is_found_where_the_process_has_it() {
-        let maps = "7f0-7f1 r--p 00000000 08:01 11 /opt/my torch/lib/libtorch_cpu.so\n7f2-7f3 rw-p 0 00:00 0 \n";
+        let maps =
+            "7f0-7f1 r--p 00000000 08:01 11 /opt/my torch/lib/libtorch_cpu.so\n7f2-7f3 rw-p 0 00:00 0 \n";
         assert_eq!(folder_of("libtorch_cpu.so", maps), Some(PathBuf::from("/opt/my torch/lib")));
         assert_eq!(folder_of("libtorch.so", maps), None);
         // This test is linked with the real one.

@@ -58,7 +58,8 @@ fn results(checkpoint: &Checkpoint, compute: Compute) -> Results {
     let options = GenerationConfig { sampling, samples: 2, batch: 4, seed: 1 };
     let mut generator = Generator::new(model, 0, tokenizer.clone(), options);
     for (id, prompt) in pairs.iter().enumerate() {
-        let asked = Prompt { id: id as u64, messages: vec![Message::user("")], checks: serde_json::Value::Null };
+        let asked =
+            Prompt { id: id as u64, messages: vec![Message::user("")], checks: serde_json::Value::Null };
         generator.submit_tokens(Arc::new(asked), prompt.prompt.repeat(3)).expect("it fits");
     }
     let groups = generator.run().expect("it generates");
