@@ -91,7 +91,7 @@ fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
         ("model=7", "model is a number, expected a table [model]"),
         ("model.dtype=f16", "model.dtype is wrong: unknown variant `f16`"),
         ("model.device=gpu", "unknown device \"gpu\"; expected \"auto\", \"cpu\" or \"cuda:N\""),
-        ("model.device=cuda:9", "device cuda:9 was asked for, but libtorch finds"),
+        ("model.device=cuda:9", "device cuda:9 was asked for, but "),
         ("reward.kind=contain", "reward.kind is \"contain\"; the nearest is \"contains\""),
         ("prompts.train=0", "prompts.train is 0"),
         (

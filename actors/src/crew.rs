@@ -41,7 +41,7 @@ impl Crew {
         let supervisor = || conductor.get_cell();
         let learner = LearnerArguments {
             wiring: wiring.clone(),
-            compute: context.compute,
+            compute: context.computes.learner,
             masters: context.masters.clone(),
         };
         let recorder = RecorderArguments { wiring: wiring.clone(), stores: context.take_stores() };

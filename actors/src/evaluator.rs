@@ -7,7 +7,7 @@ use arriero_buffers::{Branch, Group, Prompt, Tree};
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
-use arriero_policy::snapshot::WeightSource;
+use arriero_policy::snapshot::{Snapshot, WeightSource};
 use arriero_reward::{Scorer, verdicts};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -142,7 +142,7 @@ fn begin(wiring: &Wiring, job: EvaluationJob) -> Result<Work, ActorProcessingErr
         batch: evaluation.batch,
         seed: wiring.plan.seed,
     };
-    let model = wiring.weights.pull(job.version)?.model()?;
+    let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.evaluator).model()?;
     let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
     for prompt in job.prompts.iter() {
         engine.submit(Arc::clone(prompt))?;
@@ -159,7 +159,7 @@ fn finish(wiring: &Wiring, scorer: &mut dyn Scorer, work: Work) -> Result<Evalua
     let kl = match job.version {
         0 => 0.0, // These are the reference's weights.
         version => {
-            let model = |snapshot: &arriero_policy::snapshot::Snapshot| snapshot.model();
+            let model = |snapshot: &Arc<Snapshot>| snapshot.in_precision(wiring.computes.evaluator).model();
             let policy = wiring.weights.pull(version).and_then(|snapshot| model(&snapshot));
             let policy = policy.map_err(|error| error.to_string())?;
             let reference = model(&wiring.initial).map_err(|error| error.to_string())?;

@@ -23,6 +23,7 @@ use arriero_reward::RewardConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::devices::DevicePlan;
 use document::{Document, Section};
 
 pub use document::ExperimentError;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub seed: u64,
     /// What every arm starts from.
     pub model: ModelPlan,
+    /// Where each actor computes. Default: `model.device`.
+    pub devices: DevicePlan,
     /// What is asked.
     pub prompts: Prompts,
     /// What is optimised. Default `constraints`.
@@ -215,6 +218,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let rounds: Option<usize> = root.take("rounds")?;
 
     let (model, model_path) = model(root.child("model")?)?;
+    let devices: DevicePlan = root.child("devices")?.read_whole(&DevicePlan::all(model.device))?;
     let generator = generator(root.child("generator")?)?;
     let evaluation = evaluation(root.child("evaluation")?, &generator)?;
     let reward = reward(root.child("reward")?)?;
@@ -230,6 +234,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
         name,
         seed,
         model,
+        devices,
         prompts,
         reward,
         generator,
@@ -409,6 +414,7 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         model.insert("device".to_string(), Value::try_from(plan.model.device)?);
         model.insert("dtype".to_string(), Value::try_from(plan.model.dtype)?);
         put("model", Value::Table(model));
+        put("devices", Value::try_from(plan.devices)?);
         put("prompts", Value::Table(plan.prompts.to_table()?));
         put("reward", Value::try_from(&plan.reward)?);
         let GeneratorPlan { samples, batch, .. } = plan.generator;

@@ -123,7 +123,7 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
         batch: generator.batch,
         seed: wiring.plan.seed,
     };
-    let model = wiring.weights.pull(job.version)?.model()?;
+    let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.generator).model()?;
     let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
     let mut completions = generator.samples;
     if job.greedy_baseline {

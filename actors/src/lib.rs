@@ -17,6 +17,7 @@
 
 mod conductor;
 mod crew;
+pub mod devices;
 mod evaluator;
 pub mod event;
 pub mod experiment;

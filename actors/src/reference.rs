@@ -64,7 +64,7 @@ impl ThreadLocalActor for Reference {
         wiring.faults.begin(Role::Reference);
         let model = match model {
             Some(model) => model,
-            None => model.insert(wiring.initial.model()?),
+            None => model.insert(wiring.initial.in_precision(wiring.computes.reference).model()?),
         };
         // A tree is scored alone, so that its scores do not depend on what else was there.
         let mut trees: [Tree; 1] = [tree];

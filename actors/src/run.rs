@@ -20,6 +20,7 @@ use ractor::{Actor, ActorRef};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::conductor::{Conductor, ConductorMessage};
+use crate::devices::{self, Computes};
 use crate::event::RunEvent;
 use crate::experiment::{ExperimentError, Plan, Split};
 use crate::faults::{Fault, Faults};
@@ -100,8 +101,8 @@ impl RunError {
 #[derive(Clone)]
 pub(crate) struct RunContext {
     pub plan: Arc<Plan>,
-    pub compute: Compute,
-    /// The initial weights in f32, and in the precision of the computation.
+    pub computes: Computes,
+    /// The initial weights in f32 on the host, and as the learner computes with them.
     pub masters: Arc<Snapshot>,
     pub initial: Arc<Snapshot>,
     pub held_out: Arc<Vec<Arc<Prompt>>>,
@@ -138,6 +139,7 @@ impl RunContext {
             sampled_initially: InitialGroups::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),
+            computes: self.computes,
             shutdown: Shutdown::default(),
             faults: self.faults.clone(),
             conductor,
@@ -170,7 +172,7 @@ impl RunContext {
             cause,
             seed: self.plan.seed,
             model: self.plan.model.path.display().to_string(),
-            compute: self.compute.to_string(),
+            compute: self.computes.to_string(),
             held_out: self.held_out.len(),
             seconds: self.began.elapsed().as_secs_f64(),
             arms,
@@ -203,7 +205,7 @@ pub fn run(
     let (model, tokenizer) = Checkpoint::inspect(&plan.model.path)?;
     let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
     stages.filter_map(|stage| stage.training.lora.as_ref()).try_for_each(|lora| lora.check(&model))?;
-    let compute = Compute::resolve(plan.model.device, plan.model.dtype)?;
+    let computes = Computes::resolve(&plan.devices, plan.model.dtype)?;
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
     let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;
     let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer)?;
@@ -212,8 +214,8 @@ pub fn run(
     }
 
     let checkpoint = Checkpoint::open(&plan.model.path)?;
-    let masters = Snapshot::new(0, model.clone(), compute.master(), checkpoint.weights);
-    let initial = masters.in_precision(compute);
+    let masters = Snapshot::new(0, model.clone(), Compute::CPU_F32, checkpoint.weights);
+    let initial = masters.in_precision(computes.learner);
 
     let directory = RunDir::create(&options.runs, &plan.name, &plan.resolved, needed_bytes(&plan, &model))?;
     let stores = match arm_stores(&directory, &plan) {
@@ -229,7 +231,7 @@ pub fn run(
     let outcome = Arc::default();
     let context = RunContext {
         plan: Arc::new(plan),
-        compute,
+        computes,
         masters,
         initial,
         held_out: Arc::new(held_out),
@@ -245,7 +247,12 @@ pub fn run(
     };
     context.emit(RunEvent::Started {
         directory: directory.path().display().to_string(),
-        description: format!("{}, {}", context.plan.model.path.display(), context.compute),
+        description: format!(
+            "{}, {}{}",
+            context.plan.model.path.display(),
+            context.computes,
+            devices::unused(&context.plan.devices)
+        ),
     });
     if let Err(error) = conduct(context, options.handle_ctrl_c) {
         // No actor has worked: the name stays free for the next try.

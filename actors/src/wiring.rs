@@ -13,6 +13,7 @@ use arriero_policy::tokenizer::Tokenizer;
 use ractor::ActorRef;
 
 use crate::conductor::ConductorMessage;
+use crate::devices::Computes;
 use crate::experiment::Plan;
 use crate::faults::Faults;
 use crate::recorder::Record;
@@ -47,6 +48,8 @@ pub(crate) struct Wiring {
     pub weights: Arc<WeightCell>,
     /// The weights that every arm starts from: the frozen reference.
     pub initial: Arc<Snapshot>,
+    /// What each actor computes with; what it pulls is converted to it.
+    pub computes: Computes,
     pub shutdown: Shutdown,
     pub faults: Faults,
     pub conductor: ActorRef<ConductorMessage>,

@@ -4,6 +4,7 @@
 // Gradients of weights do not go through autograd: an operator adds them to the f32 buffer that it was
 // given. Autograd only carries the gradients of activations.
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -211,9 +212,9 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
     const Tensor gate_up = context->get_saved_variables()[0], dy = grads[0].contiguous();
     const int64_t m = gate_up.size(0), n = gate_up.size(1) / 2;
     if (!on_cpu(gate_up)) {
-      const Tensor gate = gate_up.narrow(1, 0, n), up = gate_up.narrow(1, n, n), sigmoid = gate.sigmoid();
-      const Tensor d_gate = dy * up * sigmoid * (1 + gate * (1 - sigmoid));
-      return {at::cat({d_gate, dy * gate * sigmoid}, 1)};
+      const Tensor gate = gate_up.narrow(1, 0, n), up = gate_up.narrow(1, n, n);
+      // silu's backward rounds to bf16 once, not after each factor.
+      return {at::cat({at::silu_backward(dy * up, gate), dy * at::silu(gate)}, 1)};
     }
     Tensor d = at::empty_like(gate_up);
     typed(d, [&]<typename T>(T*) { swiglu_backward<T>(in<T>(dy), in<T>(gate_up), m, n, out<T>(d)); });
@@ -327,6 +328,14 @@ using namespace arriero;
 extern "C" {
 
 void arriero_plain_only(bool on) { plain_only = on; }
+
+/// Bytes of a device's memory that are free, on the device that x lies on.
+char* arriero_free_memory(const Tensor* x, int64_t* result) {
+  return guarded([&] {
+    const at::Device device = x->device();
+    *result = static_cast<int64_t>(at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).first);
+  });
+}
 
 /// 1 where products of x's kind of tensor go through the microkernel.
 bool arriero_is_fast(const Tensor* x) { return fast(*x); }

@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::device::Compute;
+use crate::device::{Compute, upload};
 use crate::error::{PolicyError, Result};
 use crate::kernels::{self, AttentionShape, PAGE_TOKENS};
 use crate::model::Model;
@@ -56,6 +56,14 @@ pub struct KvCache {
     /// Pages promised or held, and how many there may be.
     promised: usize,
     limit: usize,
+}
+
+/// Where the tokens of prompts lie.
+#[derive(Debug)]
+pub struct PromptSlots {
+    host: Vec<i64>,
+    /// The same for libtorch's ordinary operators, copied once for all layers.
+    device: Option<Tensor>,
 }
 
 /// Where a decode step writes, and what it may see.
@@ -218,17 +226,18 @@ impl KvCache {
     }
 
     /// Where the tokens of these sequences lie that [`KvCache::admit`] made room for.
-    pub fn prompt_slots(sequences: &[&Sequence]) -> Vec<i64> {
-        sequences.iter().flat_map(|sequence| (0..sequence.length).map(|token| sequence.slot(token))).collect()
+    pub fn prompt_slots(&self, sequences: &[&Sequence]) -> PromptSlots {
+        let slots = |sequence: &&Sequence| (0..sequence.length).map(|token| sequence.slot(token)).collect::<Vec<_>>();
+        let host: Vec<i64> = sequences.iter().flat_map(slots).collect();
+        let device = (!self.fast).then(|| upload(&host, self.compute.device));
+        PromptSlots { host, device }
     }
 
     /// Stores one layer's keys and values of rotated rows `[tokens, (heads + 2 kv_heads) head_dim]`.
-    pub fn fill(&mut self, layer: usize, qkv: &Tensor, slots: &[i64]) {
-        if self.fast {
-            kernels::page_write(qkv, &self.shapes[layer], slots, &self.layers[layer]);
-        } else {
-            let slots = Tensor::from_slice(slots).to_device(self.compute.device);
-            self.fill_plain(layer, qkv, &slots);
+    pub fn fill(&mut self, layer: usize, qkv: &Tensor, slots: &PromptSlots) {
+        match &slots.device {
+            None => kernels::page_write(qkv, &self.shapes[layer], &slots.host, &self.layers[layer]),
+            Some(slots) => self.fill_plain(layer, qkv, slots),
         }
     }
 
@@ -253,7 +262,7 @@ impl KvCache {
         if from.is_empty() {
             return;
         }
-        let place = |pages: &[i64]| Tensor::from_slice(pages).to_device(self.compute.device);
+        let place = |pages: &[i64]| upload(pages, self.compute.device);
         let (from, to) = (place(&from), place(&to));
         for layer in &mut self.layers {
             let copies = layer.index_select(0, &from);
@@ -283,28 +292,35 @@ impl KvCache {
             step.tables.extend(std::iter::repeat_n(0, width - pages.len()));
         }
         if !self.fast {
-            let window = self.shapes.iter().map(|shape| shape.window).max().unwrap_or(0);
-            let mask = |window: i64| {
-                let tokens = (width * PAGE_TOKENS) as i64;
-                let seen = |length: i64| {
-                    let first = if window > 0 { length - window } else { 0 };
-                    (0..tokens).map(move |token| match (first..length).contains(&token) {
-                        true => 0.0,
-                        false => f32::NEG_INFINITY,
-                    })
-                };
-                let mask: Vec<f32> = step.lengths.iter().flat_map(|&length| seen(length)).collect();
-                let mask = Tensor::from_slice(&mask).view([step.lengths.len() as i64, 1, 1, tokens]);
-                mask.to_device(self.compute.device).to_kind(self.compute.kind)
-            };
-            let place = |values: &[i64]| Tensor::from_slice(values).to_device(self.compute.device);
-            step.plain = Some(PlainStep {
-                slots: place(&step.slots),
-                tables: place(&step.tables),
-                masks: [mask(0), mask(window)],
-            });
+            step.plain = Some(self.plain_step(&step, width));
         }
         Ok(step)
+    }
+
+    /// The step on the device: one copy there, and the masks are made of it.
+    fn plain_step(&self, step: &DecodeStep, width: usize) -> PlainStep {
+        let sequences = step.lengths.len() as i64;
+        let numbers = [&step.slots[..], &step.lengths, &step.tables].concat();
+        let numbers = upload(&numbers, self.compute.device);
+        let lengths = numbers.narrow(0, sequences, sequences).unsqueeze(1);
+        let tokens = (width * PAGE_TOKENS) as i64;
+        let places = Tensor::arange(tokens, (Kind::Int64, self.compute.device));
+        let mask = |window: i64| {
+            let mut hidden = places.ge_tensor(&lengths);
+            if window > 0 {
+                hidden = hidden.logical_or(&places.lt_tensor(&(&lengths - window)));
+            }
+            let zeros = Tensor::zeros([sequences, tokens], (self.compute.kind, self.compute.device));
+            zeros.masked_fill(&hidden, f64::NEG_INFINITY).view([sequences, 1, 1, tokens])
+        };
+        let window = self.shapes.iter().map(|shape| shape.window).max().unwrap_or(0);
+        let full = mask(0);
+        let windowed = if window > 0 { mask(window) } else { full.shallow_clone() };
+        PlainStep {
+            slots: numbers.narrow(0, 0, sequences),
+            tables: numbers.narrow(0, 2 * sequences, sequences * width as i64),
+            masks: [full, windowed],
+        }
     }
 
     /// Stores one layer's new keys and values and attends to all that each sequence has, or to the window:

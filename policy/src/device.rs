@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::{Cuda, Device, Kind};
+use tch::{Device, Kind, Tensor};
 
+use crate::cuda;
 use crate::error::{PolicyError, Result};
 
 /// `device` in an experiment file.
@@ -106,20 +107,20 @@ impl Compute {
         Compute { kind: Kind::Float, ..self }
     }
 
-    /// Decides what `auto` means on this machine.
+    /// Decides what `auto` means on this machine. Where CUDA may be used, this opens it ([`cuda::look`]): call
+    /// it before anything else of libtorch.
     ///
     /// # Errors
-    /// If a CUDA device is asked for that this machine does not have.
+    /// If a CUDA device is asked for that this machine does not have: what was found instead.
     pub fn resolve(device: DeviceSpec, dtype: DtypeSpec) -> Result<Self> {
         let device = match device {
-            DeviceSpec::Auto if cuda_devices() > 0 => Device::Cuda(0),
-            DeviceSpec::Auto | DeviceSpec::Cpu => Device::Cpu,
-            DeviceSpec::Cuda(number) if number < cuda_devices() => Device::Cuda(number),
+            DeviceSpec::Cpu => Device::Cpu,
+            DeviceSpec::Auto if cuda::look().devices() > 0 => Device::Cuda(0),
+            DeviceSpec::Auto => Device::Cpu,
+            DeviceSpec::Cuda(number) if number < cuda::look().devices() => Device::Cuda(number),
             DeviceSpec::Cuda(number) => {
-                return Err(PolicyError::NoSuchDevice {
-                    asked: format!("cuda:{number}"),
-                    found: cuda_devices(),
-                });
+                let (asked, found) = (format!("cuda:{number}"), cuda::look().to_string());
+                return Err(PolicyError::NoSuchDevice { asked, found });
             }
         };
         let kind = match dtype {
@@ -142,8 +143,20 @@ impl fmt::Display for Compute {
     }
 }
 
-fn cuda_devices() -> usize {
-    usize::try_from(Cuda::device_count()).unwrap_or(0)
+/// Why `auto` leaves a GPU unused that is there; `None` where there is none, or it is used.
+pub fn unused_gpu(asked: DeviceSpec) -> Option<String> {
+    (asked == DeviceSpec::Auto && cuda::look().is_broken()).then(|| cuda::look().to_string())
+}
+
+/// Numbers for `device`, i64 `[values]`, without waiting for what the device computes.
+pub(crate) fn upload(values: &[i64], device: Device) -> Tensor {
+    let host = Tensor::from_slice(values);
+    if device == Device::Cpu {
+        return host;
+    }
+    // Pinned memory is copied by the device itself; libtorch keeps it until then.
+    let host = host.f_internal_pin_memory(device).unwrap_or(host);
+    host.to_device_(device, Kind::Int64, true, false)
 }
 
 /// Whether the processor multiplies bf16 matrices in hardware.

@@ -81,14 +81,12 @@ pub enum PolicyError {
         cause: String,
     },
     /// The machine lacks the device.
-    #[error(
-        "device {asked} was asked for, but libtorch finds {found} CUDA devices here; use device = \"cpu\" or \"auto\""
-    )]
+    #[error("device {asked} was asked for, but {found}; use device = \"cpu\" or \"auto\" to do without it")]
     NoSuchDevice {
         /// The device.
         asked: String,
-        /// CUDA devices that there are.
-        found: usize,
+        /// What there is instead.
+        found: String,
     },
     /// A prompt without a token.
     #[error("prompt {prompt_id} is empty; a prompt needs at least one token")]

@@ -19,11 +19,13 @@ use std::sync::Arc;
 use arriero_buffers::random::{Purpose, Stream};
 use arriero_buffers::{Completion, Finish};
 use rayon::prelude::*;
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use crate::cache::{KvCache, Sequence};
+use crate::device::upload;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
+use crate::kernels;
 use crate::model::Model;
 use crate::sampling::{SamplingConfig, alternatives, draw};
 use crate::tokenizer::Tokenizer;
@@ -132,7 +134,11 @@ impl std::fmt::Debug for Engine {
 impl Engine {
     /// An engine of weights `version` that decodes up to `batch` sequences at once.
     pub fn new(model: Model, version: u32, tokenizer: Tokenizer, batch: usize) -> Self {
-        let cache = KvCache::new(&model, (available_memory() as f64 * CACHE_SHARE) as usize);
+        let available = match model.compute().device {
+            Device::Cpu => available_memory(),
+            _ => kernels::free_device_memory(model.output()),
+        };
+        let cache = KvCache::new(&model, (available as f64 * CACHE_SHARE) as usize);
         Engine {
             model: model.packed(),
             version,
@@ -272,14 +278,13 @@ impl Engine {
             .collect();
         let forest = Forest::pack_prompts(&prompts, self.model.config().max_positions, compute.device)?;
         let first: Vec<&Sequence> = admitted.iter().map(|(_, sequences)| &sequences[0]).collect();
-        let slots = KvCache::prompt_slots(&first);
+        let slots = self.cache.prompt_slots(&first);
         let cache = &mut self.cache;
         let hidden = self.model.forest(&forest, &mut |layer, qkv| cache.fill(layer, qkv, &slots));
         let groups: Vec<&[Sequence]> = admitted.iter().map(|(_, sequences)| &sequences[..]).collect();
         self.cache.share_prompts(&groups);
         let ends: Vec<i64> = forest.spans.iter().map(|span| span.start + span.prompt - 1).collect();
-        let ends = Tensor::from_slice(&ends).to_device(compute.device);
-        let hidden = hidden.index_select(0, &ends);
+        let hidden = hidden.index_select(0, &upload(&ends, compute.device));
         let first_row = self.rows.len();
         let mut sources = Vec::new();
         for (source, (Waiting { id, request }, sequences)) in admitted.into_iter().enumerate() {
@@ -326,7 +331,7 @@ impl Engine {
         let tokens: Vec<i64> = self.rows.iter().map(last).collect();
         let positions: Vec<i64> = self.rows.iter().map(|row| row.sequence.len() as i64).collect();
         let step = self.cache.step(self.rows.iter_mut().map(|row| &mut row.sequence))?;
-        let place = |values: &[i64]| Tensor::from_slice(values).to_device(compute.device);
+        let place = |values: &[i64]| upload(values, compute.device);
         let cache = &mut self.cache;
         let hidden = self
             .model
@@ -337,7 +342,7 @@ impl Engine {
 
     /// Draws the next token of the rows from `first` on; each one's row of `hidden` is in `sources`.
     fn draw(&mut self, hidden: &Tensor, first: usize, sources: &[usize]) -> Result<()> {
-        let logits = self.model.logits(hidden).to_device(tch::Device::Cpu);
+        let logits = self.model.logits(hidden).to_device(Device::Cpu);
         let vocabulary = self.model.config().vocab_size;
         self.logits.resize(logits.numel(), 0.0);
         logits.copy_data(&mut self.logits, logits.numel());

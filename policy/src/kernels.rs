@@ -61,6 +61,7 @@ pub const PAGE_TOKENS: usize = 16;
 unsafe extern "C" {
     fn arriero_plain_only(on: bool);
     fn arriero_is_fast(x: Raw) -> bool;
+    fn arriero_free_memory(x: Raw, result: *mut i64) -> *mut c_char;
     fn arriero_embedding(anchor: Raw, weight: Raw, gradient: Raw, ids: Raw, result: *mut Raw) -> *mut c_char;
     fn arriero_rms_norm(
         x: Raw,
@@ -191,6 +192,13 @@ pub fn plain_only(on: bool) {
 /// AVX512-BF16.
 pub fn is_fast(x: &Tensor) -> bool {
     unsafe { arriero_is_fast(raw(x)) }
+}
+
+/// Bytes of memory that nobody uses on the device that `x` lies on, which is not the CPU.
+pub fn free_device_memory(x: &Tensor) -> usize {
+    let mut result = 0;
+    check(unsafe { arriero_free_memory(raw(x), &mut result) });
+    usize::try_from(result).unwrap_or(0)
 }
 
 /// A weight as an operator reads it.

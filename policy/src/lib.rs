@@ -4,7 +4,7 @@
 //!
 //! - [`checkpoint`] (with [`config`], [`tokenizer`], [`chat`]): a model read from a Hugging Face
 //!   directory or a GGUF file, and written back;
-//! - [`device`]: where tensors live and in which precision they are computed;
+//! - [`device`] (with [`cuda`]): where tensors live and in which precision they are computed;
 //! - [`model`]: the one decoder; attention is handed to it, so that training and decoding share it;
 //! - [`generate`] (with [`cache`], [`sampling`]): batched generation with a KV cache, sampled on the
 //!   host;
@@ -26,6 +26,7 @@ pub mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod forest;

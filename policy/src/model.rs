@@ -396,8 +396,8 @@ impl<'a> ForestAttention<'a> {
         }
         let window = self.model.config.window(layer);
         let masks = self.masks[usize::from(window.is_some())].get_or_insert_with(|| {
-            let mask =
-                |span: &crate::forest::TreeSpan| span.mask(window).map(|mask| mask.to_device(qkv.device()));
+            let place = |mask: Tensor| mask.to_device(qkv.device()).to_kind(qkv.kind());
+            let mask = |span: &crate::forest::TreeSpan| span.mask(window).map(place);
             self.forest.spans.iter().map(mask).collect()
         });
         let part = |from: i64, count: i64| {
@@ -433,7 +433,6 @@ fn attend_tree(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tenso
         };
         full.transpose(0, 1).unsqueeze(0)
     };
-    let mask = mask.map(|mask| mask.to_kind(query.kind()));
     let causal = mask.is_none();
     Tensor::scaled_dot_product_attention(
         &arrange(query),
@@ -451,9 +450,16 @@ fn attend_tree(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tenso
 
 /// x Wᵀ in f32, whatever the precision of the two.
 pub(crate) fn wide_product(x: &Tensor, matrix: &Tensor) -> Tensor {
-    match kernels::is_fast(x) {
-        true if x.kind() != Kind::Float => Packed::new(matrix).linear(x, None, true),
-        _ => x.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr()),
+    if kernels::is_fast(x) && x.kind() != Kind::Float {
+        return Packed::new(matrix).linear(x, None, true);
+    }
+    let widened = || x.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr());
+    match x.device() {
+        // CUDA multiplies bf16 into f32 without an f32 copy of the matrix.
+        Device::Cuda(_) if x.kind() != Kind::Float => {
+            x.f_mm_dtype(&matrix.tr(), Kind::Float).unwrap_or_else(|_| widened())
+        }
+        _ => widened(),
     }
 }
 

@@ -183,49 +183,65 @@ impl AdamW {
     ) {
         self.steps += 1;
         let (beta1, beta2) = config.betas;
-        let correction1 = 1.0 - beta1.powi(self.steps);
-        let correction2 = (1.0 - beta2.powi(self.steps)).sqrt();
+        let step = AdamWStep {
+            rate: rate as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            eps: config.eps as f32,
+            decay: config.weight_decay as f32,
+            correction1: (1.0 - beta1.powi(self.steps)) as f32,
+            correction2_sqrt: (1.0 - beta2.powi(self.steps)).sqrt() as f32,
+            gradient_scale: scale as f32,
+        };
         no_grad(|| {
-            let tensors = parameters.iter().zip(leaves).zip(gradients).zip(&mut self.moments);
+            let tensors = parameters.iter().zip(leaves).zip(gradients).zip(&self.moments);
             for (((parameter, leaf), gradient), (first, second)) in tensors {
-                if parameter.device() == Device::Cpu {
-                    let step = AdamWStep {
-                        rate: rate as f32,
-                        beta1: beta1 as f32,
-                        beta2: beta2 as f32,
-                        eps: config.eps as f32,
-                        decay: config.weight_decay as f32,
-                        correction1: correction1 as f32,
-                        correction2_sqrt: correction2 as f32,
-                        gradient_scale: scale as f32,
-                    };
-                    kernels::adamw(parameter, gradient, (first, second), leaf.as_ref(), &step);
-                    continue;
-                }
-                let gradient = gradient * scale;
-                let _ = first.lerp_(&gradient, 1.0 - beta1);
-                let _ = second.g_mul_scalar_(beta2);
-                let _ = second.addcmul_(&(&gradient * (1.0 - beta2)), &gradient);
-                let denominator = second.sqrt() / correction2 + config.eps;
-                let mut parameter = parameter.shallow_clone();
-                let _ = parameter.g_mul_scalar_(1.0 - rate * config.weight_decay);
-                let _ = parameter.addcdiv_(&(&*first * (-rate / correction1)), &denominator);
-                if let Some(leaf) = leaf {
-                    leaf.shallow_clone().copy_(&parameter);
-                }
+                let update = if parameter.device() == Device::Cpu { kernels::adamw } else { plain_adamw };
+                update(parameter, gradient, (first, second), leaf.as_ref(), &step);
             }
         });
     }
 }
 
+/// What [`kernels::adamw`] does, with libtorch's ordinary operators.
+fn plain_adamw(
+    parameter: &Tensor,
+    gradient: &Tensor,
+    (first, second): (&Tensor, &Tensor),
+    leaf: Option<&Tensor>,
+    step: &AdamWStep,
+) {
+    let [rate, beta1, beta2] = [step.rate, step.beta1, step.beta2].map(f64::from);
+    let gradient = gradient * f64::from(step.gradient_scale);
+    let (mut parameter, mut first, mut second) =
+        (parameter.shallow_clone(), first.shallow_clone(), second.shallow_clone());
+    let _ = first.lerp_(&gradient, 1.0 - beta1);
+    let _ = second.g_mul_scalar_(beta2);
+    let _ = second.addcmul_(&(&gradient * (1.0 - beta2)), &gradient);
+    let denominator = second.sqrt() / f64::from(step.correction2_sqrt) + f64::from(step.eps);
+    let _ = parameter.g_mul_scalar_(1.0 - rate * f64::from(step.decay));
+    let _ = parameter.addcdiv_(&(&first * (-rate / f64::from(step.correction1))), &denominator);
+    if let Some(leaf) = leaf {
+        leaf.shallow_clone().copy_(&parameter);
+    }
+}
+
 /// The global norm of gradients (f32), and the factor that brings it down to `limit` where it is above.
 pub fn norm_and_clip(gradients: &[Tensor], limit: f64) -> (f64, f64) {
-    let squares = |gradient: &Tensor| match gradient.device() {
-        Device::Cpu => kernels::square_sum(gradient),
-        _ => gradient.square().sum(Kind::Double).double_value(&[]),
+    let on_cpu = |gradient: &Tensor| gradient.device() == Device::Cpu;
+    let norm = match gradients {
+        [] => 0.0,
+        // One number comes to the host, not one of each gradient.
+        [first, ..] if !on_cpu(first) => square_sums(gradients).sum(Kind::Double).sqrt().double_value(&[]),
+        _ => gradients.iter().map(kernels::square_sum).sum::<f64>().sqrt(),
     };
-    let norm = gradients.iter().map(squares).sum::<f64>().sqrt();
     (norm, if norm > limit { limit / norm } else { 1.0 })
+}
+
+/// Σ x² of each gradient with libtorch's ordinary operators, f64 `[gradients]`.
+fn square_sums(gradients: &[Tensor]) -> Tensor {
+    let sums: Vec<Tensor> = gradients.iter().map(|gradient| gradient.square().sum(Kind::Double)).collect();
+    Tensor::stack(&sums, 0)
 }
 
 #[cfg(test)]
@@ -254,6 +270,42 @@ mod tests {
         optimizer.step(&parameters, &leaves, &[Tensor::from_slice(&[-1.0f32])], 1.0, 0.1, &config);
         let direction = (-0.055f64 / 0.19) / (0.012475f64 / 0.0199).sqrt();
         assert!((values(&parameters[0])[0] - (0.899 * 0.999 - 0.1 * direction)).abs() < 1e-6);
+    }
+
+    /// Three steps of the two from the same start.
+    #[test]
+    fn the_kernel_equals_ordinary_operators() {
+        tch::manual_seed(5);
+        let random = || Tensor::randn([1000], (Kind::Float, Device::Cpu));
+        let start = random();
+        let state = || (start.copy(), start.zeros_like(), start.zeros_like(), start.to_kind(Kind::BFloat16));
+        let (kernel, plain) = (state(), state());
+        for step in 1..=3 {
+            let numbers = AdamWStep {
+                rate: 0.1,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                decay: 0.01,
+                correction1: 1.0 - 0.9f32.powi(step),
+                correction2_sqrt: (1.0 - 0.99f32.powi(step)).sqrt(),
+                gradient_scale: 0.5,
+            };
+            let gradient = random();
+            kernels::adamw(&kernel.0, &gradient, (&kernel.1, &kernel.2), Some(&kernel.3), &numbers);
+            plain_adamw(&plain.0, &gradient, (&plain.1, &plain.2), Some(&plain.3), &numbers);
+        }
+        for (kernel, plain) in [(&kernel.0, &plain.0), (&kernel.1, &plain.1), (&kernel.2, &plain.2)] {
+            let error = (kernel - plain).norm().double_value(&[]) / kernel.norm().double_value(&[]);
+            assert!(error < 1e-6, "relative error {error}");
+        }
+        assert!((kernel.3 - plain.3).abs().max().double_value(&[]) < 0.04);
+    }
+
+    #[test]
+    fn the_norm_equals_ordinary_operators() {
+        let gradients = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
+        assert_eq!(values(&square_sums(&gradients)), [9.0, 16.0]);
     }
 
     #[test]
