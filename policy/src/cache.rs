@@ -227,7 +227,8 @@ impl KvCache {
 
     /// Where the tokens of these sequences lie that [`KvCache::admit`] made room for.
     pub fn prompt_slots(&self, sequences: &[&Sequence]) -> PromptSlots {
-        let slots = |sequence: &&Sequence| (0..sequence.length).map(|token| sequence.slot(token)).collect::<Vec<_>>();
+        let slots =
+            |sequence: &&Sequence| (0..sequence.length).map(|token| sequence.slot(token)).collect::<Vec<_>>();
         let host: Vec<i64> = sequences.iter().flat_map(slots).collect();
         let device = (!self.fast).then(|| upload(&host, self.compute.device));
         PromptSlots { host, device }
