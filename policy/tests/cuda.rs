@@ -27,8 +27,14 @@ fn pair(prompt_id: u64) -> Tree {
         behaviour_logps: vec![-5.0; length as usize],
         reference_logps: vec![-5.7; length as usize],
         reward: 0.0,
+        ..Branch::default()
     };
-    Tree { prompt_id, prompt: (first..first + 6).collect(), branches: vec![branch(0, 5), branch(1, 8)] }
+    Tree {
+        prompt_id,
+        prompt: (first..first + 6).collect(),
+        branches: vec![branch(0, 5), branch(1, 8)],
+        ..Tree::default()
+    }
 }
 
 /// Logits of a packed batch, the loss and the gradients of a DPO step, and greedy answers.

@@ -44,7 +44,7 @@ fn logits(model: &Model, vectors: &Value) -> Tensor {
     let numbers = |key: &str| rows(&json!([vectors[key]])).to_kind(Kind::Int64).squeeze();
     let tokens: Vec<i64> = Vec::try_from(numbers("tokens")).expect("ids");
     let prompt = tokens.into_iter().map(|id| id as u32).collect();
-    let tree = Tree { prompt_id: 0, prompt, branches: Vec::new() };
+    let tree = Tree { prompt_id: 0, prompt, ..Tree::default() };
     let forest = Forest::pack(&[&tree], model.config().max_positions, Device::Cpu).expect("it fits");
     let hidden = no_grad(|| model.forest(&forest, &mut |_, _| ()));
     model.logits(&hidden).index_select(1, &numbers("columns")).to_kind(Kind::Double)
@@ -81,11 +81,13 @@ fn batch() -> Vec<Tree> {
         reference_logps: vec![0.0; tokens.len()],
         reward: 1.0,
         tokens,
+        ..Branch::default()
     };
     let tree = |id: u32| Tree {
         prompt_id: id.into(),
         prompt: (0..5 + id).map(|token| (token * 37 + id) % 320).collect(),
         branches: vec![branch((0..7 + id).map(|token| (token * 53 + 11 * id + 3) % 320).collect())],
+        ..Tree::default()
     };
     (0..3).map(tree).collect()
 }
