@@ -8,7 +8,7 @@
 //! - `arguments`: reading `kwargs`; `text`: counting as the checker does; `sentences`, `capitals`:
 //!   NLTK's sentences and words; `language`: which language.
 //!
-//! These checks are the benchmark's, with its quirks. [`Constraint`](crate::Constraint) has stricter
+//! These checks are the benchmark's, with its quirks. [`Constraint`] has stricter
 //! ones for prompts of our own; where both mean the same, the check is shared.
 //!
 //! The same verdicts as the official checker's except where it draws at random (a missing argument,

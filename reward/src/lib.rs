@@ -9,7 +9,7 @@
 //! - `checks`: what a prompt gives scorers to check;
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
-//! - [`rows`], [`score_file`]: rows of a file of completions, and scoring the whole file;
+//! - [`rows`], [`mod@score_file`]: rows of a file of completions, and scoring the whole file;
 //! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
 //! - [`error`]: what can go wrong ([`RewardError`]).
 //!

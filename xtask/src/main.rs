@@ -4,7 +4,7 @@
 //! - [`setup`]: libtorch and the default model, from pinned wheels
 //! - [`prerequisites`]: what the machine must bring, and how to get it
 //! - [`demo`], [`check`]: the other commands, each of which starts with the set-up
-//! - [`bench`]: the comparison with other toolkits
+//! - [`mod@bench`]: the comparison with other toolkits
 //! - [`venv`]: virtual environments of Python
 //! - [`process`]: running programs and timing them
 
