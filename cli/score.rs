@@ -17,7 +17,7 @@ pub struct Arguments {
     /// Which scorer: ifeval, math, exact, contains, regex, json, length, …; docs/rewards.md has all.
     #[arg(long, value_name = "KIND", required_unless_present = "config")]
     reward: Option<String>,
-    /// A TOML file whose [reward] table has the scorer and its options; an experiment file will do.
+    /// A TOML file whose `reward` table has the scorer and its options; an experiment file will do.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Sets an option of the scorer, such as mode=loose.
