@@ -3,7 +3,7 @@
 //! A training step allocates and frees the same large tensors over and over. glibc maps each of them anew
 //! and the kernel clears its pages: a tenth of the time, and with one heap a thread a third more memory.
 //!
-//! The only unsafe code of this crate.
+//! Unsafe code of this crate is here, in [`crate::kernels`] and in [`crate::cuda`].
 
 /// Tells glibc to keep what it has, on one heap. To be called once, before other threads start; does
 /// nothing elsewhere.

@@ -11,6 +11,8 @@
 //! - [`forest`]: prompts with their responses packed on one flat token axis;
 //! - [`head`]: token statistics and their gradient, chunk by chunk, without the batch's logits;
 //! - [`objective`]: algorithms as pure functions of token statistics, one file each;
+//! - [`kernels`]: the operators of a layer and of the head, in C++, with their backward;
+//! - [`pass`]: a forward pass that can be gone back through;
 //! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
 //! - [`trainer`]: one training step through all of these;
