@@ -269,6 +269,7 @@ fn a_run_leaves_what_the_design_says() {
     // Sampler and trainer have the same weights on the first step.
     let first = steps[0]["behaviour_logp_difference/max"].as_f64().expect("a number");
     assert!(first < 1e-4, "the sampler's log-probabilities are off by {first}");
+    assert!(steps.iter().all(|row| row["behaviour_logp_difference/p99.9"].is_number()));
 
     let database = rusqlite::Connection::open(arm.join("run.db")).expect("the store");
     let mut query = database.prepare("SELECT message FROM events ORDER BY time").expect("a query");

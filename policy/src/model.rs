@@ -89,7 +89,8 @@ impl Projection {
         let matrix = Tensor::cat(&self.parts.iter().map(merged).collect::<Vec<_>>(), 0);
         let biases: Vec<&Tensor> =
             self.parts.iter().filter_map(|part| part.bias.as_ref().map(|bias| &bias.value)).collect();
-        self.packed = Some((Packed::new(&matrix), (!biases.is_empty()).then(|| Tensor::cat(&biases, 0))));
+        let bias = (!biases.is_empty()).then(|| Tensor::cat(&biases, 0));
+        self.packed = Packed::new(&matrix).map(|packed| (packed, bias));
     }
 }
 
@@ -251,7 +252,7 @@ impl Model {
                     projection.pack();
                 }
             }
-            self.packed_output = Some(Packed::new(&self.output));
+            self.packed_output = Packed::new(&self.output);
         }
         self
     }
@@ -450,8 +451,8 @@ fn attend_tree(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tenso
 
 /// x Wᵀ in f32, whatever the precision of the two.
 pub(crate) fn wide_product(x: &Tensor, matrix: &Tensor) -> Tensor {
-    if kernels::is_fast(x) && x.kind() != Kind::Float {
-        return Packed::new(matrix).linear(x, None, true);
+    if let Some(packed) = (x.kind() != Kind::Float).then(|| Packed::new(matrix)).flatten() {
+        return packed.linear(x, None, true);
     }
     let widened = || x.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr());
     match x.device() {

@@ -17,6 +17,7 @@ use crate::model::Model;
 use crate::objective::{Metrics, MicroBatch, Objective, TokenStatistics, Totals};
 use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
 use crate::pass::Pass;
+use crate::scoring::to_host;
 use crate::snapshot::Snapshot;
 
 /// One trained tensor.
@@ -90,18 +91,26 @@ impl std::fmt::Debug for Trainer {
     }
 }
 
-/// Adds |log π(y_t) − log μ(y_t)| over the response tokens, μ being the policy that sampled them, as a mean
-/// and a maximum.
+/// What log π(y_t) − log μ(y_t) of a batch's response tokens, μ being the policy that sampled them, comes to.
 ///
 /// On the first step after sampling both have the same weights, so that this is what generation and
 /// training differ by in rounding; on later steps it is how far training has moved the policy.
-fn behaviour_difference(metrics: &mut Metrics, logps: &Tensor, batch: &MicroBatch<'_>) {
-    let behaviour = batch.per_token(logps, |branch| branch.behaviour_logps.clone());
-    let difference = (logps - behaviour).abs();
-    if difference.numel() > 0 {
-        metrics.add_entries("behaviour_logp_difference/mean", &difference);
-        metrics.raise("behaviour_logp_difference/max", difference.max().double_value(&[]));
-    }
+fn behaviour_metrics(differences: &[f32]) -> BTreeMap<String, f64> {
+    let mut sizes: Vec<f64> = differences.iter().map(|&difference| f64::from(difference).abs()).collect();
+    sizes.sort_unstable_by(f64::total_cmp);
+    let count = sizes.len() as f64;
+    let Some(&max) = sizes.last() else { return BTreeMap::new() };
+    let ratios: f64 = differences.iter().map(|&difference| f64::from(difference).exp()).sum();
+    // The least size that 99.9% of the tokens do not exceed.
+    let rank = (0.999 * count).ceil() as usize;
+    [
+        ("behaviour_logp_difference/mean", sizes.iter().sum::<f64>() / count),
+        ("behaviour_logp_difference/p99.9", sizes[rank.clamp(1, sizes.len()) - 1]),
+        ("behaviour_logp_difference/max", max),
+        ("behaviour_ratio/mean", ratios / count),
+    ]
+    .map(|(name, value)| (name.to_string(), value))
+    .into()
 }
 
 /// Copies of these tensors, to be trained.
@@ -212,12 +221,15 @@ impl Trainer {
         }
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
+        let mut differences = Vec::new();
         let mut tokens = 0;
         let pieces = if self.objective.needs().whole_batch { usize::MAX } else { budget };
         for trees in micro_batches(batch, pieces) {
             let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
             tokens += forest.len() as u64;
-            metrics.merge(&self.accumulate(&forest, &MicroBatch { trees, totals, batch })?);
+            let (piece, of_its_tokens) = self.accumulate(&forest, &MicroBatch { trees, totals, batch })?;
+            metrics.merge(&piece);
+            differences.extend(of_its_tokens);
         }
         let collect =
             |pick: &dyn Fn(&Parameter) -> Tensor| self.parameters.iter().map(pick).collect::<Vec<_>>();
@@ -234,6 +246,7 @@ impl Trainer {
         self.gradient_scale = scale;
         self.step += 1;
         let mut metrics = metrics.values();
+        metrics.extend(behaviour_metrics(&differences));
         metrics.insert("grad_norm".to_string(), grad_norm);
         metrics.insert("learning_rate".to_string(), rate);
         self.objective.stepped(&metrics);
@@ -241,7 +254,10 @@ impl Trainer {
     }
 
     /// Adds the gradient of one micro-batch's share of the loss.
-    fn accumulate(&mut self, forest: &Forest, batch: &MicroBatch<'_>) -> Result<Metrics> {
+    ///
+    /// Returns its metrics, and by how much the log-probability of each response token differs from the
+    /// sampler's.
+    fn accumulate(&mut self, forest: &Forest, batch: &MicroBatch<'_>) -> Result<(Metrics, Vec<f32>)> {
         let pass = Pass::record(&self.model, forest, self.training.activation_checkpointing);
         let hidden = pass.hidden().detach();
         let output = self.model.output();
@@ -272,9 +288,8 @@ impl Trainer {
         let hidden_gradient =
             head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient);
         pass.backward(&hidden_gradient);
-        let mut metrics = loss.metrics;
-        behaviour_difference(&mut metrics, &statistics.logps.detach(), batch);
-        Ok(metrics)
+        let behaviour = batch.per_token(&statistics.logps, |branch| branch.behaviour_logps.clone());
+        Ok((loss.metrics, to_host(&(statistics.logps.detach() - behaviour))))
     }
 
     /// The gradient of the last step, after clipping, by name: copies.
@@ -323,5 +338,29 @@ impl Trainer {
             None => by_name(&self.parameters, |parameter| parameter.leaf.detach().copy()),
         };
         Snapshot::new(version, self.config.clone(), self.compute, weights)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1,000 tokens, of which one differs by −ln 2 and one by ln 3: 99.9% differ by at most ln 2, and the
+    /// ratios are 998 times 1, 1/2 and 3.
+    #[test]
+    fn what_the_sampler_says_is_compared_token_by_token() {
+        let mut differences = vec![0.0f32; 1000];
+        (differences[7], differences[400]) = (-std::f32::consts::LN_2, 3.0f32.ln());
+        let metrics = behaviour_metrics(&differences);
+        let (ln2, ln3) = (std::f64::consts::LN_2, 3.0f64.ln());
+        for (name, expected) in [
+            ("behaviour_logp_difference/mean", (ln2 + ln3) / 1000.0),
+            ("behaviour_logp_difference/p99.9", ln2),
+            ("behaviour_logp_difference/max", ln3),
+            ("behaviour_ratio/mean", 1.0015),
+        ] {
+            assert!((metrics[name] - expected).abs() < 1e-6, "{name}: {}", metrics[name]);
+        }
+        assert!(behaviour_metrics(&[]).is_empty());
     }
 }
