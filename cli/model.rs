@@ -15,6 +15,9 @@ pub struct ModelArguments {
     /// A Hugging Face directory or a GGUF file; without it, the model that set-up brought.
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// A LoRA adapter's folder in PEFT's layout, merged into the model.
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
     /// auto, cpu or cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceSpec,
@@ -36,7 +39,10 @@ impl ModelArguments {
     pub fn load(&self) -> Result<(Model, Tokenizer), Failure> {
         let path = self.path()?;
         let compute = Compute::resolve(self.device, self.dtype).map_err(Failure::input)?;
-        let checkpoint = Checkpoint::open(&path).map_err(Failure::input)?;
+        let mut checkpoint = Checkpoint::open(&path).map_err(Failure::input)?;
+        if let Some(adapter) = &self.adapter {
+            checkpoint = checkpoint.with_adapter(adapter).map_err(Failure::input)?;
+        }
         let model = Model::new(&checkpoint.config, &checkpoint.weights, compute).map_err(Failure::input)?;
         Ok((model, checkpoint.tokenizer))
     }

@@ -12,7 +12,7 @@ fn main() {
     // rpath::emit has said so where there is no libtorch.
     if include.exists() {
         let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-        let sources = ["operators", "attention", "elementwise", "gemm", "head", "rows_table"];
+        let sources = ["operators", "attention", "draw", "elementwise", "gemm", "head", "rows_table"];
         kernels()
             .flag_if_supported("-fopenmp")
             .define(if x86 { "ARRIERO_X86" } else { "ARRIERO_OTHER" }, None)

@@ -58,7 +58,7 @@ fn an_adapter_on_other_weights_than_the_models_is_not_written_and_that_is_said()
     let folder = checkpoint(&summary);
     assert!(!folder.join("adapter").exists());
     let said = state(folder)["adapter"].as_str().expect("a sentence").to_string();
-    assert!(said.starts_with("not written: it fits the weights that the stages before it left"), "{said}");
+    assert!(said.starts_with("not written: it fits the weights that training it began with"), "{said}");
 }
 
 #[test]

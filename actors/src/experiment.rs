@@ -36,6 +36,8 @@ const DEFAULT_MODEL: &str = "default";
 const MOST_SEQUENCES: usize = 65_536;
 /// Items of a queue, whose slots are allocated at once.
 const MOST_QUEUED: usize = 65_536;
+/// MiB of a cache: what 64 bits can count in bytes, and more than there is.
+const MOST_MEBIBYTES: usize = 1 << 40;
 /// Rounds of an arm.
 const MOST_ROUNDS: usize = 1_000_000;
 
@@ -77,6 +79,8 @@ pub struct Plan {
 pub struct ModelPlan {
     /// A Hugging Face directory or a GGUF file.
     pub path: PathBuf,
+    /// A LoRA adapter in PEFT's layout, merged into the weights before anything else.
+    pub adapter: Option<PathBuf>,
     /// Default `auto`.
     pub device: DeviceSpec,
     /// Default `auto`.
@@ -92,6 +96,8 @@ pub struct GeneratorPlan {
     pub samples: usize,
     /// Sequences decoded at once. Default 64.
     pub batch: usize,
+    /// MiB of the KV cache. Default: half of the memory that is free.
+    pub cache_memory: Option<usize>,
 }
 
 /// Options of the evaluator.
@@ -110,11 +116,13 @@ pub struct EvaluationPlan {
 struct GeneratorSizes {
     samples: usize,
     batch: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_memory: Option<usize>,
 }
 
 impl Default for GeneratorSizes {
     fn default() -> Self {
-        GeneratorSizes { samples: 8, batch: 64 }
+        GeneratorSizes { samples: 8, batch: 64, cache_memory: None }
     }
 }
 
@@ -261,19 +269,31 @@ fn model(mut section: Section<'_>) -> Result<(ModelPlan, String), ExperimentErro
     if !path.exists() {
         return Err(section.fail("path", &format!("is wrong: {}", PolicyError::NoModel { path })));
     }
+    let adapter: Option<PathBuf> = section.take("adapter")?;
+    if let Some(folder) = adapter.as_ref().filter(|folder| !folder.is_dir()) {
+        let message = format!(
+            "is \"{}\", which is no folder; expected one with adapter_config.json and adapter_model.safetensors",
+            folder.display()
+        );
+        return Err(section.fail("adapter", &message));
+    }
     let device = section.take("device")?.unwrap_or_default();
     let dtype = section.take("dtype")?.unwrap_or_default();
     section.finish()?;
-    Ok((ModelPlan { path, device, dtype }, written))
+    Ok((ModelPlan { path, adapter, device, dtype }, written))
 }
 
 fn generator(mut section: Section<'_>) -> Result<GeneratorPlan, ExperimentError> {
-    let GeneratorSizes { samples, batch } = section.read(&GeneratorSizes::default())?;
+    let GeneratorSizes { samples, batch, cache_memory } = section.read(&GeneratorSizes::default())?;
     let sampling: SamplingConfig = section.read(&SamplingConfig::default())?;
     section.check(sampling.validate())?;
-    section.counts(&[("samples", samples, MOST_SEQUENCES), ("batch", batch, MOST_SEQUENCES)])?;
+    section.counts(&[
+        ("samples", samples, MOST_SEQUENCES),
+        ("batch", batch, MOST_SEQUENCES),
+        ("cache_memory", cache_memory.unwrap_or(1), MOST_MEBIBYTES),
+    ])?;
     section.finish()?;
-    Ok(GeneratorPlan { sampling, samples, batch })
+    Ok(GeneratorPlan { sampling, samples, batch, cache_memory })
 }
 
 fn evaluation(
@@ -411,14 +431,17 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         put("mode", Value::try_from(Mode::Lockstep)?);
         let mut model = Table::new();
         model.insert("path".to_string(), Value::String(model_path.to_string()));
+        if let Some(adapter) = &plan.model.adapter {
+            model.insert("adapter".to_string(), Value::String(adapter.display().to_string()));
+        }
         model.insert("device".to_string(), Value::try_from(plan.model.device)?);
         model.insert("dtype".to_string(), Value::try_from(plan.model.dtype)?);
         put("model", Value::Table(model));
         put("devices", Value::try_from(plan.devices)?);
         put("prompts", Value::Table(plan.prompts.to_table()?));
         put("reward", Value::try_from(&plan.reward)?);
-        let GeneratorPlan { samples, batch, .. } = plan.generator;
-        let sizes = GeneratorSizes { samples, batch };
+        let GeneratorPlan { samples, batch, cache_memory, .. } = plan.generator;
+        let sizes = GeneratorSizes { samples, batch, cache_memory };
         put("generator", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.generator.sampling)?]));
         put("selection", Value::try_from(&plan.selection)?);
         let EvaluationPlan { batch, kl_prompts, .. } = plan.evaluation;

@@ -125,6 +125,9 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
     };
     let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.generator).model()?;
     let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    if let Some(mebibytes) = generator.cache_memory {
+        engine = engine.with_cache_memory(mebibytes << 20);
+    }
     let mut completions = generator.samples;
     if job.greedy_baseline {
         engine = engine.with_greedy_baseline();

@@ -81,7 +81,7 @@ pub(crate) struct LearnerState {
 struct Adapting {
     /// What the adapters are trained on.
     base: Weights,
-    /// Whether these are the run's initial weights, so that the adapter fits the model it began with.
+    /// Whether these are the weights of the run's model, so that the adapter fits it.
     is_initial: bool,
     adapter: Adapter,
 }
@@ -235,7 +235,7 @@ impl LearnerState {
         }
         Ok(Adapting {
             base: handles(&self.weights),
-            is_initial: self.version == 0,
+            is_initial: self.version == 0 && self.wiring.plan.model.adapter.is_none(),
             adapter: Adapter::new(lora, &self.wiring.model, self.wiring.plan.seed)?,
         })
     }
@@ -302,7 +302,7 @@ impl LearnerState {
             state["adapter"] = match fits_initial {
                 true => "adapter".into(),
                 false => {
-                    "not written: it fits the weights that the stages before it left, not the model".into()
+                    "not written: it fits the weights that training it began with, not the model's".into()
                 }
             };
         }

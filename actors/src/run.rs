@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
 use arriero_policy::PolicyError;
-use arriero_policy::checkpoint::Checkpoint;
+use arriero_policy::checkpoint::{Checkpoint, read_adapter};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::snapshot::{Snapshot, WeightCell};
@@ -203,6 +203,9 @@ pub fn run(
 ) -> Result<RunSummary, RunError> {
     let began = Instant::now();
     let (model, tokenizer) = Checkpoint::inspect(&plan.model.path)?;
+    if let Some(folder) = &plan.model.adapter {
+        read_adapter(folder, &model)?;
+    }
     let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
     stages.filter_map(|stage| stage.training.lora.as_ref()).try_for_each(|lora| lora.check(&model))?;
     let computes = Computes::resolve(&plan.devices, plan.model.dtype)?;
@@ -213,7 +216,10 @@ pub fn run(
         serve_metrics(address)?;
     }
 
-    let checkpoint = Checkpoint::open(&plan.model.path)?;
+    let mut checkpoint = Checkpoint::open(&plan.model.path)?;
+    if let Some(folder) = &plan.model.adapter {
+        checkpoint = checkpoint.with_adapter(folder)?;
+    }
     let masters = Snapshot::new(0, model.clone(), Compute::CPU_F32, checkpoint.weights);
     let initial = masters.in_precision(computes.learner);
 

@@ -316,33 +316,32 @@ void page_attention(const T* qkv, int64_t sequences, const AttentionShape& shape
   each_task(sequences, [&](int64_t sequence) {
     const int64_t length = lengths[sequence], begin = window ? std::max<int64_t>(0, length - window) : 0;
     const int64_t first = begin / page_tokens, last = (length + page_tokens - 1) / page_tokens;
-    // The last page is read as if a page followed it.
-    float* scores = scratch<float, 103>((last - first + 1) * page_tokens);
-    T* weights = scratch<T, 4>(columns);
-    float* sums = scratch<float, 104>(head_dim);
+    const int64_t n = (last - first) * page_tokens;
+    const int64_t low = begin - first * page_tokens, high = length - first * page_tokens;
+    float* scores = scratch<float, 103>(group * n);
+    T* weights = scratch<T, 4>(group * n);
+    float* sums = scratch<float, 104>(group * head_dim);
+    float* totals = scratch<float, 105>(group);
     for (int64_t head = 0; head < kv_heads; head++) {
+      const T* q = qkv + sequence * ld + head * group * head_dim;
+      const auto page = [&](int64_t index) {
+        return pages + (tables[sequence * table_width + index] * kv_heads + head) * 2 * side;
+      };
+      for (int64_t index = first; index < last; index++) {
+        rows<T>().page_scores(q, group, page(index), head_dim, scores + (index - first) * page_tokens, n);
+      }
       for (int64_t member = 0; member < group; member++) {
-        const int64_t number = head * group + member;
-        const T* q = qkv + sequence * ld + number * head_dim;
-        const auto page = [&](int64_t index) {
-          return pages + (tables[sequence * table_width + index] * kv_heads + head) * 2 * side;
-        };
-        const auto low = [&](int64_t index) { return std::max<int64_t>(0, begin - index * page_tokens); };
-        const auto high = [&](int64_t index) { return std::min(page_tokens, length - index * page_tokens); };
-        float highest = -INFINITY, total = 0;
-        for (int64_t index = first; index < last; index++) {
-          float* here = scores + (index - first) * page_tokens;
-          rows<T>().page_scores(q, page(index), head_dim, here);
-          highest = flat_rows().highest(here, low(index), high(index), highest);
-        }
-        std::fill_n(sums, head_dim, 0.0f);
-        for (int64_t index = first; index < last; index++) {
-          const float* here = scores + (index - first) * page_tokens;
-          // A block of columns is two pages wide: the second half is masked.
-          total += rows<T>().attention_weights(here, low(index), high(index), scale, highest, weights);
-          rows<T>().page_sum(weights, page(index) + side, head_dim, sums);
-        }
-        rows<T>().scale(sums, 1.0f / total, head_dim, out + (sequence * heads + number) * head_dim);
+        const float* own = scores + member * n;
+        const float highest = flat_rows().highest(own, low, high, -INFINITY);
+        totals[member] = rows<T>().page_weights(own, n, low, high, scale, highest, weights + member * n);
+      }
+      std::fill_n(sums, group * head_dim, 0.0f);
+      for (int64_t index = first; index < last; index++) {
+        rows<T>().page_sum(weights + (index - first) * page_tokens, n, group, page(index) + side, head_dim, sums);
+      }
+      for (int64_t member = 0; member < group; member++) {
+        T* target = out + (sequence * heads + head * group + member) * head_dim;
+        rows<T>().scale(sums + member * head_dim, 1.0f / totals[member], head_dim, target);
       }
     }
   });

@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include "attention.h"
+#include "draw.h"
 #include "elementwise.h"
 #include "gemm.h"
 #include "head.h"
@@ -418,6 +419,10 @@ char* arriero_page_attention(const Tensor* qkv, const AttentionShape* shape, con
     });
     *result = new Tensor(y);
   });
+}
+
+char* arriero_draw(const Tensor* logits, const Wanted* wanted, int64_t rows, Drawn* drawn) {
+  return guarded([&] { draw(in<float>(*logits), logits->size(1), wanted, rows, drawn); });
 }
 
 /// target logits, log sums, entropies and highest logits, f32 [rows] each.

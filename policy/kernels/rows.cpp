@@ -181,7 +181,20 @@ void score_gradients(const float* s, const float* dp, int64_t low, int64_t high,
   }
 }
 
-void page_scores(const float* q, const float* keys, int64_t head_dim, float* scores) {
+template <typename T>
+float page_weights(const float* s, int64_t n, int64_t low, int64_t high, float scale, float highest, T* p) {
+  float sum = 0;
+  const int32_t from = static_cast<int32_t>(low), to = static_cast<int32_t>(high), count = static_cast<int32_t>(n);
+#pragma omp simd reduction(+ : sum)
+  for (int32_t j = 0; j < count; j++) {
+    const float e = exponential((s[j] - highest) * scale), kept = (j >= from) & (j < to) ? e : 0.0f;
+    sum += kept;
+    p[j] = narrow<T>(kept);
+  }
+  return sum;
+}
+
+void page_scores_of(const float* q, const float* keys, int64_t head_dim, float* scores) {
   float sums[page_tokens] = {};
   for (int64_t d = 0; d < head_dim; d++) {
 #pragma omp simd
@@ -190,23 +203,14 @@ void page_scores(const float* q, const float* keys, int64_t head_dim, float* sco
   std::memcpy(scores, sums, sizeof(sums));
 }
 
-void page_sum(const float* weights, const float* values, int64_t head_dim, float* out) {
+void page_sum_of(const float* weights, const float* values, int64_t head_dim, float* out) {
   for (int64_t t = 0; t < page_tokens; t++) {
 #pragma omp simd
     for (int64_t j = 0; j < head_dim; j++) out[j] += weights[t] * values[t * head_dim + j];
   }
 }
 
-void page_scores(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
-#ifdef __AVX512BF16__
-  __m512 sums = _mm512_setzero_ps();
-  for (int64_t d = 0; d < head_dim; d += 2) {
-    int32_t both;
-    std::memcpy(&both, q + d, sizeof(both));
-    sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both), (__m512bh)_mm512_loadu_si512(keys + d * page_tokens));
-  }
-  _mm512_storeu_ps(scores, sums);
-#else
+void page_scores_of(const bf16* q, const bf16* keys, int64_t head_dim, float* scores) {
   float sums[page_tokens] = {};
   for (int64_t d = 0; d < head_dim; d += 2) {
     const float first = widen(q[d]), second = widen(q[d + 1]);
@@ -216,30 +220,89 @@ void page_scores(const bf16* q, const bf16* keys, int64_t head_dim, float* score
     }
   }
   std::memcpy(scores, sums, sizeof(sums));
-#endif
 }
 
-void page_sum(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
-  int64_t whole = 0;
-#ifdef __AVX512BF16__
-  for (; whole + 16 <= head_dim; whole += 16) {
-    __m512 sums = _mm512_loadu_ps(out + whole);
-    for (int64_t t = 0; t < page_tokens; t += 2) {
-      int32_t both;
-      std::memcpy(&both, weights + t, sizeof(both));
-      sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(both),
-                              (__m512bh)_mm512_loadu_si512(values + t * head_dim + 2 * whole));
-    }
-    _mm512_storeu_ps(out + whole, sums);
-  }
-#endif
+void page_sum_of(const bf16* weights, const bf16* values, int64_t head_dim, float* out) {
   for (int64_t t = 0; t < page_tokens; t += 2) {
     const float first = widen(weights[t]), second = widen(weights[t + 1]);
-    for (int64_t j = whole; j < head_dim; j++) {
+    for (int64_t j = 0; j < head_dim; j++) {
       const bf16* both = values + t * head_dim + 2 * j;
       out[j] += first * widen(both[0]) + second * widen(both[1]);
     }
   }
+}
+
+#ifdef __AVX512BF16__
+inline __m512bh pair_of(const bf16* x) {
+  int32_t both;
+  std::memcpy(&both, x, sizeof(both));
+  return (__m512bh)_mm512_set1_epi32(both);
+}
+
+inline __m512bh line_of(const bf16* x) { return (__m512bh)_mm512_loadu_si512(x); }
+
+/// G queries at once, with two sums each: a product waits for its sum, and the others fill the time.
+template <int G>
+void page_scores_of(const bf16* q, const bf16* keys, int64_t head_dim, float* scores, int64_t stride) {
+  __m512 even[G], odd[G];
+  for (int g = 0; g < G; g++) even[g] = odd[g] = _mm512_setzero_ps();
+  int64_t d = 0;
+  for (; d + 4 <= head_dim; d += 4) {
+    const __m512bh first = line_of(keys + d * page_tokens), second = line_of(keys + (d + 2) * page_tokens);
+    for (int g = 0; g < G; g++) {
+      even[g] = _mm512_dpbf16_ps(even[g], pair_of(q + g * head_dim + d), first);
+      odd[g] = _mm512_dpbf16_ps(odd[g], pair_of(q + g * head_dim + d + 2), second);
+    }
+  }
+  for (; d < head_dim; d += 2) {
+    for (int g = 0; g < G; g++) {
+      even[g] = _mm512_dpbf16_ps(even[g], pair_of(q + g * head_dim + d), line_of(keys + d * page_tokens));
+    }
+  }
+  for (int g = 0; g < G; g++) _mm512_storeu_ps(scores + g * stride, _mm512_add_ps(even[g], odd[g]));
+}
+
+/// For a head_dim that is a multiple of 16.
+template <int G>
+void page_sum_of(const bf16* weights, int64_t stride, const bf16* values, int64_t head_dim, float* out) {
+  for (int64_t column = 0; column < head_dim; column += 16) {
+    __m512 sums[G];
+    for (int g = 0; g < G; g++) sums[g] = _mm512_loadu_ps(out + g * head_dim + column);
+    for (int64_t t = 0; t < page_tokens; t += 2) {
+      const __m512bh line = line_of(values + t * head_dim + 2 * column);
+      for (int g = 0; g < G; g++) sums[g] = _mm512_dpbf16_ps(sums[g], pair_of(weights + g * stride + t), line);
+    }
+    for (int g = 0; g < G; g++) _mm512_storeu_ps(out + g * head_dim + column, sums[g]);
+  }
+}
+#endif
+
+template <typename T>
+void page_scores(const T* q, int64_t group, const T* keys, int64_t head_dim, float* scores, int64_t stride) {
+  int64_t g = 0;
+#ifdef __AVX512BF16__
+  if constexpr (sizeof(T) == 2) {
+    for (; g + 3 <= group; g += 3) page_scores_of<3>(q + g * head_dim, keys, head_dim, scores + g * stride, stride);
+    if (g + 2 == group) page_scores_of<2>(q + g * head_dim, keys, head_dim, scores + g * stride, stride), g += 2;
+    if (g + 1 == group) page_scores_of<1>(q + g * head_dim, keys, head_dim, scores + g * stride, stride), g += 1;
+  }
+#endif
+  for (; g < group; g++) page_scores_of(q + g * head_dim, keys, head_dim, scores + g * stride);
+}
+
+template <typename T>
+void page_sum(const T* weights, int64_t stride, int64_t group, const T* values, int64_t head_dim, float* out) {
+  int64_t g = 0;
+#ifdef __AVX512BF16__
+  if constexpr (sizeof(T) == 2) {
+    if (head_dim % 16 == 0) {
+      for (; g + 3 <= group; g += 3) page_sum_of<3>(weights + g * stride, stride, values, head_dim, out + g * head_dim);
+      if (g + 2 == group) page_sum_of<2>(weights + g * stride, stride, values, head_dim, out + g * head_dim), g += 2;
+      if (g + 1 == group) page_sum_of<1>(weights + g * stride, stride, values, head_dim, out + g * head_dim), g += 1;
+    }
+  }
+#endif
+  for (; g < group; g++) page_sum_of(weights + g * stride, values, head_dim, out + g * head_dim);
 }
 
 void adamw(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n, const AdamW& options) {
@@ -271,6 +334,18 @@ float highest_of(const float* x, int64_t low, int64_t high, float highest) {
 #pragma omp simd reduction(max : highest)
   for (int64_t j = low; j < high; j++) highest = x[j] > highest ? x[j] : highest;
   return highest;
+}
+
+void exponentials(const float* x, int64_t n, float scale, float highest, float* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) out[j] = exponential((x[j] - highest) * scale);
+}
+
+float exp_sum(const float* x, int64_t n, float scale, float highest) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; j++) sum += exponential((x[j] - highest) * scale);
+  return sum;
 }
 
 void update(const float* logits, int64_t n, Running* running) {
@@ -309,7 +384,7 @@ void interleave(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out) 
 template <typename T>
 constexpr Rows<T> table = {norm_sum<T>,        norm_scale<T>,      norm_backward<T>, rotate<T>,          swiglu<T>,
                            swiglu_backward<T>, add<T>,             scale<T>,         dot<T>,             logit_gradients<T>,
-                           attention_weights<T>, score_gradients<T>, page_scores,      page_sum};
+                           attention_weights<T>, score_gradients<T>, page_scores<T>,   page_weights<T>,     page_sum<T>};
 
 }  // namespace
 
@@ -318,7 +393,7 @@ extern const Rows<bf16> bf16_rows;
 extern const FlatRows flat;
 const Rows<float> f32_rows = table<float>;
 const Rows<bf16> bf16_rows = table<bf16>;
-const FlatRows flat = {adamw, square_sum, update, highest_of, interleave};
+const FlatRows flat = {adamw, square_sum, update, highest_of, exponentials, exp_sum, interleave};
 
 }  // namespace ARRIERO_ISA
 }  // namespace arriero

@@ -55,9 +55,12 @@ struct Rows {
   /// p = e^(scale s − log_sum) and ds = p (dp − d) scale within [low, high), else 0.
   void (*score_gradients)(const float* s, const float* dp, int64_t low, int64_t high, float scale, float log_sum,
                           float d, T* p, T* ds);
-  /// One query's scores over a page of keys, and values summed by weight onto out.
-  void (*page_scores)(const T* q, const T* keys, int64_t head_dim, float* scores);
-  void (*page_sum)(const T* weights, const T* values, int64_t head_dim, float* out);
+  /// The scores of `group` queries, which share a head of keys, over a page of them: rows of `stride` numbers.
+  void (*page_scores)(const T* q, int64_t group, const T* keys, int64_t head_dim, float* scores, int64_t stride);
+  /// As attention_weights, over n columns, a multiple of a page's.
+  float (*page_weights)(const float* s, int64_t n, int64_t low, int64_t high, float scale, float highest, T* p);
+  /// A page of values summed by each query's weights (rows of `stride` numbers) onto the rows of out.
+  void (*page_sum)(const T* weights, int64_t stride, int64_t group, const T* values, int64_t head_dim, float* out);
 };
 
 /// What does not depend on an element type.
@@ -67,6 +70,9 @@ struct FlatRows {
   double (*square_sum)(const float* x, int64_t n);
   void (*update)(const float* logits, int64_t n, Running* running);
   float (*highest)(const float* x, int64_t low, int64_t high, float highest);
+  /// out = e^(scale (x − highest)), and the sum of these.
+  void (*exponentials)(const float* x, int64_t n, float scale, float highest, float* out);
+  float (*exp_sum)(const float* x, int64_t n, float scale, float highest);
   /// out[2 j], out[2 j + 1] = a[j], b[j].
   void (*interleave)(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out);
 };

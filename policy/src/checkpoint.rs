@@ -56,6 +56,15 @@ impl Checkpoint {
         Ok(Checkpoint { config, weights, tokenizer })
     }
 
+    /// The same model with a LoRA adapter in PEFT's layout merged into its weights.
+    ///
+    /// # Errors
+    /// As [`read_adapter`].
+    pub fn with_adapter(mut self, directory: &Path) -> Result<Self> {
+        self.weights = read_adapter(directory, &self.config)?.merge(&self.config, &self.weights)?;
+        Ok(self)
+    }
+
     /// Reads everything but the weights, and checks from the headers that they are all there.
     ///
     /// # Errors

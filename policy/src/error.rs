@@ -175,7 +175,7 @@ pub enum PolicyError {
     /// A request that would need more than the whole cache.
     #[error(
         "{sequences} sequences of up to {tokens} tokens need {needed} MiB of keys and values, and the cache may have \
-         {limit} MiB; lower samples or max_new_tokens, or free memory"
+         {limit} MiB; raise cache_memory where it is set, lower samples or max_new_tokens, or free memory"
     )]
     CacheTooSmall {
         /// Samples of the request.

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use arriero_buffers::random::{Purpose, Stream};
 use arriero_buffers::{Completion, Finish};
-use rayon::prelude::*;
 use tch::{Device, Tensor, no_grad};
 
 use crate::cache::{KvCache, Sequence};
@@ -27,7 +26,7 @@ use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::kernels;
 use crate::model::Model;
-use crate::sampling::{SamplingConfig, alternatives, draw};
+use crate::sampling::{Alternative, Draw, SamplingConfig, alternatives, draw_all, host_copy};
 use crate::tokenizer::Tokenizer;
 
 pub use generator::{GenerationConfig, Generator};
@@ -67,15 +66,23 @@ struct Row {
 }
 
 impl Row {
-    /// Draws a token and adds it.
-    fn advance(&mut self, logits: &[f32], version: u32, tokenizer: &Tokenizer) -> Result<()> {
+    /// How its tokens are drawn.
+    fn sampling(&self) -> SamplingConfig {
+        let greedy = self.request.greedy_last && self.completion.sample as usize + 1 == self.request.samples;
+        let sampling = self.request.sampling.clone();
+        if greedy { SamplingConfig { temperature: 0.0, ..sampling } } else { sampling }
+    }
+
+    /// Adds a token; `alternatives` is what else could have been drawn, where somebody asked.
+    fn advance(
+        &mut self,
+        drawn: Draw,
+        alternatives: Vec<Alternative>,
+        version: u32,
+        tokenizer: &Tokenizer,
+    ) -> Result<()> {
         let request = &self.request;
         let completion = &mut self.completion;
-        let position = completion.tokens.len() as u64;
-        let is_greedy = request.greedy_last && completion.sample as usize + 1 == request.samples;
-        let greedy = is_greedy.then(|| SamplingConfig { temperature: 0.0, ..request.sampling.clone() });
-        let sampling = greedy.as_ref().unwrap_or(&request.sampling);
-        let drawn = draw(logits, sampling, &mut self.stream, position);
         completion.tokens.push(drawn.token);
         completion.logps.push(drawn.logp);
         completion.sampled_logps.push(drawn.sampled_logp);
@@ -96,7 +103,7 @@ impl Row {
                 request_id: self.request_id,
                 sample: completion.sample,
                 draw: drawn,
-                alternatives: alternatives(logits, &drawn, request.alternatives),
+                alternatives,
                 text: text.take_new(),
                 finish: self.done.then_some(completion.finish),
             });
@@ -118,7 +125,6 @@ pub struct Engine {
     rows: Vec<Row>,
     unfinished: Vec<Unfinished>,
     drawn: Vec<DrawnToken>,
-    logits: Vec<f32>,
     sampled_tokens: u64,
 }
 
@@ -150,7 +156,6 @@ impl Engine {
             rows: Vec::new(),
             unfinished: Vec::new(),
             drawn: Vec::new(),
-            logits: Vec::new(),
             sampled_tokens: 0,
         }
     }
@@ -342,15 +347,27 @@ impl Engine {
 
     /// Draws the next token of the rows from `first` on; each one's row of `hidden` is in `sources`.
     fn draw(&mut self, hidden: &Tensor, first: usize, sources: &[usize]) -> Result<()> {
-        let logits = self.model.logits(hidden).to_device(Device::Cpu);
+        let logits = self.model.logits(hidden);
         let vocabulary = self.model.config().vocab_size;
-        self.logits.resize(logits.numel(), 0.0);
-        logits.copy_data(&mut self.logits, logits.numel());
-        let (version, tokenizer, logits) = (self.version, &self.tokenizer, &self.logits);
         let rows = &mut self.rows[first..];
-        rows.par_iter_mut().zip(sources).try_for_each(|(row, source)| {
-            row.advance(&logits[source * vocabulary..][..vocabulary], version, tokenizer)
-        })?;
+        let configs: Vec<SamplingConfig> = rows.iter().map(Row::sampling).collect();
+        let wanted = rows.iter_mut().zip(&configs).zip(sources);
+        let mut wanted: Vec<_> = wanted
+            .map(|((row, config), &source)| {
+                let position = row.completion.tokens.len() as u64;
+                (source, config, &mut row.stream, position)
+            })
+            .collect();
+        let draws = draw_all(&logits, &mut wanted);
+        let looks = rows.iter().any(|row| row.request.alternatives > 0);
+        let host = if looks { host_copy(&logits) } else { Vec::new() };
+        for ((row, drawn), source) in rows.iter_mut().zip(draws).zip(sources) {
+            let others = match row.request.alternatives {
+                0 => Vec::new(),
+                count => alternatives(&host[source * vocabulary..][..vocabulary], &drawn, count),
+            };
+            row.advance(drawn, others, self.version, &self.tokenizer)?;
+        }
         self.drawn.extend(rows.iter_mut().filter_map(|row| row.drawn.take()));
         self.sampled_tokens += sources.len() as u64;
         Ok(())

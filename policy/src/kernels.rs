@@ -55,6 +55,30 @@ pub struct AdamWStep {
     pub gradient_scale: f32,
 }
 
+/// What `Wanted` is in C++: a row that wants a token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct WantedToken {
+    /// The row of the logits that it reads.
+    pub source: i64,
+    /// Factor of the logits; 0 takes the first of the highest.
+    pub scale: f32,
+    /// A uniform number at least 0 and below 1.
+    pub uniform: f64,
+}
+
+/// What `Drawn` is in C++.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(C)]
+pub struct DrawnToken {
+    /// The token.
+    pub token: i64,
+    /// Its log-probability under the softmax of the logits.
+    pub logp: f32,
+    /// The same under the softmax of the scaled logits; 0 where the highest was taken.
+    pub sampled_logp: f32,
+}
+
 /// Tokens of a page of the decoding cache.
 pub const PAGE_TOKENS: usize = 16;
 
@@ -111,6 +135,12 @@ unsafe extern "C" {
         shape: *const AttentionShape,
         slots: *const i64,
         pages: Raw,
+    ) -> *mut c_char;
+    fn arriero_draw(
+        logits: Raw,
+        wanted: *const WantedToken,
+        rows: i64,
+        drawn: *mut DrawnToken,
     ) -> *mut c_char;
     fn arriero_page_attention(
         qkv: Raw,
@@ -320,6 +350,18 @@ pub fn page_attention(
     one(|result| unsafe {
         arriero_page_attention(raw(qkv), shape, raw(pages), tables.as_ptr(), width, lengths.as_ptr(), result)
     })
+}
+
+/// Draws a token for each of `wanted` from logits, f32 `[rows, vocabulary]` on the CPU.
+///
+/// # Panics
+/// If a source is no row of the logits.
+pub fn draw(logits: &Tensor, wanted: &[WantedToken]) -> Vec<DrawnToken> {
+    let rows = logits.size()[0];
+    assert!(wanted.iter().all(|wanted| (0..rows).contains(&wanted.source)));
+    let mut drawn = vec![DrawnToken::default(); wanted.len()];
+    check(unsafe { arriero_draw(raw(logits), wanted.as_ptr(), wanted.len() as i64, drawn.as_mut_ptr()) });
+    drawn
 }
 
 /// What the fused head computes of each row, f32 `[rows]` each.

@@ -1,7 +1,11 @@
-//! Choosing a token on the host.
+//! Choosing tokens.
 
 use arriero_buffers::random::Stream;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::kernels::{self, DrawnToken, WantedToken};
 
 /// Below it logits overflow when they are divided.
 const LEAST_TEMPERATURE: f64 = 0.01;
@@ -69,6 +73,13 @@ impl SamplingConfig {
     }
 }
 
+impl SamplingConfig {
+    /// Whether tokens are left out of the distribution.
+    fn truncates(&self) -> bool {
+        self.temperature > 0.0 && (self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0)
+    }
+}
+
 /// A drawn token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draw {
@@ -95,8 +106,7 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, stream: &mut Stream, positi
     }
     let scale = (1.0 / config.temperature) as f32;
     let uniform = stream.uniform(position);
-    let truncates = config.top_k > 0 || config.top_p < 1.0 || config.min_p > 0.0;
-    let (token, sampled_logp) = if truncates {
+    let (token, sampled_logp) = if config.truncates() {
         draw_truncated(logits, highest, scale, config, uniform)
     } else {
         let total = if scale == 1.0 { total } else { exp_sum(logits, highest, scale) };
@@ -105,6 +115,41 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, stream: &mut Stream, positi
         (token, f64::from((logits[token] - highest) * scale) - total.ln())
     };
     Draw { token: token as u32, logp: logp(token), sampled_logp: sampled_logp as f32 }
+}
+
+/// What [`draw`] gives for each of `wanted` (a row of the logits, the options, the stream and the position in it),
+/// in one go and in parallel. Logits are f32 `[rows, vocabulary]`.
+///
+/// Where no option truncates the distribution, a kernel draws: its sums run in f32 over 256 logits each, and in f64 over
+/// these.
+pub fn draw_all(logits: &Tensor, wanted: &mut [(usize, &SamplingConfig, &mut Stream, u64)]) -> Vec<Draw> {
+    let vocabulary = logits.size()[1] as usize;
+    if wanted.iter().any(|(_, config, ..)| config.truncates()) {
+        let logits = host_copy(logits);
+        let one = |(row, config, stream, position): &mut (usize, &SamplingConfig, &mut Stream, u64)| {
+            draw(&logits[*row * vocabulary..][..vocabulary], config, stream, *position)
+        };
+        return wanted.par_iter_mut().map(one).collect();
+    }
+    let plain = wanted.iter_mut().map(|(row, config, stream, position)| WantedToken {
+        source: *row as i64,
+        scale: if config.temperature == 0.0 { 0.0 } else { (1.0 / config.temperature) as f32 },
+        uniform: if config.temperature == 0.0 { 0.0 } else { stream.uniform(*position) },
+    });
+    let drawn = kernels::draw(&logits.to_device(Device::Cpu).contiguous(), &plain.collect::<Vec<_>>());
+    let draw = |drawn: DrawnToken| Draw {
+        token: drawn.token as u32,
+        logp: drawn.logp,
+        sampled_logp: drawn.sampled_logp,
+    };
+    drawn.into_iter().map(draw).collect()
+}
+
+/// The logits one after the other, on the host.
+pub fn host_copy(logits: &Tensor) -> Vec<f32> {
+    let mut copy = vec![0.0; logits.numel()];
+    logits.to_device(Device::Cpu).contiguous().copy_data(&mut copy, logits.numel());
+    copy
 }
 
 /// A token that could have been drawn.
@@ -249,6 +294,56 @@ mod tests {
         assert_shares(SamplingConfig { top_p: 0.8, ..plain.clone() }, [4.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0, 0.0]);
         assert_shares(SamplingConfig { top_p: 0.5, ..plain.clone() }, [1.0, 0.0, 0.0, 0.0]);
         assert_shares(SamplingConfig { min_p: 0.3, ..plain.clone() }, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+    }
+
+    /// Rows of 700 logits (three blocks of the kernel, the last one not whole), some of them −∞.
+    #[test]
+    fn the_kernel_draws_what_the_plain_loop_draws() {
+        tch::manual_seed(3);
+        let vocabulary = 700;
+        let logits = Tensor::randn([6, vocabulary], (tch::Kind::Float, Device::Cpu)) * 4.0;
+        let _ = logits.get(5).narrow(0, 300, 400).fill_(f64::NEG_INFINITY);
+        let host = host_copy(&logits);
+        let mut drawn = 0;
+        for temperature in [1.0, 0.7, 0.0] {
+            let config = SamplingConfig { temperature, ..SamplingConfig::default() };
+            let stream = |row: u64| Stream::new(2, Purpose::Sampling, row, 0);
+            for position in 0..200 {
+                let mut streams: Vec<Stream> = (0..6).map(stream).collect();
+                // In another order than the rows'.
+                let mut wanted: Vec<_> = streams
+                    .iter_mut()
+                    .enumerate()
+                    .map(|(row, stream)| (5 - row, &config, stream, position))
+                    .collect();
+                for (found, row) in draw_all(&logits, &mut wanted).into_iter().zip((0..6).rev()) {
+                    let own = &host[row * vocabulary as usize..][..vocabulary as usize];
+                    let expected = draw(own, &config, &mut stream(5 - row as u64), position);
+                    assert_eq!(found.token, expected.token, "row {row}, position {position}");
+                    assert!((found.logp - expected.logp).abs() < 1e-5, "{found:?}, {expected:?}");
+                    assert!(
+                        (found.sampled_logp - expected.sampled_logp).abs() < 1e-5,
+                        "{found:?}, {expected:?}"
+                    );
+                    drawn += 1;
+                }
+            }
+        }
+        assert_eq!(drawn, 3600);
+    }
+
+    /// Uniform numbers at the ends: the first and the last token of any weight.
+    #[test]
+    fn the_kernel_never_draws_what_has_no_weight() {
+        let logits = Tensor::full([1, 700], f64::NEG_INFINITY, (tch::Kind::Float, Device::Cpu));
+        for token in [260, 400] {
+            let _ = logits.narrow(1, token, 1).fill_(1.0);
+        }
+        for (uniform, token) in [(0.0, 260), (0.499, 260), (0.501, 400), (1.0 - 1e-16, 400)] {
+            let drawn = kernels::draw(&logits, &[WantedToken { source: 0, scale: 1.0, uniform }]);
+            assert_eq!(drawn[0].token, token, "{uniform}");
+            assert!((drawn[0].logp - 0.5f32.ln()).abs() < 1e-6);
+        }
     }
 
     #[test]

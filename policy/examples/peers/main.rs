@@ -6,6 +6,7 @@
 //!
 //! - [`training`]: a DPO step, a GRPO iteration, packed SFT steps of several sizes
 //! - [`generation`]: sampling with natural stops, decoding at a fixed batch size
+//! - [`guard`]: what bf16 changes
 //! - [`peak`]: what the machine's matrix products reach
 //! - [`flops`]: the useful arithmetic of a step
 //! - [`data`]: preference pairs as trees
@@ -15,6 +16,7 @@
 mod data;
 mod flops;
 mod generation;
+mod guard;
 mod peak;
 mod training;
 
@@ -46,6 +48,8 @@ enum Work {
     Decode(Given),
     /// SFT steps on 512, 1,024, 2,048 and 4,096 packed tokens
     PackedSft(Given),
+    /// bf16 against f32: sequences' log-probabilities, the losses of 50 DPO steps; the sampler against the trainer
+    Guard(Given),
     /// The best rate of the machine's matrix products, in GFLOP/s
     Peak,
 }
@@ -116,6 +120,7 @@ fn main() -> Result<()> {
         Work::Sampling(given) => generation::sampling(given)?,
         Work::Decode(given) => generation::decode(given)?,
         Work::PackedSft(given) => training::packed_sft(given)?,
+        Work::Guard(given) => guard::guard(given)?,
         Work::Peak => peak::peak(),
     };
     println!("{}", Value::Object(figures));

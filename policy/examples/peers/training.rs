@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arriero_buffers::{Group, Message, Score, ScoredGroup, Selection, SelectionConfig, Tree, select};
 use arriero_policy::checkpoint::Checkpoint;
+use arriero_policy::device::Compute;
 use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::model::Model;
 use arriero_policy::objective::Algorithm;
@@ -18,7 +19,7 @@ use serde_json::json;
 use crate::data::{distinct_prompts, read_pairs, tree};
 use crate::{Figures, Given, Result, figures, flops, timed};
 
-const PAIRS: usize = 8;
+pub const PAIRS: usize = 8;
 
 const PROMPTS: usize = 4;
 const COMPLETIONS: usize = 8;
@@ -28,22 +29,21 @@ const MAX_NEW_TOKENS: usize = 64;
 const PACKED: [usize; 4] = [512, 1024, 2048, 4096];
 
 /// The rate of the other toolkits' scripts; all else is what a user gets who sets nothing.
-fn training() -> TrainingConfig {
+pub fn training() -> TrainingConfig {
     TrainingConfig { learning_rate: 1e-6, ..TrainingConfig::default() }
 }
 
 /// A trainer, and a frozen model of the weights that it starts from.
-fn trainer(
-    given: &Given,
+pub fn trainer(
+    compute: Compute,
     checkpoint: &Checkpoint,
     algorithm: &Algorithm,
     training: TrainingConfig,
+    steps: usize,
 ) -> Result<(Trainer, Model)> {
     let Checkpoint { config, weights, .. } = checkpoint;
-    let compute = given.compute()?;
     let handles = weights.iter().map(|(name, weight)| (name.clone(), weight.shallow_clone())).collect();
     let initial = Snapshot::new(0, config.clone(), compute.master(), handles).in_precision(compute);
-    let steps = given.steps as usize + 1;
     let trainer = Trainer::new(config, weights, compute, algorithm.objective(), training, steps)?;
     Ok((trainer, initial.model()?))
 }
@@ -53,7 +53,8 @@ pub fn dpo(given: &Given) -> Result<Figures> {
     let pairs = read_pairs(&given.pairs)?;
     let mut checkpoint = Checkpoint::open(&given.model)?;
     let algorithm = Algorithm::Dpo(Default::default());
-    let (mut trainer, reference) = trainer(given, &checkpoint, &algorithm, training())?;
+    let (mut trainer, reference) =
+        trainer(given.compute()?, &checkpoint, &algorithm, training(), given.steps as usize + 1)?;
     checkpoint.weights.clear();
     let budget = training().token_budget(&checkpoint.config, given.compute()?);
     let (mut seconds, mut tokens, mut arithmetic) = (Vec::new(), 0, 0.0);
@@ -87,7 +88,8 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
     algorithm.validate().map_err(refused)?;
     let prompts = distinct_prompts(&read_pairs(&given.pairs)?);
     let mut checkpoint = Checkpoint::open(&given.model)?;
-    let (mut trainer, reference) = trainer(given, &checkpoint, &algorithm, training())?;
+    let (mut trainer, reference) =
+        trainer(given.compute()?, &checkpoint, &algorithm, training(), given.steps as usize + 1)?;
     checkpoint.weights.clear();
     let budget = training().token_budget(&checkpoint.config, given.compute()?);
     let needs = algorithm.objective().needs();
@@ -109,7 +111,7 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
             }
             let mut trees = Vec::new();
             for group in generator.run()? {
-                let scored = ScoredGroup { scores: scores(&group), group };
+                let scored = lower_case_and_short(group);
                 let is_format = |token| checkpoint.tokenizer.is_special(token);
                 match select(&scored, needs.selection, &selection, is_format) {
                     Selection::Accepted(tree) => trees.push(tree),
@@ -134,8 +136,8 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
     Ok(figures(seconds, tokens))
 }
 
-/// The same reward as in TRL's script: 1 for lower case, less the distance from 120 characters.
-fn scores(group: &Group) -> Vec<Score> {
+/// Scored by the same reward as in TRL's script: 1 for lower case, less the distance from 120 characters.
+pub fn lower_case_and_short(group: Group) -> ScoredGroup {
     let score = |text: &str| {
         // Python's islower: a letter in lower case, and none in upper case.
         let lower = text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase);
@@ -145,7 +147,10 @@ fn scores(group: &Group) -> Vec<Score> {
             components: BTreeMap::new(),
         }
     };
-    group.completions.iter().map(|completion| score(&completion.text)).collect()
+    ScoredGroup {
+        scores: group.completions.iter().map(|completion| score(&completion.text)).collect(),
+        group,
+    }
 }
 
 /// SFT steps on a growing number of packed tokens, all of them in one forward and backward pass. `proportional` is
@@ -158,7 +163,8 @@ pub fn packed_sft(given: &Given) -> Result<Figures> {
     let mut times = Vec::new();
     for size in PACKED {
         let training = TrainingConfig { micro_batch_tokens: Some(2 * size), ..training() };
-        let (mut trainer, _) = trainer(given, &checkpoint, &algorithm, training)?;
+        let (mut trainer, _) =
+            trainer(given.compute()?, &checkpoint, &algorithm, training, given.steps as usize + 1)?;
         let answers = pairs.iter().map(|pair| (&pair.prompt[..], &pair.chosen[..]));
         let trees = packed(&checkpoint, answers, size)?;
         let views: Vec<&Tree> = trees.iter().collect();

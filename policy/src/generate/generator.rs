@@ -51,6 +51,12 @@ impl Generator {
         self
     }
 
+    /// As [`Engine::with_cache_memory`].
+    pub fn with_cache_memory(mut self, bytes: usize) -> Self {
+        self.engine = self.engine.with_cache_memory(bytes);
+        self
+    }
+
     /// Accepts a prompt.
     ///
     /// # Errors

@@ -138,6 +138,24 @@ pub fn rows(outcomes: &[(Work, Outcome)]) -> Vec<Row> {
             seconds_a_tree.iter().map(|seconds| 1.0 / seconds).collect(),
         ),
         row("data plane: share of a DPO step", Unit::Overhead, (0.01, 0.001), overheads),
+        row(
+            "bf16 against f32: log-probability of a sequence, the largest difference of 128",
+            Unit::Overhead,
+            (0.005, 0.005),
+            each(Work::Guard, &|round| round.ours.get("logps_max")),
+        ),
+        row(
+            "bf16 against f32: loss of 50 DPO steps, the largest difference",
+            Unit::Overhead,
+            (0.02, 0.02),
+            each(Work::Guard, &|round| round.ours.get("curve_max")),
+        ),
+        row(
+            "trainer against sampler on the same weights, bf16: mean importance ratio, distance from 1",
+            Unit::Overhead,
+            (0.001, 0.001),
+            each(Work::Guard, &|round| Some((round.ours.get("ratio_mean")? - 1.0).abs())),
+        ),
     ]
 }
 
@@ -214,7 +232,7 @@ mod tests {
         let plane = measured(&[("queue", 1e-6), ("buffer: insert, shuffle, minibatches", 3e-6)], 0);
         let plane = outcome(vec![Round { ours: plane, theirs: None, peak: None }]);
         let rows = rows(&[(Work::Dpo, outcome(vec![round(4.0, 28.0)])), (Work::DataPlane, plane)]);
-        let [.., rate, share] = &rows[..] else { unreachable!("there are rows") };
+        let [.., rate, share, _, _, _] = &rows[..] else { unreachable!("there are rows") };
         assert!((rate.median().expect("measured") - 200e3).abs() < 1e-3, "{rate:?}");
         // 8 trees at 5 µs each in a step of 4 s.
         assert!((share.median().expect("measured") - 1e-5).abs() < 1e-12, "{share:?}");

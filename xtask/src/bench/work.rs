@@ -41,11 +41,13 @@ pub enum Work {
     PackedSft,
     /// Experience through queues and buffer
     DataPlane,
+    /// What bf16 changes
+    Guard,
 }
 
 impl Work {
     /// In the order of the table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Dpo,
         Self::Grpo,
         Self::Sampling,
@@ -53,6 +55,7 @@ impl Work {
         Self::Decode128,
         Self::PackedSft,
         Self::DataPlane,
+        Self::Guard,
     ];
 }
 
@@ -120,6 +123,8 @@ impl Programs<'_> {
         if work == Work::DataPlane {
             return self.data_plane();
         }
+        // Nothing of it is timed, and it comes out the same each time.
+        let rounds = if work == Work::Guard { 1 } else { rounds };
         let batch = if work == Work::Sampling { self.best_generate_batch()? } else { 0 };
         let (mut commands, mut measured) = (Vec::new(), Vec::new());
         for round in 1..=rounds {
@@ -170,7 +175,7 @@ impl Programs<'_> {
             }
             Work::Decode32 => Some(self.batched_bench(32)),
             Work::Decode128 => Some(self.batched_bench(128)),
-            Work::PackedSft | Work::DataPlane => None,
+            Work::PackedSft | Work::DataPlane | Work::Guard => None,
         }
     }
 
