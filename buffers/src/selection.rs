@@ -185,6 +185,7 @@ pub fn select(
             behaviour_logps: completion.logps.clone(),
             reference_logps: Vec::new(),
             old_logps: Vec::new(),
+            old_values: Vec::new(),
             reward: scored.scores[index].reward,
             truncated: completion.finish == Finish::Length,
         }
@@ -194,6 +195,7 @@ pub fn select(
         prompt: scored.group.prompt_tokens.clone(),
         branches: chosen.into_iter().map(branch).collect(),
         greedy_reward,
+        ..Tree::default()
     })
 }
 

@@ -20,6 +20,10 @@ pub struct Branch {
     /// Log-probabilities as the trainer computes them under the weights that a stage's training began with:
     /// π_old where it must be told from the sampler's. Empty where the algorithm does not need it.
     pub old_logps: Vec<f32>,
+    /// The critic's values under the weights that a stage's training began with: one a token, of the state that it was
+    /// drawn in. Empty where there is no critic.
+    #[serde(default)]
+    pub old_values: Vec<f32>,
     /// The scorer's reward.
     pub reward: f32,
     /// True where the token limit cut the response short.
@@ -34,18 +38,39 @@ impl Branch {
     }
 }
 
+/// How much better people found the chosen response than the rejected one: Llama 3's four levels (Dubey et al., 2024,
+/// §4.2.1), weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strength {
+    /// Llama 2's "negligibly better / unsure".
+    MarginallyBetter,
+    /// Slightly better.
+    SlightlyBetter,
+    /// Better.
+    Better,
+    /// Significantly better.
+    SignificantlyBetter,
+}
+
 /// A prompt that stands once, and the responses that branch off it: one for SFT, chosen then
-/// rejected for a preference pair, n for a group.
+/// rejected for a preference pair (an edited one before them, where people wrote one), n for a group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
     /// [`Prompt::id`](crate::Prompt::id).
     pub prompt_id: u64,
     /// The rendered prompt. Never empty.
     pub prompt: Vec<u32>,
-    /// The responses. In a preference pair branch 0 is chosen and branch 1 rejected.
+    /// The responses. In a preference pair branch 0 is chosen and branch 1 rejected; a ranking has the best first.
     pub branches: Vec<Branch>,
     /// Reward of the prompt's greedy response, which is no branch: ReMax's baseline. `None` where there is none.
     pub greedy_reward: Option<f32>,
+    /// Of a preference: how strong it is, where the data say it.
+    #[serde(default)]
+    pub strength: Option<Strength>,
+    /// Of a preference: by how much the chosen response is better than the rejected one, in rewards, where the data say it.
+    #[serde(default)]
+    pub margin: Option<f32>,
 }
 
 impl Tree {

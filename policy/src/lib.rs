@@ -16,6 +16,7 @@
 //! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
 //! - [`trainer`]: one training step through all of these;
+//! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
 //! - [`scoring`]: what a frozen model says of given responses;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
 //! - [`allocator`]: large blocks of memory stay ours;
@@ -40,6 +41,7 @@ pub mod model;
 pub mod objective;
 pub mod optim;
 pub mod pass;
+pub mod reward_model;
 pub mod sampling;
 pub mod scoring;
 pub mod snapshot;

@@ -166,6 +166,53 @@ pub struct Needs {
     /// True if every branch must carry the trainer's log-probabilities under the weights that training began
     /// with.
     pub old: bool,
+    /// What is computed of each response token.
+    pub statistics: Statistics,
+}
+
+impl Needs {
+    /// Trees that this rule makes, probabilities of their tokens, and nothing else.
+    pub const fn of(selection: SelectionRule) -> Self {
+        Needs {
+            selection,
+            reference: false,
+            whole_batch: false,
+            old: false,
+            statistics: Statistics::Probabilities,
+        }
+    }
+}
+
+/// What is computed of each response token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Statistics {
+    /// What the vocabulary's distribution says of it.
+    Probabilities,
+    /// The same, and a critic's value of the state in which it was drawn. Every branch also carries the values that the
+    /// critic gave when training began.
+    ProbabilitiesAndValues(Critic),
+    /// The score of the text that it ends, by a reward model, and nothing of the vocabulary.
+    Scores,
+}
+
+/// Who gives values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Critic {
+    /// Where its scalar head sits.
+    pub kind: CriticKind,
+    /// Its learning rate at the peak; the training's where it is none.
+    pub learning_rate: Option<f64>,
+}
+
+/// Where a critic's scalar head sits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CriticKind {
+    /// On the policy: both learn from the same hidden states.
+    #[default]
+    Shared,
+    /// On a decoder of its own.
+    Model,
 }
 
 /// An alignment algorithm.
@@ -178,7 +225,12 @@ pub trait Objective: Send {
     /// it was cut. Under [`Needs::whole_batch`] the micro-batch is the batch.
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss;
 
-    /// Looks at all trees of a stage before the first step.
+    /// Why a tree is left out before training; nothing if it is of use. One word for the record.
+    fn refuses(&self, _tree: &Tree) -> Option<&'static str> {
+        None
+    }
+
+    /// Looks at all trees of a stage, but for those that it refuses, before anything else is done with them.
     ///
     /// # Errors
     /// A sentence that says what the objective cannot learn from, and what to do.
@@ -186,13 +238,16 @@ pub trait Objective: Send {
         Ok(())
     }
 
+    /// Told of all trees of a stage, with everything that it [`Needs`] about them, before the first step.
+    fn begin(&mut self, _experience: &[&Tree]) {}
+
     /// Told of every optimiser step that was taken, with the batch's metrics: where running statistics
     /// move on. A step that failed is not told.
     fn stepped(&mut self, _metrics: &BTreeMap<String, f64>) {}
 }
 
-/// What the head computes of each response token. All tensors are f32, `[response tokens]`, in the
-/// order of trees, branches, tokens.
+/// What the heads compute of each response token. All tensors are f32, `[response tokens]`, in the
+/// order of trees, branches, tokens; under [`Statistics::Scores`] all but the values are empty.
 #[derive(Debug)]
 pub struct TokenStatistics {
     /// Log-probability of the token, in nats.
@@ -201,6 +256,9 @@ pub struct TokenStatistics {
     pub entropies: Tensor,
     /// 1 where the token is the most probable one, else 0. Carries no gradient.
     pub top1: Tensor,
+    /// A critic's value of the state that the token was drawn in, or a reward model's score of the text that the token
+    /// ends; `None` where nobody asked for it.
+    pub values: Option<Tensor>,
 }
 
 /// Counts over the whole batch of which a micro-batch is a part: the denominators of means.

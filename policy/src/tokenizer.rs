@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use arriero_buffers::Message;
+use arriero_buffers::{Message, Role};
 use serde_json::{Map, Value, json};
 
 use crate::chat::{self, TemplateTokens};
@@ -85,6 +85,16 @@ impl Tokenizer {
     /// The id that a token of this text has.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.0.tokenizer.token_to_id(token)
+    }
+
+    /// The text of this id's token.
+    pub(crate) fn token(&self, id: u32) -> Option<String> {
+        self.0.tokenizer.id_to_token(id)
+    }
+
+    /// A token for padding that ends no turn, where there is one: the first special token.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.0.special.iter().copied().filter(|id| !self.0.eos_ids.contains(id)).min()
     }
 
     /// Tokens of a text as it stands; special tokens in it are recognised, none are added.
@@ -173,7 +183,7 @@ impl Tokenizer {
     /// If the template refuses the conversation, or there is none and the conversation has several turns.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match (&self.0.template, messages) {
-            (Some(template), messages) => chat::render(template, messages, &self.0.template_tokens),
+            (Some(template), messages) => chat::render(template, messages, &self.0.template_tokens, true),
             (None, [message]) => Ok(message.content.clone()),
             (None, messages) => Err(PolicyError::Template {
                 cause: format!(
@@ -182,6 +192,36 @@ impl Tokenizer {
                 ),
             }),
         }
+    }
+
+    /// The tokens of a whole conversation, whose last turn is the assistant's, as reward models are trained on it.
+    /// Without a chat template it is the texts one after the other, and the token that ends a turn.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::render`] and [`Tokenizer::encode`].
+    pub fn conversation_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let Some(template) = &self.0.template else {
+            let text: String = messages.iter().map(|message| &*message.content).collect();
+            let mut tokens = self.encode_with(&text, true)?;
+            tokens.extend(self.0.eos_ids.first());
+            return Ok(tokens);
+        };
+        self.encode(&chat::render(template, messages, &self.0.template_tokens, false)?)
+    }
+
+    /// The tokens with which a conversation goes on after the text of the assistant's turn: the end of the turn, and
+    /// what the chat template puts behind it.
+    ///
+    /// # Errors
+    /// If the template refuses the plainest conversation.
+    pub fn closing_tokens(&self) -> Result<Vec<u32>> {
+        const ANSWER: &str = "ANSWER";
+        let Some(template) = &self.0.template else {
+            return Ok(self.0.eos_ids.first().copied().into_iter().collect());
+        };
+        let messages = [Message::user("QUESTION"), Message { role: Role::Assistant, content: ANSWER.to_string() }];
+        let text = chat::render(template, &messages, &self.0.template_tokens, false)?;
+        self.encode(text.rsplit_once(ANSWER).map_or("", |(_, closing)| closing))
     }
 
     /// The tokens of a conversation up to the assistant's next turn.

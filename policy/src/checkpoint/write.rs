@@ -13,12 +13,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::Weights;
 use super::adapter::adapter_files;
-use crate::config::{ModelConfig, one_or_many};
+use crate::config::{Head, ModelConfig, one_or_many};
 use crate::error::{PolicyError, Result};
 use crate::lora::Adapter;
 use crate::tokenizer::Tokenizer;
 
-/// Writes a model in Hugging Face layout, f32. A directory that is there already is replaced.
+/// Writes a model in Hugging Face layout, f32: a language model, or (with [`Head::Score`]) a reward model that
+/// `AutoModelForSequenceClassification` reads. A directory that is there already is replaced.
 ///
 /// # Errors
 /// If the disk is full or the place is not writable; then nothing is left behind.
@@ -66,7 +67,12 @@ fn model_files(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer, weigh
     });
     json_file(&folder.join("generation_config.json"), &generation)?;
     file(&folder.join("tokenizer.json"), &tokenizer.to_json()?)?;
-    json_file(&folder.join("tokenizer_config.json"), &tokenizer.config_json())
+    let mut tokenizer_config = tokenizer.config_json();
+    if let Head::Score { pad: Some(pad) } = config.head {
+        // Both files must name one token: transformers takes the last that is another for the end of the text.
+        tokenizer_config["pad_token"] = json!(tokenizer.token(pad));
+    }
+    json_file(&folder.join("tokenizer_config.json"), &tokenizer_config)
 }
 
 /// Lets `fill` write a folder beside `directory`, makes it durable, and puts it in its place.

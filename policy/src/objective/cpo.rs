@@ -105,7 +105,7 @@ pub struct Cpo {
 
 impl Objective for Cpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

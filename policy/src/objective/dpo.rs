@@ -174,10 +174,9 @@ const BCO_DELTA: &str = "delta";
 impl Objective for Dpo {
     fn needs(&self) -> Needs {
         Needs {
-            selection: SelectionRule::BestAgainstWorst,
             reference: true,
-            old: false,
             whole_batch: self.options.losses.0.keys().any(|loss| loss.couples_pairs()),
+            ..Needs::of(SelectionRule::BestAgainstWorst)
         }
     }
 

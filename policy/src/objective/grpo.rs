@@ -421,10 +421,9 @@ impl Grpo {
 impl Objective for Grpo {
     fn needs(&self) -> Needs {
         Needs {
-            whole_batch: false,
-            selection: SelectionRule::Group { least: 2, drop_equal: self.options.drop_equal_rewards },
             reference: self.options.beta != 0.0,
             old: self.options.importance_sampling_mode != CorrectionMode::None,
+            ..Needs::of(SelectionRule::Group { least: 2, drop_equal: self.options.drop_equal_rewards })
         }
     }
 

@@ -96,11 +96,10 @@ impl Kto {
 impl Objective for Kto {
     fn needs(&self) -> Needs {
         Needs {
-            old: false,
-            selection: SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 },
             reference: true,
             // z, and the metric `rewards/margins`, are of the batch.
             whole_batch: true,
+            ..Needs::of(SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 })
         }
     }
 

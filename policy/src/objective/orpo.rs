@@ -62,7 +62,7 @@ pub struct Orpo {
 
 impl Objective for Orpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

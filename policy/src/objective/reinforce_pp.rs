@@ -126,10 +126,8 @@ impl Objective for ReinforcePp {
     fn needs(&self) -> Needs {
         let least = if self.options.baseline { 2 } else { 1 };
         Needs {
-            whole_batch: false,
-            selection: SelectionRule::Group { least, drop_equal: false },
             reference: self.options.beta != 0.0,
-            old: false,
+            ..Needs::of(SelectionRule::Group { least, drop_equal: false })
         }
     }
 

@@ -84,10 +84,8 @@ fn baseline(tree: &Tree) -> f64 {
 impl Objective for Remax {
     fn needs(&self) -> Needs {
         Needs {
-            selection: SelectionRule::GroupAgainstGreedy,
             reference: self.options.beta != 0.0,
-            old: false,
-            whole_batch: false,
+            ..Needs::of(SelectionRule::GroupAgainstGreedy)
         }
     }
 

@@ -115,10 +115,8 @@ impl Rloo {
 impl Objective for Rloo {
     fn needs(&self) -> Needs {
         Needs {
-            whole_batch: false,
-            selection: SelectionRule::Group { least: 2, drop_equal: false },
             reference: self.options.beta != 0.0,
-            old: false,
+            ..Needs::of(SelectionRule::Group { least: 2, drop_equal: false })
         }
     }
 

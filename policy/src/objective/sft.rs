@@ -35,7 +35,7 @@ pub struct Sft;
 
 impl Objective for Sft {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestOfN, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestOfN)
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -64,7 +64,7 @@ pub struct Simpo {
 
 impl Objective for Simpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {
