@@ -50,7 +50,7 @@ impl ExperienceBuffer {
     /// A copy of the first tree, by prompt, that has a branch without reference log-probabilities.
     pub fn without_reference(&self) -> Option<Tree> {
         let lacks = |tree: &&Tree| {
-            tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.tokens.len())
+            tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.loss_tokens())
         };
         self.trees.values().find(lacks).cloned()
     }

@@ -181,6 +181,7 @@ pub fn select(
         Branch {
             sample: completion.sample,
             tokens: completion.tokens.clone(),
+            is_context: Vec::new(),
             is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
             behaviour_logps: completion.logps.clone(),
             reference_logps: Vec::new(),

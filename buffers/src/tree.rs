@@ -2,18 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One response of a [`Tree`]. The vectors have one entry a token, but for `reference_logps`, which
-/// is empty until the reference has scored the tree, and `old_logps`, which is empty where nobody asked for it.
+/// One response of a [`Tree`]. `tokens` and `is_context` have one entry a token, the other vectors one entry
+/// a token that carries loss; each may be empty where its comment says so.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Branch {
     /// Which of the prompt's samples this is.
     pub sample: u32,
     /// Token ids.
     pub tokens: Vec<u32>,
+    /// True where the token carries no loss: it is read, but not learned, such as the turns of others in a
+    /// conversation. Empty where all tokens carry loss.
+    pub is_context: Vec<bool>,
     /// True where the token is a formatting token (an end-of-turn marker, a header), which Llama 3
     /// leaves out of the DPO loss.
     pub is_format: Vec<bool>,
-    /// Log-probabilities under the untempered policy that sampled the response.
+    /// Log-probabilities under the untempered policy that sampled the response; empty for a response that came
+    /// from a file.
     pub behaviour_logps: Vec<f32>,
     /// Log-probabilities under the frozen reference; empty where no reference has scored yet.
     pub reference_logps: Vec<f32>,
@@ -27,6 +31,16 @@ pub struct Branch {
 }
 
 impl Branch {
+    /// Whether the token of this index carries loss.
+    pub fn carries_loss(&self, index: usize) -> bool {
+        !self.is_context.get(index).copied().unwrap_or(false)
+    }
+
+    /// Tokens that carry loss.
+    pub fn loss_tokens(&self) -> usize {
+        self.tokens.len() - self.is_context.iter().filter(|&&is_context| is_context).count()
+    }
+
     /// Log-probabilities under π_old, the policy that a stage's training began with: the trainer's own where they are
     /// there, else the sampler's.
     pub fn old_policy_logps(&self) -> &[f32] {
@@ -62,6 +76,11 @@ impl Tree {
     /// Tokens of the branches.
     pub fn response_tokens(&self) -> usize {
         self.branches.iter().map(|branch| branch.tokens.len()).sum()
+    }
+
+    /// Tokens of the branches that carry loss.
+    pub fn loss_tokens(&self) -> usize {
+        self.branches.iter().map(Branch::loss_tokens).sum()
     }
 
     /// The longest sequence: the prompt and its longest branch.

@@ -53,10 +53,10 @@ pub struct Forest {
     /// The same for the kernels: of each tree its start, its number of segments (the prompt and the
     /// branches), and their lengths.
     pub layout: Vec<i64>,
-    /// For each response token, the row whose hidden state predicts it: i64 `[response tokens]`, in
-    /// the order of trees, branches, tokens.
+    /// For each response token that carries loss, the row whose hidden state predicts it: i64
+    /// `[response tokens]`, in the order of trees, branches, tokens.
     pub predictors: Tensor,
-    /// The response tokens themselves, i64 `[response tokens]`.
+    /// These tokens themselves, i64 `[response tokens]`.
     pub targets: Tensor,
 }
 
@@ -94,9 +94,13 @@ impl Forest {
                     continue;
                 };
                 let first_row = tokens.len() as i64;
-                predictors.push(start + prompt - 1);
-                predictors.extend(first_row..first_row + inputs.len() as i64);
-                targets.extend(branch.tokens.iter().map(|&token| i64::from(token)));
+                let rows = std::iter::once(start + prompt - 1).chain(first_row..);
+                for (index, (&token, row)) in branch.tokens.iter().zip(rows).enumerate() {
+                    if branch.carries_loss(index) {
+                        predictors.push(row);
+                        targets.push(i64::from(token));
+                    }
+                }
                 tokens.extend(inputs.iter().map(|&token| i64::from(token)));
                 positions.extend(prompt..prompt + inputs.len() as i64);
                 branches.push(inputs.len() as i64);
@@ -221,6 +225,16 @@ mod tests {
         assert_eq!(forest.spans.iter().map(|span| span.start).collect::<Vec<_>>(), [0, 5]);
         assert!(forest.spans[1].mask(None).is_none());
         assert_eq!(forest.layout, [0, 3, 3, 2, 0, 5, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_token_without_loss_is_read_and_not_predicted() {
+        let mut tree = tree(0, &[1, 2], &[&[10, 11, 12, 13], &[20, 21]]);
+        tree.branches[0].is_context = vec![false, true, true, false];
+        let forest = Forest::pack(&[&tree], 64, Device::Cpu).expect("it fits");
+        assert_eq!(numbers(&forest.tokens), [1, 2, 10, 11, 12, 20]);
+        assert_eq!(numbers(&forest.targets), [10, 13, 20, 21]);
+        assert_eq!(numbers(&forest.predictors), [1, 4, 1, 5]);
     }
 
     /// The columns that each row of a mask sees.

@@ -33,7 +33,7 @@ pub mod simpo;
 
 use std::collections::BTreeMap;
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::{Branch, SelectionRule, Tree};
 use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
@@ -191,8 +191,8 @@ pub trait Objective: Send {
     fn stepped(&mut self, _metrics: &BTreeMap<String, f64>) {}
 }
 
-/// What the head computes of each response token. All tensors are f32, `[response tokens]`, in the
-/// order of trees, branches, tokens.
+/// What the head computes of each response token that carries loss. All tensors are f32, `[response tokens]`, in
+/// the order of trees, branches, tokens. A token without loss has no statistics.
 #[derive(Debug)]
 pub struct TokenStatistics {
     /// Log-probability of the token, in nats.
@@ -208,7 +208,7 @@ pub struct TokenStatistics {
 pub struct Totals {
     /// Trees.
     pub trees: usize,
-    /// Response tokens.
+    /// Response tokens that carry loss.
     pub tokens: usize,
     /// Response tokens of first branches (the chosen ones of preference pairs).
     pub first_branch_tokens: usize,
@@ -221,11 +221,11 @@ impl Totals {
     pub fn of(batch: &[&Tree]) -> Self {
         Totals {
             trees: batch.len(),
-            tokens: batch.iter().map(|tree| tree.response_tokens()).sum(),
+            tokens: batch.iter().map(|tree| tree.loss_tokens()).sum(),
             first_branch_tokens: batch
                 .iter()
                 .filter_map(|tree| tree.branches.first())
-                .map(|branch| branch.tokens.len())
+                .map(Branch::loss_tokens)
                 .sum(),
             responses: batch.iter().map(|tree| tree.branches.len()).sum(),
         }
@@ -245,13 +245,13 @@ pub struct MicroBatch<'a> {
 
 impl MicroBatch<'_> {
     /// One number a response token, in the order of the statistics: `[response tokens]`, f32.
-    pub fn per_token(&self, like: &Tensor, values: impl Fn(&arriero_buffers::Branch) -> Vec<f32>) -> Tensor {
+    pub fn per_token(&self, like: &Tensor, values: impl Fn(&Branch) -> Vec<f32>) -> Tensor {
         let flat: Vec<f32> = self.trees.iter().flat_map(|tree| &tree.branches).flat_map(values).collect();
         Tensor::from_slice(&flat).to_device(like.device())
     }
 
     /// The responses, in the order of the statistics.
-    pub fn responses(&self) -> impl Iterator<Item = &arriero_buffers::Branch> {
+    pub fn responses(&self) -> impl Iterator<Item = &Branch> {
         self.trees.iter().flat_map(|tree| &tree.branches)
     }
 
@@ -266,7 +266,7 @@ impl MicroBatch<'_> {
         let owners: Vec<i64> = self
             .responses()
             .enumerate()
-            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.tokens.len()))
+            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.loss_tokens()))
             .collect();
         per_response.index_select(0, &Tensor::from_slice(&owners).to_device(per_response.device()))
     }
@@ -295,12 +295,12 @@ impl MicroBatch<'_> {
         let (mut row, mut response) = (0i64, 0);
         for (tree_index, tree) in self.trees.iter().enumerate() {
             for (index, branch) in tree.branches.iter().enumerate() {
-                let length = branch.tokens.len() as i64;
+                let length = branch.loss_tokens();
                 if let Some(owner) = group(tree_index, index, response) {
-                    rows.extend(row..row + length);
-                    owners.extend(std::iter::repeat_n(owner as i64, branch.tokens.len()));
+                    rows.extend(row..row + length as i64);
+                    owners.extend(std::iter::repeat_n(owner as i64, length));
                 }
-                row += length;
+                row += length as i64;
                 response += 1;
             }
         }

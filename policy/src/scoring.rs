@@ -37,7 +37,7 @@ fn score(
             let logps = response_logps(model, batch)?;
             let mut rest = &logps[..];
             for branch in batch.iter().flat_map(|tree| &tree.branches) {
-                let (own, others) = rest.split_at(branch.tokens.len());
+                let (own, others) = rest.split_at(branch.loss_tokens());
                 scores.push(own.to_vec());
                 rest = others;
             }
@@ -49,7 +49,7 @@ fn score(
     Ok(())
 }
 
-/// Log-probability of every response token, in the order of trees, branches, tokens.
+/// Log-probability of every response token that carries loss, in the order of trees, branches, tokens.
 ///
 /// # Errors
 /// If a sequence does not fit the model.

@@ -91,6 +91,18 @@ impl std::fmt::Debug for Trainer {
     }
 }
 
+/// log π(y_t) − log μ(y_t) of the response tokens that have a log-probability under the policy that sampled them.
+fn behaviour_differences(logps: &[f32], batch: &MicroBatch<'_>) -> Vec<f32> {
+    let mut rest = logps;
+    let mut differences = Vec::new();
+    for branch in batch.responses() {
+        let (own, others) = rest.split_at(branch.loss_tokens());
+        differences.extend(own.iter().zip(&branch.behaviour_logps).map(|(ours, theirs)| ours - theirs));
+        rest = others;
+    }
+    differences
+}
+
 /// What log π(y_t) − log μ(y_t) of a batch's response tokens, μ being the policy that sampled them, comes to.
 ///
 /// On the first step after sampling both have the same weights, so that this is what generation and
@@ -255,8 +267,8 @@ impl Trainer {
 
     /// Adds the gradient of one micro-batch's share of the loss.
     ///
-    /// Returns its metrics, and by how much the log-probability of each response token differs from the
-    /// sampler's.
+    /// Returns its metrics, and by how much the log-probability of each response token that was sampled differs
+    /// from the sampler's.
     fn accumulate(&mut self, forest: &Forest, batch: &MicroBatch<'_>) -> Result<(Metrics, Vec<f32>)> {
         let pass = Pass::record(&self.model, forest, self.training.activation_checkpointing);
         let hidden = pass.hidden().detach();
@@ -288,8 +300,7 @@ impl Trainer {
         let hidden_gradient =
             head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient);
         pass.backward(&hidden_gradient);
-        let behaviour = batch.per_token(&statistics.logps, |branch| branch.behaviour_logps.clone());
-        Ok((loss.metrics, to_host(&(statistics.logps.detach() - behaviour))))
+        Ok((loss.metrics, behaviour_differences(&to_host(&statistics.logps.detach()), batch)))
     }
 
     /// The gradient of the last step, after clipping, by name: copies.

@@ -49,7 +49,7 @@ pub fn sampled(branch: &Branch) -> Vec<f64> {
 /// Adds [`sampled`] to the mean called `name`, over the tokens that carry loss.
 pub fn record_sampled(metrics: &mut Metrics, name: &'static str, batch: &MicroBatch<'_>, mask: &LossMask) {
     for branch in batch.responses().filter(|branch| mask.keeps(branch)) {
-        metrics.add(name, sampled(branch).iter().sum(), branch.tokens.len() as f64);
+        metrics.add(name, sampled(branch).iter().sum(), branch.loss_tokens() as f64);
     }
 }
 

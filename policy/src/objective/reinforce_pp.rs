@@ -88,7 +88,7 @@ impl ReinforcePp {
         let rewards: Vec<f64> = tree.branches.iter().map(|branch| branch.reward.into()).collect();
         if self.options.baseline {
             let advantages = centred(&rewards).into_iter().zip(&tree.branches);
-            return advantages.map(|(advantage, branch)| vec![advantage; branch.tokens.len()]).collect();
+            return advantages.map(|(advantage, branch)| vec![advantage; branch.loss_tokens()]).collect();
         }
         tree.branches
             .iter()
@@ -113,7 +113,7 @@ impl ReinforcePp {
 /// What is still to come at each token: `reward` at the end, and −β (log π_old − log π_ref) at every token.
 pub(super) fn penalised_returns(branch: &Branch, beta: f64, reward: f64) -> Vec<f64> {
     if beta == 0.0 {
-        return vec![reward; branch.tokens.len()];
+        return vec![reward; branch.loss_tokens()];
     }
     let mut rewards: Vec<f64> = sampled(branch).iter().map(|k1| -beta * k1).collect();
     if let Some(last) = rewards.last_mut() {
