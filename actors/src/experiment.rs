@@ -26,7 +26,7 @@ use toml::{Table, Value};
 use crate::devices::DevicePlan;
 use document::{Document, Section};
 
-pub use document::ExperimentError;
+pub use document::{ExperimentError, nearest};
 pub use prompts::{PromptFiles, PromptSource, Prompts, Split, read_prompts};
 
 /// `model.path` of the model that set-up brought.

@@ -47,6 +47,19 @@ impl SelectionRule {
         self == SelectionRule::GroupAgainstGreedy
     }
 
+    /// What a tree that it makes holds, in words.
+    pub fn learns_from(self) -> &'static str {
+        match self {
+            SelectionRule::BestOfN => "one response of a prompt, the best of its samples",
+            SelectionRule::BestAgainstWorst => "pairs of a chosen and a rejected response of a prompt",
+            SelectionRule::Unpaired { .. } => "responses that are desirable or not, without pairs",
+            SelectionRule::Group { .. } => "a group of samples of a prompt, with their rewards",
+            SelectionRule::GroupAgainstGreedy => {
+                "the samples of a prompt, with their rewards and that of its greedy response"
+            }
+        }
+    }
+
     /// What a completion with number `position` among those chosen is to the algorithm: one word for the record.
     pub fn role(self, position: usize) -> &'static str {
         match (self, position) {

@@ -6,30 +6,17 @@
 //! [`crate::head`] turns into gradients of the model. An objective does no I/O, holds no model and
 //! draws no random numbers.
 //!
-//! A new algorithm is one file here and one line in the registry of [`Algorithm`].
+//! A new algorithm is one file here and one line in the registry of [`Algorithm`];
+//! docs/adding-an-algorithm.md adds one step by step.
 
 pub mod advantages;
 pub mod aggregate;
-pub mod cispo;
 pub mod clip;
 pub mod correction;
-pub mod cpo;
-pub mod dapo;
-pub mod dpo;
-pub mod dr_grpo;
+mod describe;
 pub mod group;
-pub mod grpo;
-pub mod gspo;
 pub mod kl;
-pub mod kto;
-pub mod online_dpo;
-pub mod orpo;
 mod pairs;
-pub mod reinforce_pp;
-pub mod remax;
-pub mod rloo;
-pub mod sft;
-pub mod simpo;
 
 use std::collections::BTreeMap;
 
@@ -38,21 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
-pub use cispo::CispoConfig;
-pub use cpo::CpoConfig;
-pub use dapo::DapoConfig;
-pub use dpo::DpoConfig;
-pub use dr_grpo::DrGrpoConfig;
-pub use grpo::GrpoConfig;
-pub use gspo::GspoConfig;
-pub use kto::KtoConfig;
-pub use online_dpo::OnlineDpoConfig;
-pub use orpo::OrpoConfig;
-pub use reinforce_pp::ReinforcePpConfig;
-pub use remax::RemaxConfig;
-pub use rloo::RlooConfig;
-pub use sft::SftConfig;
-pub use simpo::SimpoConfig;
+pub use describe::{Description, OptionDescription};
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.
 pub trait AlgorithmConfig {
@@ -75,9 +48,13 @@ pub trait AlgorithmConfig {
     fn validate(&self) -> std::result::Result<(), String>;
 }
 
-/// Makes [`Algorithm`] from one line an algorithm.
+/// Makes the modules and [`Algorithm`] from one line an algorithm. rustfmt does not see modules that a macro declares:
+/// `cargo xtask ci` names their files to it.
 macro_rules! registry {
-    ($($kind:literal => $variant:ident($config:ty), $about:literal;)*) => {
+    ($($kind:literal => $module:ident::$variant:ident($config:ident), $about:literal;)*) => {
+        $(pub mod $module;)*
+        $(pub use $module::$config;)*
+
         /// The registry: `kind` in an experiment file, and the options that belong to it.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind")]
@@ -104,6 +81,17 @@ macro_rules! registry {
                 match self { $(Self::$variant(config) => Self::$variant(config.resolved()),)* }
             }
 
+            /// What there is to say of a `kind`; `None` for an unknown one.
+            pub fn describe(kind: &str) -> Option<Description> {
+                match kind {
+                    $($kind => {
+                        let source = include_str!(concat!("objective/", stringify!($module), ".rs"));
+                        Some(describe::describe::<$config>($kind, $about, source))
+                    })*
+                    _ => None,
+                }
+            }
+
             fn config_mut(&mut self) -> &mut dyn AlgorithmConfig {
                 match self { $(Self::$variant(config) => config,)* }
             }
@@ -116,21 +104,21 @@ macro_rules! registry {
 }
 
 registry! {
-    "sft" => Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
-    "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
-    "simpo" => Simpo(SimpoConfig), "Simple preference optimisation: mean log-probabilities, no reference.";
-    "orpo" => Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
-    "cpo" => Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
-    "kto" => Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
-    "grpo" => Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
-    "dr_grpo" => DrGrpo(DrGrpoConfig), "GRPO without its biases: no division by deviation or by length.";
-    "dapo" => Dapo(DapoConfig), "GRPO with clip-higher, token mean, groups without signal dropped, overlong shaping.";
-    "gspo" => Gspo(GspoConfig), "GRPO whose ratio and clipping are of the sequence.";
-    "cispo" => Cispo(CispoConfig), "GRPO that clips the importance weight and keeps every token's gradient.";
-    "rloo" => Rloo(RlooConfig), "REINFORCE leave-one-out: the others of a group are a sample's baseline.";
-    "reinforce_pp" => ReinforcePp(ReinforcePpConfig), "REINFORCE++: advantages normalised over the batch, no critic.";
-    "remax" => Remax(RemaxConfig), "REINFORCE with the greedy answer's reward as the baseline.";
-    "online_dpo" => OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
+    "sft" => sft::Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
+    "dpo" => dpo::Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
+    "simpo" => simpo::Simpo(SimpoConfig), "Simple preference optimisation: mean log-probabilities, no reference.";
+    "orpo" => orpo::Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
+    "cpo" => cpo::Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
+    "kto" => kto::Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
+    "grpo" => grpo::Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
+    "dr_grpo" => dr_grpo::DrGrpo(DrGrpoConfig), "GRPO without its biases: no division by deviation or by length.";
+    "dapo" => dapo::Dapo(DapoConfig), "GRPO with clip-higher, token mean, groups without signal dropped, overlong shaping.";
+    "gspo" => gspo::Gspo(GspoConfig), "GRPO whose ratio and clipping are of the sequence.";
+    "cispo" => cispo::Cispo(CispoConfig), "GRPO that clips the importance weight and keeps every token's gradient.";
+    "rloo" => rloo::Rloo(RlooConfig), "REINFORCE leave-one-out: the others of a group are a sample's baseline.";
+    "reinforce_pp" => reinforce_pp::ReinforcePp(ReinforcePpConfig), "REINFORCE++: advantages normalised over the batch, no critic.";
+    "remax" => remax::Remax(RemaxConfig), "REINFORCE with the greedy answer's reward as the baseline.";
+    "online_dpo" => online_dpo::OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
 }
 
 impl Algorithm {

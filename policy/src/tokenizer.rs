@@ -109,6 +109,17 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Tokens of a text as it stands, and where in it each ends, in bytes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self.0.tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
+        let ends = encoding.get_offsets().iter().map(|&(_, end)| end).collect();
+        Ok((encoding.get_ids().to_vec(), ends))
+    }
+
     /// The text of tokens.
     ///
     /// # Errors
@@ -156,6 +167,11 @@ impl Tokenizer {
         &self.0.eos_ids
     }
 
+    /// The text of the token that ends one; empty where there is none.
+    pub fn eos_text(&self) -> &str {
+        &self.0.template_tokens.eos
+    }
+
     /// The token that begins a text, where there is one.
     pub fn bos_id(&self) -> Option<u32> {
         self.0.bos_id
@@ -173,7 +189,7 @@ impl Tokenizer {
     /// If the template refuses the conversation, or there is none and the conversation has several turns.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match (&self.0.template, messages) {
-            (Some(template), messages) => chat::render(template, messages, &self.0.template_tokens),
+            (Some(template), messages) => chat::render(template, messages, true, &self.0.template_tokens),
             (None, [message]) => Ok(message.content.clone()),
             (None, messages) => Err(PolicyError::Template {
                 cause: format!(
@@ -181,6 +197,18 @@ impl Tokenizer {
                     messages.len()
                 ),
             }),
+        }
+    }
+
+    /// The text of a conversation that is complete: nothing stands behind its last turn but what the template
+    /// writes there.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::render`].
+    pub(crate) fn render_closed(&self, messages: &[Message]) -> Result<String> {
+        match &self.0.template {
+            Some(template) => chat::render(template, messages, false, &self.0.template_tokens),
+            None => self.render(messages),
         }
     }
 

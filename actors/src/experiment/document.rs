@@ -357,7 +357,7 @@ fn join(path: &str, key: &str) -> String {
 }
 
 /// The candidate that looks most like `text`.
-fn nearest<'a>(text: &str, candidates: &[&'a str]) -> &'a str {
+pub fn nearest<'a>(text: &str, candidates: &[&'a str]) -> &'a str {
     let likeness = |candidate: &&&str| (strsim::jaro_winkler(text, candidate) * 1e6) as u64;
     candidates.iter().max_by_key(likeness).copied().unwrap_or_default()
 }

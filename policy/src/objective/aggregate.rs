@@ -1,13 +1,14 @@
 //! From one loss a token to the loss of a batch: which tokens count, and what divides their sum.
 
 use arriero_buffers::{Branch, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{Metrics, MicroBatch};
 
 /// What the sum over tokens is divided by. The denominators are those of the whole batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
     /// The tokens of the batch: each counts the same (DAPO; TRL's `dapo`).

@@ -1,6 +1,7 @@
 //! Per-token estimators of KL(π ‖ π_ref) from samples of π (Schulman, "Approximating KL Divergence", 2020).
 
 use arriero_buffers::Branch;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -8,7 +9,7 @@ use super::aggregate::LossMask;
 use super::{Metrics, MicroBatch};
 
 /// With d = log π(y_t) − log π_ref(y_t):
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {
     /// d: unbiased, may be negative. As a loss its gradient has mean 0, so it belongs into the reward.

@@ -11,6 +11,7 @@
 //! sample a prompt is enough without the baseline.
 
 use arriero_buffers::{Branch, SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::advantages::{centred, deviation, returns_to_go, whitened};
@@ -21,7 +22,7 @@ use super::kl::{KlEstimator, record_sampled, sampled};
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// REINFORCE++'s options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReinforcePpConfig {
     /// Subtract the group's mean reward first, and put the KL into the loss. Default false.
