@@ -82,6 +82,14 @@ impl ExperienceBuffer {
         self.trees.clear();
     }
 
+    /// Every tree once in the order of the prompts, cut into pieces of `size` trees; the last may be smaller.
+    ///
+    /// # Panics
+    /// If `size` is 0.
+    pub fn minibatches_in_order(&self, size: usize) -> Vec<Vec<&Tree>> {
+        self.trees.values().collect::<Vec<_>>().chunks(size).map(<[&Tree]>::to_vec).collect()
+    }
+
     /// The prompts of one epoch's minibatches: every tree once, in an order drawn from (seed, round,
     /// epoch), cut into pieces of `size` trees; the last may be smaller.
     ///

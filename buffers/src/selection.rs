@@ -60,6 +60,14 @@ impl SelectionRule {
         }
     }
 
+    /// True if rows of a dataset can take the place of samples: their rewards need not be known.
+    pub fn takes_rows(self) -> bool {
+        match self {
+            SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Unpaired { .. } => true,
+            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy => false,
+        }
+    }
+
     /// What a completion with number `position` among those chosen is to the algorithm: one word for the record.
     pub fn role(self, position: usize) -> &'static str {
         match (self, position) {
