@@ -19,6 +19,8 @@ pub struct DataConfig {
     pub format: Format,
     /// What a field is called in the file, where it has not its usual name, such as `prompt = "instruction"`.
     pub fields: BTreeMap<String, String>,
+    /// Fields of prompts that go to the scorers, besides those that scorers know by name.
+    pub checks: Vec<String>,
     /// Whether texts without roles (TRL's standard format) get the chat template. Default auto: as in TRL,
     /// they do not.
     pub template: Template,
@@ -50,6 +52,7 @@ impl Default for DataConfig {
             path: String::new(),
             format: Format::Auto,
             fields: BTreeMap::new(),
+            checks: Vec::new(),
             template: Template::Auto,
             system: None,
             loss: vec![Role::Assistant],
@@ -73,7 +76,7 @@ pub enum Format {
     Auto,
     /// `text`, or `messages`: a whole conversation.
     LanguageModeling,
-    /// `prompt`; what else there is goes to the scorers.
+    /// `prompt`, with what scorers check.
     PromptOnly,
     /// `prompt`, `completion`.
     PromptCompletion,
@@ -174,9 +177,13 @@ pub(crate) const FIELDS: &[&str] = &[
     "labels",
     "question",
     "answer",
+    "solution",
+    "ground_truth",
     "checks",
+    "constraints",
     "instruction_id_list",
     "kwargs",
+    "schema",
 ];
 
 impl DataConfig {

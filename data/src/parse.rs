@@ -7,12 +7,17 @@ use std::collections::BTreeMap;
 use arriero_buffers::{Message, Role};
 use serde_json::{Map, Value};
 
-use crate::config::Format;
+use crate::config::{DataConfig, Format};
 use crate::error::{Reason, RowError};
 use crate::messages::{
     check_answered, check_roles, completion_messages, described, messages, names, prompt_messages,
 };
 use crate::row::{Row, Strength};
+
+/// What scorers know, under the same names.
+const CHECKED_FIELDS: &[&str] = &["constraints", "instruction_id_list", "kwargs", "schema"];
+/// Where the right answer stands, in this order.
+const ANSWER_FIELDS: &[&str] = &["answer", "solution", "ground_truth"];
 
 type Result<T> = std::result::Result<T, RowError>;
 
@@ -21,6 +26,7 @@ type Result<T> = std::result::Result<T, RowError>;
 pub(crate) struct Parser {
     format: Format,
     fields: BTreeMap<String, String>,
+    checks: Vec<String>,
 }
 
 /// A row, and whether its texts stood without roles.
@@ -30,6 +36,7 @@ pub(crate) type Parsed = (Row, bool);
 pub(crate) struct Object<'a> {
     row: &'a Map<String, Value>,
     fields: &'a BTreeMap<String, String>,
+    checks: &'a [String],
 }
 
 impl<'a> Object<'a> {
@@ -81,15 +88,14 @@ impl<'a> Object<'a> {
 }
 
 impl Parser {
-    /// For a file whose first row is `first`, unless `format` says what rows are.
-    pub fn new(
-        format: Format,
-        fields: &BTreeMap<String, String>,
-        first: &Map<String, Value>,
-    ) -> Result<Self> {
-        let object = Object { row: first, fields };
-        let format = if format == Format::Auto { detect(&object)? } else { format };
-        Ok(Parser { format, fields: fields.clone() })
+    /// For a file whose first row is `first`, unless the configuration says what rows are.
+    pub fn new(config: &DataConfig, first: &Map<String, Value>) -> Result<Self> {
+        let DataConfig { format, fields, checks, .. } = config;
+        let format = match format {
+            Format::Auto => detect(&Object { row: first, fields, checks })?,
+            format => *format,
+        };
+        Ok(Parser { format, fields: fields.clone(), checks: checks.clone() })
     }
 
     /// What rows are read as.
@@ -99,7 +105,7 @@ impl Parser {
 
     /// Reads a row.
     pub fn parse(&self, row: &Map<String, Value>) -> Result<Parsed> {
-        let object = Object { row, fields: &self.fields };
+        let object = Object { row, fields: &self.fields, checks: &self.checks };
         self.read(&object).map_err(|error| error.at(&format!("read as {}", self.format.as_str())))
     }
 
@@ -186,7 +192,7 @@ fn language_modeling(object: &Object<'_>) -> Result<Parsed> {
 
 fn prompt_only<'a>(object: &Object<'a>, field: &'a str) -> Result<Parsed> {
     let (messages, plain) = prompt(object, field)?;
-    Ok((Row::Prompt { messages, checks: checks(object, field)? }, plain))
+    Ok((Row::Prompt { messages, checks: checks(object)? }, plain))
 }
 
 /// The turns of a prompt, and whether it is a text.
@@ -201,19 +207,21 @@ fn prompt<'a>(object: &Object<'a>, field: &'a str) -> Result<(Vec<Message>, bool
     Ok((messages, value.is_string()))
 }
 
-/// What scorers check: the members of `checks` and, unless these have them, the row's other fields.
-fn checks<'a>(object: &Object<'a>, prompt: &'a str) -> Result<Value> {
+/// What scorers check: the members of `checks`, then the fields that scorers know and those that the
+/// configuration names. Null is none.
+fn checks(object: &Object<'_>) -> Result<Value> {
     let mut checks = match object.get("checks") {
         None => Map::new(),
         Some(Value::Object(members)) => members.clone(),
         Some(other) => return Err(object.wrong("checks", "an object", other)),
     };
-    let taken = [object.name("checks"), object.name(prompt)];
-    let others =
-        object.row.iter().filter(|(name, value)| !value.is_null() && !taken.contains(&name.as_str()));
-    for (name, value) in others {
-        let own = object.fields.iter().find(|(_, theirs)| *theirs == name).map_or(name, |(own, _)| own);
-        checks.entry(own.clone()).or_insert_with(|| value.clone());
+    let answer = ANSWER_FIELDS.iter().find_map(|field| object.get(field)).map(|value| ("answer", value));
+    let known = CHECKED_FIELDS.iter().filter_map(|field| Some((*field, object.get(field)?)));
+    for (name, value) in known.chain(answer) {
+        checks.entry(name).or_insert_with(|| value.clone());
+    }
+    for name in object.checks {
+        checks.insert(name.clone(), object.need(name)?.clone());
     }
     Ok(if checks.is_empty() { Value::Null } else { Value::Object(checks) })
 }

@@ -102,7 +102,7 @@ impl DataConfig {
         let mut first_error = None;
         for found in source::open(file, order)? {
             let Found { number, fields } = found?;
-            match fields.and_then(|fields| Parser::new(self.format, &self.fields, &fields)) {
+            match fields.and_then(|fields| Parser::new(self, &fields)) {
                 Ok(parser) => return Ok(parser),
                 Err(error) => {
                     let place = format!("{}:{number}", file.display());
