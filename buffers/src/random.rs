@@ -19,6 +19,8 @@ pub enum Purpose {
     Prompts = 3,
     /// Where adapters begin.
     Adapter = 4,
+    /// The order of a dataset's rows.
+    Dataset = 20,
 }
 
 /// A stream of numbers that can be read at any position.
