@@ -28,6 +28,27 @@ pub(crate) struct TrainingJob {
     pub arm: String,
     pub stage: Stage,
     pub round: u64,
+    pub portion: PortionJob,
+}
+
+/// The part of a stage's experience that the buffer holds: all of it, but where a dataset comes in portions.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PortionJob {
+    /// From 0. Those after the first go on with the optimiser of the one before.
+    pub number: u64,
+    /// Passes over it.
+    pub epochs: usize,
+    /// Optimiser steps of all portions together, where these are more than one.
+    pub total_steps: Option<usize>,
+    /// Whether each pass has an order of its own.
+    pub shuffle: bool,
+}
+
+impl PortionJob {
+    /// Everything that a stage learns from.
+    pub fn whole(epochs: usize, shuffle: bool) -> Self {
+        PortionJob { number: 0, epochs, total_steps: None, shuffle }
+    }
 }
 
 /// What there is to save beside the model.
@@ -99,9 +120,13 @@ struct Work {
 
 impl Work {
     fn next_batch(&mut self, seed: u64) -> Option<Vec<Tree>> {
-        let training = &self.job.stage.training;
-        if self.batches.is_empty() && self.epoch < training.epochs as u64 {
-            let batches = self.experience.minibatches(seed, self.job.round, self.epoch, training.batch_size);
+        let PortionJob { number, epochs, shuffle, .. } = self.job.portion;
+        let size = self.job.stage.training.batch_size;
+        if self.batches.is_empty() && self.epoch < epochs as u64 {
+            let batches = match shuffle {
+                true => self.experience.minibatches(seed, self.job.round, number + self.epoch, size),
+                false => self.experience.minibatches_in_order(size),
+            };
             self.batches = batches.into_iter().map(|batch| batch.into_iter().cloned().collect()).collect();
             self.epoch += 1;
         }
@@ -123,7 +148,7 @@ impl Work {
     }
 
     fn is_done(&self) -> bool {
-        self.batches.is_empty() && self.epoch >= self.job.stage.training.epochs as u64
+        self.batches.is_empty() && self.epoch >= self.job.portion.epochs as u64
     }
 }
 
@@ -200,13 +225,18 @@ impl LearnerState {
             buffer.clear();
             experience
         };
+        if job.portion.number > 0 && self.trainer.is_some() {
+            self.work = Some(Work { job, experience, old: None, epoch: 0, batches: VecDeque::new() });
+            return Ok(());
+        }
         let objective = job.stage.algorithm.objective();
         if let Err(cause) = objective.check(&experience.trees().collect::<Vec<_>>()) {
             let cause = format!("{}: {cause}", job.stage.algorithm.kind());
             self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause });
             return Ok(());
         }
-        let steps = training.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
+        let own_steps = job.portion.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
+        let steps = job.portion.total_steps.unwrap_or(own_steps);
         let old = match objective.needs().old {
             true => Some(self.wiring.weights.pull(self.version)?.model()?),
             false => None,

@@ -21,6 +21,8 @@ pub enum Purpose {
     Adapter = 4,
     /// Where a reward model's head begins.
     Head = 5,
+    /// The order of a dataset's rows.
+    Dataset = 20,
 }
 
 /// A stream of numbers that can be read at any position.

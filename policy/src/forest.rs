@@ -62,10 +62,10 @@ pub struct Forest {
     /// The same for the kernels: of each tree its start, its number of segments (the prompt and the
     /// branches), and their lengths.
     pub layout: Vec<i64>,
-    /// For each response token, the row whose hidden state is read for it (see [`ReadAt`]): i64
+    /// For each response token that carries loss, the row whose hidden state is read for it (see [`ReadAt`]): i64
     /// `[response tokens]`, in the order of trees, branches, tokens.
     pub predictors: Tensor,
-    /// The response tokens themselves, i64 `[response tokens]`.
+    /// These tokens themselves, i64 `[response tokens]`.
     pub targets: Tensor,
 }
 
@@ -111,15 +111,17 @@ impl Forest {
                     continue;
                 };
                 let first_row = tokens.len() as i64;
-                let inputs = match read {
-                    ReadAt::Predictor => {
-                        predictors.push(start + prompt - 1);
-                        before_last
-                    }
-                    ReadAt::Token => &branch.tokens[..],
+                let (inputs, before) = match read {
+                    ReadAt::Predictor => (before_last, Some(start + prompt - 1)),
+                    ReadAt::Token => (&branch.tokens[..], None),
                 };
-                predictors.extend(first_row..first_row + inputs.len() as i64);
-                targets.extend(branch.tokens.iter().map(|&token| i64::from(token)));
+                let rows = before.into_iter().chain(first_row..);
+                for (index, (&token, row)) in branch.tokens.iter().zip(rows).enumerate() {
+                    if branch.carries_loss(index) {
+                        predictors.push(row);
+                        targets.push(i64::from(token));
+                    }
+                }
                 tokens.extend(inputs.iter().map(|&token| i64::from(token)));
                 positions.extend(prompt..prompt + inputs.len() as i64);
                 branches.push(inputs.len() as i64);
@@ -256,6 +258,16 @@ mod tests {
         assert_eq!(numbers(&forest.positions), [0, 1, 2, 3, 4, 3, 0, 1]);
         assert_eq!(numbers(&forest.predictors), [3, 4, 5, 7]);
         assert_eq!(forest.layout, [0, 4, 3, 2, 0, 1, 6, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_token_without_loss_is_read_and_not_predicted() {
+        let mut tree = tree(0, &[1, 2], &[&[10, 11, 12, 13], &[20, 21]]);
+        tree.branches[0].is_context = vec![false, true, true, false];
+        let forest = Forest::pack(&[&tree], 64, Device::Cpu).expect("it fits");
+        assert_eq!(numbers(&forest.tokens), [1, 2, 10, 11, 12, 20]);
+        assert_eq!(numbers(&forest.targets), [10, 13, 20, 21]);
+        assert_eq!(numbers(&forest.predictors), [1, 4, 1, 5]);
     }
 
     /// The columns that each row of a mask sees.

@@ -8,6 +8,7 @@
 //! - [`model`]: the one decoder; attention is handed to it, so that training and decoding share it;
 //! - [`generate`] (with [`cache`], [`sampling`]): batched generation with a KV cache, sampled on the
 //!   host;
+//! - [`written`]: conversations as tokens that carry loss or do not;
 //! - [`forest`]: prompts with their responses packed on one flat token axis;
 //! - [`head`]: token statistics and their gradient, chunk by chunk, without the batch's logits;
 //! - [`objective`]: algorithms as pure functions of token statistics, one file each;
@@ -47,5 +48,6 @@ pub mod scoring;
 pub mod snapshot;
 pub mod tokenizer;
 pub mod trainer;
+pub mod written;
 
 pub use error::{PolicyError, Result};

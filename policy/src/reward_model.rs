@@ -51,8 +51,6 @@ pub fn close(tree: &mut Tree, tokenizer: &Tokenizer) -> Result<()> {
     let closing = tokenizer.closing_tokens()?;
     for branch in &mut tree.branches {
         close_tokens(&mut branch.tokens, &closing, tokenizer.eos_ids());
-        branch.is_format.resize(branch.tokens.len(), true);
-        branch.behaviour_logps.resize(branch.tokens.len(), 0.0);
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub fn score_reference(model: &Model, trees: &mut [Tree], micro_batch_tokens: us
             let logps = response_logps(model, batch)?;
             let mut rest = &logps[..];
             for branch in batch.iter().flat_map(|tree| &tree.branches) {
-                let (own, others) = rest.split_at(branch.tokens.len());
+                let (own, others) = rest.split_at(branch.loss_tokens());
                 scores.push(own.to_vec());
                 rest = others;
             }
@@ -32,7 +32,7 @@ pub fn score_reference(model: &Model, trees: &mut [Tree], micro_batch_tokens: us
     Ok(())
 }
 
-/// Log-probability of every response token, in the order of trees, branches, tokens.
+/// Log-probability of every response token that carries loss, in the order of trees, branches, tokens.
 ///
 /// # Errors
 /// If a sequence does not fit the model.

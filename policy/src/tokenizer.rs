@@ -119,6 +119,17 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Tokens of a text as it stands, and where in it each ends, in bytes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self.0.tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
+        let ends = encoding.get_offsets().iter().map(|&(_, end)| end).collect();
+        Ok((encoding.get_ids().to_vec(), ends))
+    }
+
     /// The text of tokens.
     ///
     /// # Errors
@@ -166,6 +177,11 @@ impl Tokenizer {
         &self.0.eos_ids
     }
 
+    /// The text of the token that ends one; empty where there is none.
+    pub fn eos_text(&self) -> &str {
+        &self.0.template_tokens.eos
+    }
+
     /// The token that begins a text, where there is one.
     pub fn bos_id(&self) -> Option<u32> {
         self.0.bos_id
@@ -183,7 +199,7 @@ impl Tokenizer {
     /// If the template refuses the conversation, or there is none and the conversation has several turns.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match (&self.0.template, messages) {
-            (Some(template), messages) => chat::render(template, messages, &self.0.template_tokens, true),
+            (Some(template), messages) => chat::render(template, messages, true, &self.0.template_tokens),
             (None, [message]) => Ok(message.content.clone()),
             (None, messages) => Err(PolicyError::Template {
                 cause: format!(
@@ -194,19 +210,16 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of a whole conversation, whose last turn is the assistant's, as reward models are trained on it.
-    /// Without a chat template it is the texts one after the other, and the token that ends a turn.
+    /// The text of a conversation that is complete: nothing stands behind its last turn but what the template
+    /// writes there.
     ///
     /// # Errors
-    /// As [`Tokenizer::render`] and [`Tokenizer::encode`].
-    pub fn conversation_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let Some(template) = &self.0.template else {
-            let text: String = messages.iter().map(|message| &*message.content).collect();
-            let mut tokens = self.encode_with(&text, true)?;
-            tokens.extend(self.0.eos_ids.first());
-            return Ok(tokens);
-        };
-        self.encode(&chat::render(template, messages, &self.0.template_tokens, false)?)
+    /// As [`Tokenizer::render`].
+    pub(crate) fn render_closed(&self, messages: &[Message]) -> Result<String> {
+        match &self.0.template {
+            Some(template) => chat::render(template, messages, false, &self.0.template_tokens),
+            None => self.render(messages),
+        }
     }
 
     /// The tokens with which a conversation goes on after the text of the assistant's turn: the end of the turn, and
@@ -216,11 +229,11 @@ impl Tokenizer {
     /// If the template refuses the plainest conversation.
     pub fn closing_tokens(&self) -> Result<Vec<u32>> {
         const ANSWER: &str = "ANSWER";
-        let Some(template) = &self.0.template else {
+        if self.0.template.is_none() {
             return Ok(self.0.eos_ids.first().copied().into_iter().collect());
-        };
-        let messages = [Message::user("QUESTION"), Message { role: Role::Assistant, content: ANSWER.to_string() }];
-        let text = chat::render(template, &messages, &self.0.template_tokens, false)?;
+        }
+        let answer = Message { role: Role::Assistant, content: ANSWER.to_string() };
+        let text = self.render_closed(&[Message::user("QUESTION"), answer])?;
         self.encode(text.rsplit_once(ANSWER).map_or("", |(_, closing)| closing))
     }
 

@@ -74,6 +74,21 @@ impl std::fmt::Debug for Trainer {
     }
 }
 
+/// log π(y_t) − log μ(y_t) of the response tokens that have a log-probability under the policy that sampled them.
+fn behaviour_differences(logps: &[f32], batch: &MicroBatch<'_>) -> Vec<f32> {
+    let mut rest = logps;
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let mut differences = Vec::new();
+    for branch in batch.responses() {
+        let (own, others) = rest.split_at(branch.loss_tokens());
+        differences.extend(own.iter().zip(&branch.behaviour_logps).map(|(ours, theirs)| ours - theirs));
+        rest = others;
+    }
+    differences
+}
+
 /// What log π(y_t) − log μ(y_t) of a batch's response tokens, μ being the policy that sampled them, comes to.
 ///
 /// On the first step after sampling both have the same weights, so that this is what generation and
@@ -280,8 +295,8 @@ impl Trainer {
 
     /// Adds the gradient of one micro-batch's share of the loss.
     ///
-    /// Returns its metrics, and by how much the log-probability of each response token differs from the
-    /// sampler's.
+    /// Returns its metrics, and by how much the log-probability of each response token that was sampled differs
+    /// from the sampler's.
     fn accumulate(&mut self, forest: &Forest, batch: &MicroBatch<'_>) -> Result<(Metrics, Vec<f32>)> {
         let checkpointing = self.training.activation_checkpointing;
         let pass = Pass::record(&self.model, forest, checkpointing);
@@ -327,11 +342,7 @@ impl Trainer {
         if let Some(gradient) = of_policy {
             pass.backward(&gradient);
         }
-        if statistics.logps.numel() == 0 {
-            return Ok((loss.metrics, Vec::new()));
-        }
-        let behaviour = batch.per_token(&statistics.logps, |branch| branch.behaviour_logps.clone());
-        Ok((loss.metrics, to_host(&(statistics.logps.detach() - behaviour))))
+        Ok((loss.metrics, behaviour_differences(&to_host(&statistics.logps.detach()), batch)))
     }
 
     /// The gradient of the last step, after clipping, by name: copies. Those of a critic stand under `critic.NAME`.

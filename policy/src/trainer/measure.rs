@@ -47,7 +47,7 @@ impl Trainer {
         })?;
         let split = |mut rest: Vec<f32>, put: fn(&mut Branch, Vec<f32>), branches: &mut [Branch]| {
             for branch in branches {
-                let others = rest.split_off(branch.tokens.len());
+                let others = rest.split_off(branch.loss_tokens());
                 put(branch, std::mem::replace(&mut rest, others));
             }
         };
