@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arriero_buffers::{Selection, SelectionRule};
-use arriero_data::Rows;
+use arriero_data::{Entry, Rows};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -17,6 +17,9 @@ use crate::wiring::Wiring;
 
 /// Rows of one handler call.
 const ROWS: usize = 64;
+
+/// From one file of a dataset to the next, ids of trees are this far apart.
+const FILE_IDS: u64 = 1_000_000_000;
 
 /// A row that the algorithm has no use for, where `on_error` is "skip".
 pub(crate) const OTHER_TYPE: &str = "row_of_another_type";
@@ -74,9 +77,23 @@ struct Stream {
     data: Arc<DataPlan>,
     rows: Rows,
     position: u64,
+    /// The file that is being read, and its number among those of the dataset.
+    file: Option<(Arc<str>, u64)>,
 }
 
 impl Stream {
+    /// The id of a row's tree, by which errors name it: the row's number, and [`FILE_IDS`] more for each file before
+    /// its own.
+    fn id(&mut self, entry: &Entry) -> u64 {
+        let number = match &self.file {
+            Some((file, number)) if *file == entry.file => *number,
+            Some((_, number)) => number + 1,
+            None => 0,
+        };
+        self.file = Some((Arc::clone(&entry.file), number));
+        number * FILE_IDS + entry.number
+    }
+
     /// Whether the job goes on where it stands.
     fn is_before(&self, job: &ReadingJob) -> bool {
         Arc::ptr_eq(&self.data, &job.data) && self.position == job.from
@@ -158,13 +175,13 @@ impl DataReaderState {
                 is_over = true;
                 break;
             };
-            let (number, row) = row.map_err(|error| error.to_string())?;
+            let entry = row.map_err(|error| error.to_string())?;
             stream.position += 1;
-            let selection = match Lesson::of(job.rule, &row) {
+            let selection = match Lesson::of(job.rule, &entry) {
                 None => Selection::Dropped(OTHER_TYPE),
                 Some(lesson) => tokenisation
-                    .tree(number, &lesson)
-                    .map_err(|error| format!("{}, row {number}: {error}", job.data.rows.path))?,
+                    .tree(stream.id(&entry), &lesson)
+                    .map_err(|error| format!("{}: {error}", entry.place()))?,
             };
             match selection {
                 Selection::Dropped(reason) => *portion.dropped.entry(reason.to_string()).or_default() += 1,
@@ -172,7 +189,8 @@ impl DataReaderState {
                     portion.accepted += 1;
                     portion.tokens += tree.len() as u64;
                     portion.loss_tokens += tree.loss_tokens() as u64;
-                    portion.truncated += tree.branches.iter().filter(|branch| branch.truncated).count() as u64;
+                    portion.truncated +=
+                        tree.branches.iter().filter(|branch| branch.truncated).count() as u64;
                     self.wiring.buffer().insert(tree).map_err(|error| error.to_string())?;
                 }
             }
@@ -180,7 +198,7 @@ impl DataReaderState {
         is_over |= stream.position >= job.rows;
         (portion.position, portion.is_last) = (stream.position, is_over);
         if is_over {
-            for (reason, count) in stream.rows.skipped() {
+            for (reason, count) in &stream.rows.counts().skipped {
                 *portion.dropped.entry(reason.to_string()).or_default() += count;
             }
         } else {
@@ -191,10 +209,13 @@ impl DataReaderState {
 
     /// The pass from the job's first row on.
     fn open(&self, job: &ReadingJob) -> Result<Stream, String> {
-        let mut rows = job.data.rows.open(self.wiring.plan.seed).map_err(|error| error.to_string())?;
+        let rows = job.data.rows.open(self.wiring.plan.seed).map_err(|error| error.to_string())?;
+        let mut stream = Stream { data: Arc::clone(&job.data), rows, position: job.from, file: None };
         for _ in 0..job.from {
-            rows.next().transpose().map_err(|error| error.to_string())?;
+            if let Some(entry) = stream.rows.next().transpose().map_err(|error| error.to_string())? {
+                stream.id(&entry);
+            }
         }
-        Ok(Stream { data: Arc::clone(&job.data), rows, position: job.from })
+        Ok(stream)
     }
 }

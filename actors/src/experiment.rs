@@ -30,7 +30,7 @@ use document::{Document, Section};
 
 pub use data::{DataPlan, LessonConfig, TooLong};
 pub use document::{ExperimentError, nearest};
-pub use prompts::{PromptFiles, PromptSource, Prompts, Split, read_prompts};
+pub use prompts::{PromptData, PromptFiles, PromptSource, Prompts, Split, read_prompts};
 
 /// `model.path` of the model that set-up brought.
 const DEFAULT_MODEL: &str = "default";
@@ -235,7 +235,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let most_rounds = arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
     let stages = || arms.iter().flat_map(|arm| &arm.stages);
     let samples = stages().any(|stage| stage.data.is_none());
-    let prompts = prompts::prompts(root.child("prompts")?, most_rounds, samples)?;
+    let prompts = prompts::prompts(root.child("prompts")?, most_rounds, samples, seed)?;
     let portions = stages().filter_map(|stage| Some(stage.data.as_ref()?.portion(stage.training.batch_size)));
     let most_trees = portions.chain([prompts.per_round()]).max().unwrap_or(0);
     let (queue_capacity, buffer_capacity) = capacities(root.child("queues")?, most_trees)?;

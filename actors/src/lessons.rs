@@ -1,18 +1,19 @@
 //! Rows of a dataset as the trees that an algorithm learns from.
 
 use arriero_buffers::{Branch, Message, Selection, SelectionRule, Tree};
-use arriero_data::Row;
+use arriero_data::{Entry, OnError, Row};
+use arriero_policy::PolicyError;
 use arriero_policy::tokenizer::Tokenizer;
 use arriero_policy::written::{self, Marked};
-use arriero_policy::PolicyError;
 
-use crate::experiment::{DataPlan, TooLong};
+use crate::experiment::{DataPlan, Stage, TooLong};
+use crate::run::RunError;
 
 /// What a row teaches under a rule.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Lesson<'a> {
     /// Responses to a prompt, each with its reward. Of a pair the chosen one comes first.
-    Responses { prompt: &'a [Message], responses: Vec<(&'a [Message], f32)> },
+    Responses { prompt: &'a [Message], responses: Vec<(&'a [Message], f32)>, is_plain: bool },
     /// A whole conversation.
     Conversation(&'a [Message]),
     /// A text.
@@ -23,18 +24,24 @@ pub(crate) enum Lesson<'a> {
 
 impl<'a> Lesson<'a> {
     /// Of this row; `None` if the rule has no use for rows of its type.
-    pub fn of(rule: SelectionRule, row: &'a Row) -> Option<Self> {
+    pub fn of(rule: SelectionRule, entry: &'a Entry) -> Option<Self> {
         let responses = |prompt: &'a [Message], responses: &[(&'a Vec<Message>, f32)]| {
             let responses = responses.iter().map(|(response, reward)| (&response[..], *reward)).collect();
-            Some(Lesson::Responses { prompt, responses })
+            Some(Lesson::Responses { prompt, responses, is_plain: entry.is_plain })
         };
-        match (rule, row) {
-            (SelectionRule::BestOfN, Row::Completion { prompt, completion }) => responses(prompt, &[(completion, 1.0)]),
+        match (rule, &entry.row) {
+            (SelectionRule::BestOfN, Row::Completion { prompt, completion }) => {
+                responses(prompt, &[(completion, 1.0)])
+            }
             (SelectionRule::BestOfN, Row::Preference { prompt, chosen, edited, .. }) => {
                 responses(prompt, &[(edited.as_ref().unwrap_or(chosen), 1.0)])
             }
-            (SelectionRule::BestOfN, Row::Unpaired { label: false, .. }) => Some(Lesson::Nothing("undesirable")),
-            (SelectionRule::BestOfN, Row::Unpaired { prompt, completion, .. }) => responses(prompt, &[(completion, 1.0)]),
+            (SelectionRule::BestOfN, Row::Unpaired { label: false, .. }) => {
+                Some(Lesson::Nothing("undesirable"))
+            }
+            (SelectionRule::BestOfN, Row::Unpaired { prompt, completion, .. }) => {
+                responses(prompt, &[(completion, 1.0)])
+            }
             (SelectionRule::BestOfN, Row::Conversation { messages }) => Some(Lesson::Conversation(messages)),
             (SelectionRule::BestOfN, Row::Text(text)) => Some(Lesson::Text(text)),
             (SelectionRule::BestAgainstWorst, Row::Preference { prompt, chosen, rejected, .. }) => {
@@ -49,9 +56,10 @@ impl<'a> Lesson<'a> {
                 let reward = if *label { desirable_reward } else { desirable_reward - 1.0 };
                 responses(prompt, &[(completion, reward)])
             }
-            (SelectionRule::Unpaired { desirable_reward }, Row::Preference { prompt, chosen, rejected, .. }) => {
-                responses(prompt, &[(chosen, desirable_reward), (rejected, desirable_reward - 1.0)])
-            }
+            (
+                SelectionRule::Unpaired { desirable_reward },
+                Row::Preference { prompt, chosen, rejected, .. },
+            ) => responses(prompt, &[(chosen, desirable_reward), (rejected, desirable_reward - 1.0)]),
             _ => None,
         }
     }
@@ -66,6 +74,52 @@ impl<'a> Lesson<'a> {
         let branch = |reward: f32| Branch { reward, ..Branch::default() };
         Some(Tree { branches: rewards.into_iter().map(branch).collect(), ..Tree::default() })
     }
+}
+
+/// Reads all rows of an offline stage once, before anything heavy loads: they can be read, the stage's algorithm has a
+/// use for them, and its own check passes on those of the first portion. Returns how many there are.
+///
+/// # Errors
+/// Names the first row that is wrong.
+pub(crate) fn check(stage: &Stage, data: &DataPlan, seed: u64) -> Result<u64, RunError> {
+    let (kind, objective) = (stage.algorithm.kind(), stage.algorithm.objective());
+    let rule = objective.needs().selection;
+    let portion = data.portion(stage.training.batch_size);
+    let mut outlines: Vec<Tree> = Vec::new();
+    let (mut rows, mut of_use) = (0, 0);
+    let mut of_no_use = None;
+    for entry in data.rows.open(seed)? {
+        let entry = entry?;
+        rows += 1;
+        match Lesson::of(rule, &entry) {
+            None => {
+                let message = format!(
+                    "{}: this is a {} row, of which \"{kind}\" has no use: it learns from {}; give it other data, or \
+                     change kind",
+                    entry.place(),
+                    entry.row.kind(),
+                    rule.learns_from()
+                );
+                if data.rows.on_error == OnError::Stop {
+                    return Err(RunError::Lesson(message));
+                }
+                of_no_use.get_or_insert(message);
+            }
+            Some(lesson) => {
+                of_use += 1;
+                outlines.extend(lesson.outline().filter(|_| outlines.len() < portion));
+            }
+        }
+    }
+    match of_no_use {
+        Some(message) if of_use == 0 => return Err(RunError::Lesson(message)),
+        _ => {}
+    }
+    let views: Vec<&Tree> = outlines.iter().collect();
+    objective
+        .check(&views)
+        .map_err(|cause| RunError::Lesson(format!("{}: {kind}: {cause}", data.rows.path)))?;
+    Ok(rows)
 }
 
 /// How lessons become trees.
@@ -88,9 +142,14 @@ impl Tokenisation<'_> {
         let loss = &self.data.rows.loss;
         let (prompt, responses) = match lesson {
             Lesson::Nothing(reason) => return Ok(Selection::Dropped(reason)),
-            Lesson::Responses { prompt, responses } => {
-                let texts: Vec<&[Message]> = responses.iter().map(|(response, _)| *response).collect();
-                let (prompt, marked) = written::completions(self.tokenizer, prompt, &texts, loss)?;
+            Lesson::Responses { prompt, responses, is_plain } => {
+                let (prompt, marked) = if *is_plain {
+                    let texts: Vec<&str> = responses.iter().map(|(response, _)| text_of(response)).collect();
+                    written::plain_completions(self.tokenizer, text_of(prompt), &texts)?
+                } else {
+                    let turns: Vec<&[Message]> = responses.iter().map(|(response, _)| *response).collect();
+                    written::completions(self.tokenizer, prompt, &turns, loss)?
+                };
                 let rewards = responses.iter().map(|(_, reward)| *reward);
                 (prompt, marked.into_iter().zip(rewards).collect())
             }
@@ -122,6 +181,11 @@ impl Tokenisation<'_> {
         }
         Selection::Accepted(tree)
     }
+}
+
+/// The one message of a text that stands without a role.
+fn text_of(messages: &[Message]) -> &str {
+    messages.first().map_or("", |message| &message.content)
 }
 
 /// One response, whose prompt is what stands before its first token with loss.

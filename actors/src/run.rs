@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
+use arriero_data::DataError;
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::config::ModelConfig;
@@ -22,8 +23,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::devices::{self, Computes};
 use crate::event::RunEvent;
-use crate::experiment::{ExperimentError, Plan, Split};
+use crate::experiment::{DataPlan, ExperimentError, Plan, Split, Stage};
 use crate::faults::{Fault, Faults};
+use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
 use crate::wiring::{CurrentSelection, InitialGroups, Shutdown, Wiring};
 
@@ -55,6 +57,12 @@ pub enum RunError {
     /// A prompt lacks what the reward needs.
     #[error(transparent)]
     Reward(#[from] RewardError),
+    /// A dataset cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A stage cannot learn from its dataset.
+    #[error("{0}")]
+    Lesson(String),
     /// A prompt cannot be used.
     #[error("{place}: {cause}")]
     Prompt {
@@ -90,6 +98,8 @@ impl RunError {
             RunError::Experiment(_)
                 | RunError::Policy(_)
                 | RunError::Reward(_)
+                | RunError::Data(_)
+                | RunError::Lesson(_)
                 | RunError::Prompt { .. }
                 | RunError::Store(_)
                 | RunError::Metrics { .. }
@@ -106,6 +116,8 @@ pub(crate) struct RunContext {
     pub masters: Arc<Snapshot>,
     pub initial: Arc<Snapshot>,
     pub held_out: Arc<Vec<Arc<Prompt>>>,
+    /// Rows of the datasets of offline stages, by the numbers of arm and stage.
+    pub rows: Arc<BTreeMap<(usize, usize), u64>>,
     train: Arc<Vec<Arc<Prompt>>>,
     model: Arc<ModelConfig>,
     tokenizer: Tokenizer,
@@ -209,6 +221,7 @@ pub fn run(
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
     let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;
     let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer)?;
+    let rows = checked_rows(&plan)?;
     if let Some(address) = options.metrics {
         serve_metrics(address)?;
     }
@@ -235,6 +248,7 @@ pub fn run(
         masters,
         initial,
         held_out: Arc::new(held_out),
+        rows: Arc::new(rows),
         train: Arc::new(train),
         model: Arc::new(model),
         tokenizer,
@@ -334,6 +348,28 @@ impl Interrupts {
 
 fn arm_stores(directory: &RunDir, plan: &Plan) -> Result<BTreeMap<String, ArmStore>, StoreError> {
     plan.arms.iter().map(|arm| Ok((arm.name.clone(), directory.arm(&arm.name, plan.seed)?))).collect()
+}
+
+/// How many rows each offline stage has, all of which were read once.
+fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> {
+    let mut rows = BTreeMap::new();
+    // Stages that differ in nothing that matters here share one reading.
+    let mut known: Vec<(&DataPlan, &Stage, u64)> = Vec::new();
+    for (arm_number, arm) in plan.arms.iter().enumerate() {
+        for (number, stage) in arm.stages.iter().enumerate() {
+            let Some(data) = &stage.data else { continue };
+            let is_same = |&&(other, of, _): &&(&DataPlan, &Stage, u64)| {
+                other == &**data && of.algorithm == stage.algorithm
+            };
+            let count = match known.iter().find(is_same) {
+                Some(&(_, _, count)) => count,
+                None => lessons::check(stage, data, plan.seed)?,
+            };
+            known.push((data, stage, count));
+            rows.insert((arm_number, number), count);
+        }
+    }
+    Ok(rows)
 }
 
 /// The prompts of a split, each known to fit the model's context and to have what the reward checks.

@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn renders_as_python_does() {
-        let text = render(CHAT_ML, &[Message::user(" Hi ")], true, &TemplateTokens::default()).expect("rendered");
+        let text =
+            render(CHAT_ML, &[Message::user(" Hi ")], true, &TemplateTokens::default()).expect("rendered");
         assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
     }
 

@@ -87,15 +87,37 @@ pub fn completions(
     completions: &[&[Message]],
     roles: &[Role],
 ) -> Result<(Vec<u32>, Vec<Marked>)> {
+    if tokenizer.chat_template().is_none() {
+        let texts: Vec<&str> = completions.iter().map(|turns| only_text(turns)).collect::<Result<_>>()?;
+        return plain_completions(tokenizer, only_text(prompt)?, &texts);
+    }
     let prompt_tokens = tokenizer.prompt_tokens(prompt)?;
     let whole = |completion: &&[Message]| {
         let messages: Vec<Message> = prompt.iter().chain(*completion).cloned().collect();
         marked(tokenizer, &messages, prompt.len(), roles)
     };
-    let wholes: Vec<Marked> = completions.iter().map(whole).collect::<Result<_>>()?;
-    let shared = wholes.iter().map(|whole| common_prefix(&prompt_tokens, &whole.tokens)).min();
-    let shared = shared.unwrap_or(prompt_tokens.len());
-    Ok((prompt_tokens[..shared].to_vec(), wholes.into_iter().map(|whole| whole.behind(shared)).collect()))
+    Ok(parted(prompt_tokens, completions.iter().map(whole).collect::<Result<_>>()?))
+}
+
+/// The same of texts that stand one behind the other as they are, with the end-of-text token behind them.
+///
+/// # Errors
+/// If the tokenizer refuses the text.
+pub fn plain_completions(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    completions: &[&str],
+) -> Result<(Vec<u32>, Vec<Marked>)> {
+    let wholes = completions.iter().map(|completion| text(tokenizer, &format!("{prompt}{completion}")));
+    Ok(parted(tokenizer.text_tokens(prompt)?, wholes.collect::<Result<_>>()?))
+}
+
+/// Parts the prompt from what follows it: it ends where the first of the wholes goes on in another way.
+fn parted(mut prompt: Vec<u32>, wholes: Vec<Marked>) -> (Vec<u32>, Vec<Marked>) {
+    let shared = wholes.iter().map(|whole| common_prefix(&prompt, &whole.tokens)).min();
+    prompt.truncate(shared.unwrap_or(prompt.len()));
+    let completions = wholes.into_iter().map(|whole| whole.behind(prompt.len())).collect();
+    (prompt, completions)
 }
 
 /// A conversation: every turn of one of `roles` carries loss.
@@ -103,6 +125,9 @@ pub fn completions(
 /// # Errors
 /// As [`completions`].
 pub fn conversation(tokenizer: &Tokenizer, messages: &[Message], roles: &[Role]) -> Result<Marked> {
+    if tokenizer.chat_template().is_none() {
+        return text(tokenizer, only_text(messages)?);
+    }
     marked(tokenizer, messages, 0, roles)
 }
 
@@ -111,21 +136,17 @@ pub fn conversation(tokenizer: &Tokenizer, messages: &[Message], roles: &[Role])
 /// # Errors
 /// If the tokenizer refuses the text.
 pub fn text(tokenizer: &Tokenizer, text: &str) -> Result<Marked> {
-    Ok(Marked::whole(tokenizer.text_tokens(&ended(tokenizer, text))?))
-}
-
-/// The text with the end-of-text token behind it, where it has none.
-fn ended(tokenizer: &Tokenizer, text: &str) -> String {
     let end = tokenizer.eos_text();
-    if text.ends_with(end) { text.to_string() } else { format!("{text}{end}") }
+    let tokens = match text.ends_with(end) {
+        true => tokenizer.text_tokens(text),
+        false => tokenizer.text_tokens(&format!("{text}{end}")),
+    };
+    tokens.map(Marked::whole)
 }
 
 /// The tokens of a conversation. The turns from `first` on carry loss where they are of one of `roles`; what stands
 /// before them never does, but where there is nothing before them.
 fn marked(tokenizer: &Tokenizer, messages: &[Message], first: usize, roles: &[Role]) -> Result<Marked> {
-    if tokenizer.chat_template().is_none() {
-        return plain(tokenizer, messages);
-    }
     let learned = |message: &Message| roles.contains(&message.role);
     let text = tokenizer.render_closed(messages)?;
     if messages[first..].iter().all(learned) {
@@ -162,14 +183,14 @@ fn span(tokenizer: &Tokenizer, messages: &[Message], turn: usize, text: &str) ->
     })
 }
 
-fn plain(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Marked> {
+/// The text of the one message that a model without a chat template can take.
+fn only_text(messages: &[Message]) -> Result<&str> {
     match messages {
-        [only] => text(tokenizer, &only.content),
-        [prompt, completion] => text(tokenizer, &format!("{}{}", prompt.content, completion.content)),
+        [only] => Ok(&only.content),
         _ => Err(PolicyError::Template {
             cause: format!(
-                "the model has no chat template, so that a conversation must be one message and its answer, and this \
-                 one has {} messages",
+                "the model has no chat template, so that a prompt and its answer must be one message each, and there \
+                 are {}; give the model a template, or the data as texts",
                 messages.len()
             ),
         }),

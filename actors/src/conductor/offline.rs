@@ -100,7 +100,12 @@ impl ConductorState {
         for (reason, &count) in &portion.dropped {
             metrics.insert(format!("dropped/{reason}"), count as f64);
             *self.progress.dropped.entry(reason.clone()).or_default() += count;
-            self.record(Record::Drops { arm: arm.clone(), stage: stage.clone(), reason: reason.clone(), count });
+            self.record(Record::Drops {
+                arm: arm.clone(),
+                stage: stage.clone(),
+                reason: reason.clone(),
+                count,
+            });
         }
         let step = self.progress.version.into();
         self.record(Record::Metrics { arm: arm.clone(), stage: "data".to_string(), step, metrics });

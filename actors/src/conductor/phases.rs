@@ -162,7 +162,12 @@ impl ConductorState {
         });
         for (&reason, &count) in &reasons {
             *self.progress.dropped.entry(reason.to_string()).or_default() += count;
-            self.record(Record::Drops { arm: arm.clone(), stage: stage.clone(), reason: reason.to_string(), count });
+            self.record(Record::Drops {
+                arm: arm.clone(),
+                stage: stage.clone(),
+                reason: reason.to_string(),
+                count,
+            });
         }
         if accepted == 0 {
             let message = format!(

@@ -71,10 +71,8 @@ pub(super) fn data(mut section: Section<'_>) -> Result<DataPlan, ExperimentError
     let rows: DataConfig = section.read(&DataConfig::default())?;
     let lessons: LessonConfig = section.read(&LessonConfig::default())?;
     section.check(rows.validate())?;
-    section.counts(&[
-        ("max_length", lessons.max_length, usize::MAX),
-        ("portion", lessons.portion, MOST_ROWS),
-    ])?;
+    section
+        .counts(&[("max_length", lessons.max_length, usize::MAX), ("portion", lessons.portion, MOST_ROWS)])?;
     section.finish()?;
     Ok(DataPlan { rows, lessons })
 }
@@ -90,7 +88,9 @@ pub(super) fn of_stage(
             Ok(None)
         }
         Some(word) => {
-            let message = format!("is \"{word}\"; expected \"{SAMPLED}\", or a table such as {{ path = \"pairs.jsonl\" }}");
+            let message = format!(
+                "is \"{word}\"; expected \"{SAMPLED}\", or a table such as {{ path = \"pairs.jsonl\" }}"
+            );
             Err(section.fail("data", &message))
         }
         None if section.has("data") => Ok(Some(Arc::new(data(section.child("data")?)?))),

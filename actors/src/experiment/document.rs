@@ -183,6 +183,11 @@ impl<'a> Section<'a> {
         self.table.contains_key(key)
     }
 
+    /// True if no key is given that was not read yet.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// The value of the key, if it is a text.
     pub fn text(&self, key: &str) -> Option<String> {
         self.table.get(key)?.as_str().map(str::to_string)
