@@ -66,8 +66,8 @@ pub(crate) enum ConductorMessage {
     ReferenceScored,
     /// The reference has scored all trees.
     Referenced,
-    /// The learner took a step.
-    Stepped { metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
+    /// The learner took a step; the policy's weights are of this version.
+    Stepped { version: u32, metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
     /// The learner is through; the weights are published.
     Trained { version: u32 },
     /// Held-out responses so far.
@@ -272,7 +272,8 @@ impl ConductorState {
                     self.train()?;
                 }
             }
-            ConductorMessage::Stepped { metrics, tokens, seconds } => {
+            ConductorMessage::Stepped { version, metrics, tokens, seconds } => {
+                self.progress.version = version;
                 self.report_step(&metrics, tokens, seconds);
             }
             ConductorMessage::Trained { version } => {

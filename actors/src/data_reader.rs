@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use arriero_buffers::{Selection, SelectionRule};
 use arriero_data::{Entry, Rows};
+use arriero_policy::objective::Algorithm;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use crate::conductor::ConductorMessage;
 use crate::experiment::DataPlan;
 use crate::faults::Role;
-use crate::lessons::{Lesson, Tokenisation};
+use crate::lessons::{Lesson, Tokenisation, rate};
 use crate::wiring::Wiring;
 
 /// Rows of one handler call.
@@ -29,6 +30,8 @@ pub(crate) const OTHER_TYPE: &str = "row_of_another_type";
 pub(crate) struct ReadingJob {
     pub data: Arc<DataPlan>,
     pub rule: SelectionRule,
+    /// Which refuses what it cannot use.
+    pub algorithm: Algorithm,
     /// Rows of the pass that were read before.
     pub from: u64,
     /// Rows of a whole pass.
@@ -167,6 +170,7 @@ impl DataReaderState {
             max_positions: self.wiring.model.max_positions,
             budget: job.budget,
         };
+        let objective = job.algorithm.objective();
         for _ in 0..ROWS {
             if portion.accepted as usize == job.trees {
                 break;
@@ -177,12 +181,18 @@ impl DataReaderState {
             };
             let entry = row.map_err(|error| error.to_string())?;
             stream.position += 1;
-            let selection = match Lesson::of(job.rule, &entry) {
+            let mut selection = match Lesson::of(job.rule, &entry) {
                 None => Selection::Dropped(OTHER_TYPE),
                 Some(lesson) => tokenisation
                     .tree(stream.id(&entry), &lesson)
                     .map_err(|error| format!("{}: {error}", entry.place()))?,
             };
+            if let Selection::Accepted(tree) = &mut selection {
+                rate(tree, &entry.row);
+                if let Some(reason) = objective.refuses(tree) {
+                    selection = Selection::Dropped(reason);
+                }
+            }
             match selection {
                 Selection::Dropped(reason) => *portion.dropped.entry(reason.to_string()).or_default() += 1,
                 Selection::Accepted(tree) => {

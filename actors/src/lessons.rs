@@ -76,6 +76,13 @@ impl<'a> Lesson<'a> {
     }
 }
 
+/// Notes what a row says of its preference beside which response is better.
+pub(crate) fn rate(tree: &mut Tree, row: &Row) {
+    if let Row::Preference { strength, margin, .. } = row {
+        (tree.strength, tree.margin) = (*strength, margin.map(|margin| margin as f32));
+    }
+}
+
 /// Reads all rows of an offline stage once, before anything heavy loads: they can be read, the stage's algorithm has a
 /// use for them, and its own check passes on those of the first portion. Returns how many there are.
 ///
@@ -107,7 +114,11 @@ pub(crate) fn check(stage: &Stage, data: &DataPlan, seed: u64) -> Result<u64, Ru
             }
             Some(lesson) => {
                 of_use += 1;
-                outlines.extend(lesson.outline().filter(|_| outlines.len() < portion));
+                let outline = lesson.outline().filter(|_| outlines.len() < portion);
+                outlines.extend(outline.map(|mut tree| {
+                    rate(&mut tree, &entry.row);
+                    tree
+                }));
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::experiment::{DataPlan, ExperimentError, Plan, Split, Stage};
 use crate::faults::{Fault, Faults};
 use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
-use crate::wiring::{CurrentSelection, InitialGroups, Shutdown, Wiring};
+use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, Wiring};
 
 /// How long the actors' threads may take to end after a run.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -149,6 +149,7 @@ impl RunContext {
             buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
             selection: CurrentSelection::default(),
             sampled_initially: InitialGroups::default(),
+            reward_model: RewardModelCell::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),
             computes: self.computes,

@@ -158,10 +158,8 @@ pub fn select(
     let Some((worst, lowest)) = rewards().fold(None, worse) else {
         return Selection::Dropped("no_usable_completion");
     };
-    let is_bounded = matches!(
-        rule,
-        SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Ranking
-    );
+    let is_bounded =
+        matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Ranking);
     if is_bounded && highest < config.min_reward {
         return Selection::Dropped("best_below_min_reward");
     }

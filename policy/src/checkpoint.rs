@@ -23,7 +23,7 @@ use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
 pub use adapter::{read_adapter, write_adapter};
-pub use write::{write_hf, write_training};
+pub use write::{Beside, write_hf, write_training};
 
 /// Tensors by their Hugging Face names.
 pub type Weights = BTreeMap<String, Tensor>;

@@ -252,8 +252,7 @@ mod tests {
     fn reads_at_the_tokens_themselves_where_asked_to() {
         let first = tree(0, &[1, 2, 3], &[&[10, 11], &[], &[20]]);
         let second = tree(1, &[4], &[&[30]]);
-        let forest =
-            Forest::pack_for(ReadAt::Token, &[&first, &second], 64, Device::Cpu).expect("it fits");
+        let forest = Forest::pack_for(ReadAt::Token, &[&first, &second], 64, Device::Cpu).expect("it fits");
         assert_eq!(numbers(&forest.tokens), [1, 2, 3, 10, 11, 20, 4, 30]);
         assert_eq!(numbers(&forest.positions), [0, 1, 2, 3, 4, 3, 0, 1]);
         assert_eq!(numbers(&forest.predictors), [3, 4, 5, 7]);

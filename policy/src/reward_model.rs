@@ -36,7 +36,8 @@ pub fn initial(
     };
     let head: Vec<f32> = (0..config.hidden_size as u64).map(&mut normal).collect();
     let shapes = config.tensor_shapes();
-    let decoder = shapes.iter().filter_map(|(name, _)| Some((name.clone(), weights.get(name)?.shallow_clone())));
+    let decoder =
+        shapes.iter().filter_map(|(name, _)| Some((name.clone(), weights.get(name)?.shallow_clone())));
     let mut all: Weights = decoder.collect();
     all.insert(SCORE.to_string(), Tensor::from_slice(&head).view([1, -1]));
     (config, all)

@@ -391,6 +391,11 @@ impl Trainer {
         moments
     }
 
+    /// The architecture of what is trained.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     /// Steps taken under this objective.
     pub fn steps(&self) -> usize {
         self.step

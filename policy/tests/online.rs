@@ -69,7 +69,13 @@ fn batch(data: &Value, has_old: bool) -> (Vec<Tree>, Vec<f32>, Vec<f32>) {
             });
         }
         let greedy_reward = group["greedy_reward"].as_f64().map(|reward| reward as f32);
-        trees.push(Tree { prompt_id: id as u64, prompt: vec![1], branches, greedy_reward, ..Tree::default() });
+        trees.push(Tree {
+            prompt_id: id as u64,
+            prompt: vec![1],
+            branches,
+            greedy_reward,
+            ..Tree::default()
+        });
     }
     (trees, logps, entropies)
 }

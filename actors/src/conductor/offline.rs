@@ -50,6 +50,7 @@ impl ConductorState {
         let job = ReadingJob {
             data: data.clone(),
             rule: algorithm.objective().needs().selection,
+            algorithm: algorithm.clone(),
             from: self.pass.rows,
             rows: self.rows_of_pass(),
             trees: data.portion(training.batch_size),

@@ -82,6 +82,7 @@ impl ConductorState {
         let selection = SelectionJob {
             version: self.progress.version,
             rule: needs.selection,
+            algorithm: self.current_stage().algorithm.clone(),
             arm: self.current_arm().name.clone(),
             stage: self.current_stage().name.clone(),
             round: self.round as u64,
@@ -213,7 +214,6 @@ impl ConductorState {
     pub(super) fn report_step(&mut self, metrics: &BTreeMap<String, f64>, tokens: u64, seconds: f64) {
         let Phase::Training { done, .. } = &mut self.phase else { return };
         *done += 1;
-        self.progress.version += 1;
         self.progress.tokens_trained += tokens;
         self.progress.seconds += seconds;
         let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);

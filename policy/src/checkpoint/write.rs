@@ -32,8 +32,20 @@ pub fn write_hf(
     whole(directory, |folder| model_files(folder, config, tokenizer, weights))
 }
 
-/// As [`write_hf`], with what training needs to go on: `optimizer.safetensors` where it is given,
-/// `state.json`, and the folder `adapter` where there is one, with the name of its base model.
+/// What stands beside a model in the checkpoint of its training, where there is such a thing.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    /// The optimiser's moments: `optimizer.safetensors`.
+    pub optimizer: Option<&'a Weights>,
+    /// An adapter and the name of its base model: the folder `adapter`.
+    pub adapter: Option<(&'a Adapter, &'a str)>,
+    /// A critic: `critic.safetensors`.
+    pub critic: Option<&'a Weights>,
+    /// A reward model over the same vocabulary: the folder `reward_model`, in Hugging Face layout.
+    pub reward_model: Option<(&'a ModelConfig, &'a Weights)>,
+}
+
+/// As [`write_hf`], with `state.json` and what training needs to go on.
 ///
 /// # Errors
 /// As [`write_hf`].
@@ -42,17 +54,24 @@ pub fn write_training(
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     weights: &Weights,
-    optimizer: Option<&Weights>,
-    adapter: Option<(&Adapter, &str)>,
+    beside: &Beside<'_>,
     state: &Value,
 ) -> Result<()> {
     whole(directory, |folder| {
         model_files(folder, config, tokenizer, weights)?;
-        if let Some(optimizer) = optimizer {
+        if let Some(optimizer) = beside.optimizer {
             tensors(&folder.join("optimizer.safetensors"), optimizer)?;
         }
-        if let Some((adapter, base)) = adapter {
+        if let Some((adapter, base)) = beside.adapter {
             adapter_files(&folder.join("adapter"), config, adapter, base)?;
+        }
+        if let Some(critic) = beside.critic {
+            tensors(&folder.join("critic.safetensors"), critic)?;
+        }
+        if let Some((config, weights)) = beside.reward_model {
+            let folder = folder.join("reward_model");
+            fs::create_dir(&folder).map_err(|error| unwritable(&folder, &error))?;
+            model_files(&folder, config, tokenizer, weights)?;
         }
         json_file(&folder.join("state.json"), state)
     })

@@ -130,6 +130,16 @@ impl RewardModel {
         }
     }
 
+    /// Why the strength of a preference is not enough.
+    fn too_weak(&self, tree: &Tree) -> Option<&'static str> {
+        let least = self.options.min_strength.strength()?;
+        match tree.strength {
+            None => Some("preference_strength_unknown"),
+            Some(strength) if strength < least => Some("preference_below_min_strength"),
+            Some(_) => None,
+        }
+    }
+
     /// The score of each response, f64 `[responses]`: what the head says at its last token.
     fn scores(statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Option<Tensor> {
         let values = statistics.values.as_ref()?;
@@ -176,12 +186,8 @@ impl Objective for RewardModel {
     }
 
     fn refuses(&self, tree: &Tree) -> Option<&'static str> {
-        if let Some(least) = self.options.min_strength.strength() {
-            match tree.strength {
-                None => return Some("preference_strength_unknown"),
-                Some(strength) if strength < least => return Some("preference_below_min_strength"),
-                Some(_) => {}
-            }
+        if let Some(reason) = self.too_weak(tree) {
+            return Some(reason);
         }
         if self.margin(tree).is_some_and(|margin| !margin.is_finite()) {
             return Some("margin_not_finite");
@@ -206,7 +212,8 @@ impl Objective for RewardModel {
                 tree.branches.len()
             ));
         }
-        match experience.iter().find(|tree| self.margin(tree).is_none()) {
+        let of_use = || experience.iter().filter(|tree| self.too_weak(tree).is_none());
+        match of_use().find(|tree| self.margin(tree).is_none()) {
             None => Ok(()),
             Some(tree) => {
                 let (kind, lacks) = match self.options.margin {

@@ -23,18 +23,23 @@ pub(super) struct ScalarHead {
 }
 
 impl Trainer {
-    /// Scores trees under the weights as they are: the log-probabilities and the values of the old policy that the
+    /// True if the objective wants trees scored before the first step: see [`Trainer::score_old`].
+    pub fn scores_old(&self) -> bool {
+        let needs = self.objective.needs();
+        needs.old || matches!(needs.statistics, Statistics::ProbabilitiesAndValues(_))
+    }
+
+    /// Scores a tree under the weights as they are: the log-probabilities and the values of the old policy that the
     /// objective needs. To be called before the first step, with each tree alone, so that its scores do not depend on
     /// what else was there.
     ///
     /// # Errors
     /// If the tree does not fit the model.
     pub fn score_old(&self, tree: &mut Tree) -> Result<()> {
-        let needs = self.objective.needs();
-        let has_values = matches!(needs.statistics, Statistics::ProbabilitiesAndValues(_));
-        if !needs.old && !has_values {
+        if !self.scores_old() {
             return Ok(());
         }
+        let needs = self.objective.needs();
         let (logps, values) = no_grad(|| {
             let forest = self.pack(&[tree])?;
             let hidden = self.model.predictors(&forest);
@@ -73,9 +78,8 @@ impl Trainer {
                 let hidden = self.model.predictors(&forest);
                 let values = self.values(&forest, &hidden);
                 let statistics = self.statistics(&hidden, &forest, values.as_ref()).1;
-                metrics.merge(
-                    &self.objective.loss(&statistics, &MicroBatch { trees, totals, batch }).metrics,
-                );
+                metrics
+                    .merge(&self.objective.loss(&statistics, &MicroBatch { trees, totals, batch }).metrics);
                 Ok(())
             })?;
         }
