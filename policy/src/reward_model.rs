@@ -10,7 +10,7 @@ use tch::{Tensor, no_grad};
 use crate::checkpoint::Weights;
 use crate::config::{Head, ModelConfig, SCORE};
 use crate::error::{PolicyError, Result};
-use crate::forest::{Forest, ReadAt};
+use crate::forest::{Forest, ReadAt, micro_batches};
 use crate::head;
 use crate::model::Model;
 use crate::scoring::to_host;
@@ -64,12 +64,20 @@ pub fn close_tokens(tokens: &mut Vec<u32>, closing: &[u32], eos_ids: &[u32]) {
     tokens.extend(&closing[there..]);
 }
 
-/// The score of each sequence, which is a whole conversation in tokens. What all begin with is computed once; `budget`
-/// bounds the tokens that go through the model at once.
+/// Whole conversations in tokens, which mostly begin alike: what they begin with is computed once.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversations {
+    /// For messages.
+    pub prompt_id: u64,
+    /// Token ids of each.
+    pub sequences: Vec<Vec<u32>>,
+}
+
+/// The score of each conversation, in packed batches of at most `budget` tokens (a conversation that is longer goes alone).
 ///
 /// # Errors
-/// If the model has no head, or a sequence is empty or does not fit it; `prompt_id` is for the message.
-pub fn scores(model: &Model, prompt_id: u64, sequences: &[Vec<u32>], budget: usize) -> Result<Vec<f32>> {
+/// If the model has no head, or a conversation is empty or does not fit it.
+pub fn scores(model: &Model, all: &[Conversations], budget: usize) -> Result<Vec<Vec<f32>>> {
     let Some(head) = model.score() else {
         return Err(PolicyError::MissingTensor { name: SCORE.to_string() });
     };
@@ -82,21 +90,29 @@ pub fn scores(model: &Model, prompt_id: u64, sequences: &[Vec<u32>], budget: usi
         let end = tokens.iter().rposition(|&token| Some(token) != pad).map_or(1, |last| last + 1);
         tokens[..end.min(tokens.len())].to_vec()
     };
-    let sequences: Vec<Vec<u32>> = sequences.iter().map(text).collect();
-    let mut scores = Vec::with_capacity(sequences.len());
-    let mut rest = &sequences[..];
-    while !rest.is_empty() {
-        // As many as fit, counted as if nothing were shared; one goes in any case.
-        let mut tokens = 0;
-        let fits = rest.iter().take_while(|sequence| {
-            tokens += sequence.len();
-            tokens <= budget
-        });
-        let (now, later) = rest.split_at(fits.count().max(1));
-        scores.extend(of_tree(model, head, &tree(prompt_id, now)?)?);
-        rest = later;
+    let mut trees = Vec::new();
+    for Conversations { prompt_id, sequences } in all {
+        let sequences: Vec<Vec<u32>> = sequences.iter().map(text).collect();
+        let mut rest = &sequences[..];
+        while !rest.is_empty() {
+            // As many as fit, counted as if nothing were shared; one goes in any case.
+            let mut tokens = 0;
+            let fits = rest.iter().take_while(|sequence| {
+                tokens += sequence.len();
+                tokens <= budget
+            });
+            let (now, later) = rest.split_at(fits.count().max(1));
+            trees.push(tree(*prompt_id, now)?);
+            rest = later;
+        }
     }
-    Ok(scores)
+    let views: Vec<&Tree> = trees.iter().collect();
+    let mut found = Vec::new();
+    for batch in micro_batches(&views, budget) {
+        found.extend(of_trees(model, head, batch)?);
+    }
+    let mut found = found.into_iter();
+    Ok(all.iter().map(|set| found.by_ref().take(set.sequences.len()).collect()).collect())
 }
 
 /// Sequences as a tree: its prompt is what they all begin with, and each has a token of its own.
@@ -111,17 +127,17 @@ fn tree(prompt_id: u64, sequences: &[Vec<u32>]) -> Result<Tree> {
     Ok(Tree { prompt_id, prompt, branches: sequences.iter().map(branch).collect(), ..Tree::default() })
 }
 
-fn of_tree(model: &Model, head: &Tensor, tree: &Tree) -> Result<Vec<f32>> {
+fn of_trees(model: &Model, head: &Tensor, trees: &[&Tree]) -> Result<Vec<f32>> {
     no_grad(|| {
         let (positions, device) = (model.config().max_positions, model.compute().device);
-        let forest = Forest::pack_for(ReadAt::Token, &[tree], positions, device)?;
+        let forest = Forest::pack_for(ReadAt::Token, trees, positions, device)?;
         let values = to_host(&head::values(&model.predictors(&forest), head));
         let mut end = 0;
         let last = |branch: &Branch| {
             end += branch.tokens.len();
             values[end - 1]
         };
-        Ok(tree.branches.iter().map(last).collect())
+        Ok(trees.iter().flat_map(|tree| &tree.branches).map(last).collect())
     })
 }
 

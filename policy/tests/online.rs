@@ -209,6 +209,8 @@ fn ratios_are_one_on_fresh_samples() {
             json!({ "kind": "cispo", "epsilon_high": 1.0001 }),
             json!({ "kind": "rloo", "beta": 0.0, "epsilon": 1e-3 }),
             json!({ "kind": "reinforce_pp", "beta": 0.0, "epsilon": 1e-4 }),
+            json!({ "kind": "ppo", "kl_coef": 0.0, "cliprange": 1e-6 }),
+            json!({ "kind": "ppo", "critic": "model", "kl_coef": 0.0, "cliprange": 1e-6 }),
         ] {
             let algorithm = algorithm(config.clone());
             let rule = algorithm.objective().needs().selection;
@@ -226,8 +228,9 @@ fn ratios_are_one_on_fresh_samples() {
             trees.iter_mut().for_each(|tree| trainer.score_old(tree).expect("it fits"));
             let report = trainer.step(&trees.iter().collect::<Vec<_>>()).expect("a step");
             for (name, value) in &report.metrics {
-                let is_ratio =
-                    name.starts_with("ratio/") || name.starts_with("sampling/importance_sampling_ratio/");
+                let is_ratio = name == "val/ratio"
+                    || name.starts_with("ratio/")
+                    || name.starts_with("sampling/importance_sampling_ratio/");
                 assert!(!is_ratio || (value - 1.0).abs() < 1e-4, "{config}: {name} is {value}");
                 assert!(!name.contains("clip_ratio") || *value == 0.0, "{config}: {name} is {value}");
             }
@@ -261,6 +264,8 @@ fn every_online_algorithm_raises_a_simple_reward() {
         json!({ "kind": "reinforce_pp" }),
         json!({ "kind": "reinforce_pp", "baseline": true }),
         json!({ "kind": "remax" }),
+        json!({ "kind": "ppo", "vf_coef": 1.0 }),
+        json!({ "kind": "ppo", "vf_coef": 1.0, "critic": "model", "kl": "loss", "critic_learning_rate": 1e-3 }),
         json!({ "kind": "online_dpo" }),
     ] {
         let mut algorithm = algorithm(config.clone());
