@@ -12,6 +12,7 @@ use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
+use arriero_policy::objective::{CriticKind, Statistics};
 use arriero_policy::snapshot::{Snapshot, WeightCell};
 use arriero_policy::tokenizer::Tokenizer;
 use arriero_reward::RewardError;
@@ -23,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::devices::{self, Computes};
 use crate::event::RunEvent;
-use crate::experiment::{DataPlan, ExperimentError, Plan, Split, Stage};
+use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, Split, Stage};
 use crate::faults::{Fault, Faults};
 use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
@@ -409,8 +410,19 @@ fn check_prompt(
 fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
     let parameters: i64 = model.tensor_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
     let copies = if plan.checkpoint.optimizer { 3 } else { 1 };
+    // A reward model, and a critic of its own, which may have moments, too.
+    let beside = |arm: &Arm| {
+        let has = |wanted: fn(Statistics) -> bool| {
+            arm.stages.iter().any(|stage| wanted(stage.algorithm.objective().needs().statistics))
+        };
+        let has_critic = has(|statistics| {
+            matches!(statistics, Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model)
+        });
+        u64::from(has(|statistics| statistics == Statistics::Scores)) + if has_critic { copies } else { 0 }
+    };
     const RECORDS: u64 = 64 << 20;
-    plan.arms.len() as u64 * (parameters.unsigned_abs() * 4 * copies + RECORDS)
+    let of_arm = |arm: &Arm| parameters.unsigned_abs() * 4 * (copies + beside(arm)) + RECORDS;
+    plan.arms.iter().map(of_arm).sum()
 }
 
 fn serve_metrics(address: SocketAddr) -> Result<(), RunError> {
