@@ -3,6 +3,7 @@
 //! Each command is one file here; everything it does lives in the crates below. Exit codes: 0 for
 //! success, 1 for a run that failed, 2 for wrong input, 130 after ctrl-c.
 
+mod algorithms;
 mod chat;
 mod generate;
 mod model;
@@ -28,6 +29,8 @@ struct Arguments {
 enum Command {
     /// Run an experiment file.
     Run(run::Arguments),
+    /// List the algorithms, or show what one needs and its options.
+    Algorithms(algorithms::Arguments),
     /// Sample completions of prompts.
     Generate(generate::Arguments),
     /// Talk to a model.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     arriero_policy::allocator::keep_large_blocks();
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Algorithms(arguments) => algorithms::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Chat(arguments) => chat::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),

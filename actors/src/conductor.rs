@@ -7,15 +7,17 @@
 //! baseline evaluation
 //! each arm:    begin
 //!   each round, each stage:    sampling → (reference) → training
+//!     offline, each portion:   reading → (reference) → training
 //!   evaluation → checkpoint
 //! ```
 //!
-//! `phases` has the phases, `ending` what happens when an actor dies or the run ends.
+//! `phases` has the phases, `offline` those of datasets, `ending` what happens when an actor dies or the run ends.
 //!
 //! An actor that dies is started again where its work can be repeated (everybody but the learner and
 //! the recorder, who own state), a limited number of times; otherwise the run ends with the cause.
 
 mod ending;
+mod offline;
 mod phases;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +28,7 @@ use arriero_store::EventLevel;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use crate::crew::Crew;
+use crate::data_reader::{Portion, ReadingJob};
 use crate::evaluator::{Evaluation, EvaluationJob};
 use crate::event::{PhaseKind, RunEvent};
 use crate::experiment::{Arm, Stage};
@@ -38,6 +41,7 @@ use crate::run::RunContext;
 use crate::sampling_metrics::SamplingMetrics;
 use crate::summary::{ArmSummary, Status};
 use crate::wiring::Wiring;
+use offline::Pass;
 
 #[derive(Debug)]
 pub(crate) enum ConductorMessage {
@@ -45,6 +49,8 @@ pub(crate) enum ConductorMessage {
     Start,
     /// The learner is back at the initial weights.
     Begun,
+    /// A portion of a dataset is in the buffer.
+    Read(Portion),
     /// Tokens sampled so far in this phase.
     Sampling { tokens: u64, seconds: f64 },
     /// The generator has delivered every group.
@@ -60,8 +66,8 @@ pub(crate) enum ConductorMessage {
     ReferenceScored,
     /// The reference has scored all trees.
     Referenced,
-    /// The learner took a step.
-    Stepped { metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
+    /// The learner took a step; the policy's weights are of this version.
+    Stepped { version: u32, metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
     /// The learner is through; the weights are published.
     Trained { version: u32 },
     /// Held-out responses so far.
@@ -81,6 +87,7 @@ enum Phase {
     Idle,
     Evaluating(EvaluationJob),
     Beginning,
+    Reading { job: ReadingJob },
     Sampling(Box<SamplingPhase>),
     Referencing { job: ReferenceJob, total: u64, done: u64, began: Instant },
     Training { done: u64, trees: usize },
@@ -127,6 +134,8 @@ pub(crate) struct ConductorState {
     arm: usize,
     round: usize,
     stage: usize,
+    /// How far the running stage has come with its dataset, if it has one.
+    pass: Pass,
     progress: ArmProgress,
     baseline: Option<Evaluation>,
     /// What sampling from the initial weights cost, for arms that find it done.
@@ -157,6 +166,7 @@ impl Actor for Conductor {
             arm: 0,
             round: 0,
             stage: 0,
+            pass: Pass::default(),
             progress: ArmProgress::default(),
             baseline: None,
             seconds_per_initial_token: 0.0,
@@ -222,8 +232,12 @@ impl ConductorState {
             return Ok(());
         }
         match message {
-            ConductorMessage::Start => self.evaluate(0)?,
-            ConductorMessage::Begun => self.sample()?,
+            ConductorMessage::Start => self.start()?,
+            ConductorMessage::Begun => self.begin_stage()?,
+            ConductorMessage::Read(portion) => {
+                self.restarts.remove(&Role::DataReader);
+                self.have_read(portion)?;
+            }
             ConductorMessage::Sampling { tokens, seconds } => self.report_sampling(tokens, seconds, false)?,
             ConductorMessage::Generated { tokens, reused, seconds } => {
                 self.restarts.remove(&Role::Generator);
@@ -258,12 +272,13 @@ impl ConductorState {
                     self.train()?;
                 }
             }
-            ConductorMessage::Stepped { metrics, tokens, seconds } => {
+            ConductorMessage::Stepped { version, metrics, tokens, seconds } => {
+                self.progress.version = version;
                 self.report_step(&metrics, tokens, seconds);
             }
             ConductorMessage::Trained { version } => {
                 self.progress.version = version;
-                self.advance()?;
+                self.after_portion()?;
             }
             ConductorMessage::Evaluating { done, tokens, seconds } => {
                 if let Phase::Evaluating(job) = &self.phase {
@@ -305,7 +320,10 @@ impl ConductorState {
 
     fn enter(&self, kind: PhaseKind, total: u64) {
         let arm = if kind == PhaseKind::Baseline { String::new() } else { self.current_arm().name.clone() };
-        let in_rounds = matches!(kind, PhaseKind::Sampling | PhaseKind::Reference | PhaseKind::Training);
+        let in_rounds = matches!(
+            kind,
+            PhaseKind::Reading | PhaseKind::Sampling | PhaseKind::Reference | PhaseKind::Training
+        );
         let round = (in_rounds && self.current_arm().rounds > 1).then_some(self.round + 1);
         let stage = self.current_stage().name.clone();
         let place = if in_rounds { format!(" of {stage}, round {}", self.round + 1) } else { String::new() };

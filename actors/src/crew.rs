@@ -7,6 +7,7 @@ use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, SpawnErr};
 
 use crate::conductor::ConductorMessage;
+use crate::data_reader::{DataReader, DataReaderMessage};
 use crate::evaluator::{Evaluator, EvaluatorMessage};
 use crate::faults::Role;
 use crate::generator::{Generator, GeneratorMessage};
@@ -22,6 +23,7 @@ use crate::wiring::Wiring;
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Crew {
+    pub data_reader: ActorRef<DataReaderMessage>,
     pub generator: ActorRef<GeneratorMessage>,
     pub reward_worker: ActorRef<RewardWorkerMessage>,
     pub rejection_sampler: ActorRef<RejectionSamplerMessage>,
@@ -53,6 +55,7 @@ impl Crew {
             rejection_sampler: spawn::<RejectionSampler>(wiring.clone(), supervisor()).await?,
             reward_worker: spawn::<RewardWorker>(wiring.clone(), supervisor()).await?,
             generator: spawn::<Generator>(wiring.clone(), supervisor()).await?,
+            data_reader: spawn::<DataReader>(wiring.clone(), supervisor()).await?,
         };
         let roles = Role::ALL.iter().map(|&role| (crew.cell(role).get_id(), role)).collect();
         Ok((crew, roles))
@@ -67,6 +70,7 @@ impl Crew {
     ) -> Result<ActorId, ActorProcessingErr> {
         let (wiring, supervisor) = (wiring.clone(), conductor.get_cell());
         match role {
+            Role::DataReader => self.data_reader = spawn::<DataReader>(wiring, supervisor).await?,
             Role::Generator => self.generator = spawn::<Generator>(wiring, supervisor).await?,
             Role::RewardWorker => self.reward_worker = spawn::<RewardWorker>(wiring, supervisor).await?,
             Role::RejectionSampler => {
@@ -81,6 +85,7 @@ impl Crew {
 
     fn cell(&self, role: Role) -> ActorCell {
         match role {
+            Role::DataReader => self.data_reader.get_cell(),
             Role::Generator => self.generator.get_cell(),
             Role::RewardWorker => self.reward_worker.get_cell(),
             Role::RejectionSampler => self.rejection_sampler.get_cell(),

@@ -43,7 +43,7 @@ pub struct PromptOutcome {
 }
 
 /// A version's outcomes on the held-out prompts, in the order of the prompts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
     /// The version of the weights.
     pub version: u32,

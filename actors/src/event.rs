@@ -11,6 +11,8 @@ use crate::summary::HeldOut;
 pub enum PhaseKind {
     /// Measuring the model that every arm starts from.
     Baseline,
+    /// Reading a dataset.
+    Reading,
     /// Sampling, scoring and selecting.
     Sampling,
     /// Scoring reference log-probabilities.
@@ -28,6 +30,7 @@ impl PhaseKind {
     pub fn as_str(self) -> &'static str {
         match self {
             PhaseKind::Baseline => "baseline",
+            PhaseKind::Reading => "reading",
             PhaseKind::Sampling => "sampling",
             PhaseKind::Reference => "reference",
             PhaseKind::Training => "training",

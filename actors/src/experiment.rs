@@ -2,15 +2,17 @@
 //!
 //! - `document`: the file with the positions of its keys, and `--set` on top of it; sections that are
 //!   read key by key and complain about what is left over;
-//! - `prompts`: where prompts come from;
+//! - `prompts`: where prompts come from; `data`: what offline stages learn from;
 //! - here: which sections there are, and what they amount to.
 //!
 //! Everything that can be wrong with a file is found here, before anything heavy loads.
 
+mod data;
 mod document;
 mod prompts;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arriero_buffers::{SelectionConfig, SelectionRule};
 use arriero_policy::PolicyError;
@@ -26,8 +28,9 @@ use toml::{Table, Value};
 use crate::devices::DevicePlan;
 use document::{Document, Section};
 
-pub use document::ExperimentError;
-pub use prompts::{PromptFiles, PromptSource, Prompts, Split, read_prompts};
+pub use data::{DataPlan, LessonConfig, TooLong};
+pub use document::{ExperimentError, nearest};
+pub use prompts::{PromptData, PromptFiles, PromptSource, Prompts, Split, read_prompts};
 
 /// `model.path` of the model that set-up brought.
 const DEFAULT_MODEL: &str = "default";
@@ -173,6 +176,8 @@ pub struct Stage {
     pub algorithm: Algorithm,
     /// How.
     pub training: TrainingConfig,
+    /// What from, where it does not sample.
+    pub data: Option<Arc<DataPlan>>,
 }
 
 /// How actors take turns.
@@ -232,10 +237,16 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let reward = reward(root.child("reward")?)?;
     let selection = selection(root.child("selection")?)?;
     let checkpoint: CheckpointPlan = root.child("checkpoint")?.read_whole(&CheckpointPlan::default())?;
-    let arms = arms(&mut root, rounds.unwrap_or(1), &generator)?;
+    let shared = if root.has("data") { Some(Arc::new(data::data(root.child("data")?)?)) } else { None };
+    root.knows("data");
+    let arms = arms(&mut root, rounds.unwrap_or(1), &Surroundings { generator: &generator, data: shared })?;
     let most_rounds = arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
-    let prompts = prompts::prompts(root.child("prompts")?, most_rounds)?;
-    let (queue_capacity, buffer_capacity) = capacities(root.child("queues")?, prompts.per_round())?;
+    let stages = || arms.iter().flat_map(|arm| &arm.stages);
+    let samples = stages().any(|stage| stage.data.is_none());
+    let prompts = prompts::prompts(root.child("prompts")?, most_rounds, samples, seed)?;
+    let portions = stages().filter_map(|stage| Some(stage.data.as_ref()?.portion(stage.training.batch_size)));
+    let most_trees = portions.chain([prompts.per_round()]).max().unwrap_or(0);
+    let (queue_capacity, buffer_capacity) = capacities(root.child("queues")?, most_trees)?;
     root.finish()?;
 
     let mut plan = Plan {
@@ -330,23 +341,32 @@ fn reward(mut section: Section<'_>) -> Result<RewardConfig, ExperimentError> {
     Ok(reward)
 }
 
-fn capacities(mut section: Section<'_>, per_round: usize) -> Result<(usize, usize), ExperimentError> {
+fn capacities(mut section: Section<'_>, most_trees: usize) -> Result<(usize, usize), ExperimentError> {
     let queue: usize = section.take("capacity")?.unwrap_or(64);
-    let buffer: usize = section.take("buffer")?.unwrap_or(per_round);
+    let buffer: usize = section.take("buffer")?.unwrap_or(most_trees);
     section.counts(&[("capacity", queue, MOST_QUEUED)])?;
-    if buffer < per_round {
-        let message = format!("is {buffer}, less than the {per_round} prompts of a round that it must hold");
+    if buffer < most_trees {
+        let message = format!(
+            "is {buffer}, less than the {most_trees} prompts of a round, or rows of a portion, that it must hold"
+        );
         return Err(section.fail("buffer", &message));
     }
     section.finish()?;
     Ok((queue, buffer))
 }
 
+/// What a stage must fit.
+struct Surroundings<'a> {
+    generator: &'a GeneratorPlan,
+    /// `[data]`.
+    data: Option<Arc<DataPlan>>,
+}
+
 /// One `[algorithm]`, or any number of `[[arm]]`.
 fn arms(
     root: &mut Section<'_>,
     rounds: usize,
-    generator: &GeneratorPlan,
+    around: &Surroundings<'_>,
 ) -> Result<Vec<Arm>, ExperimentError> {
     root.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
     let listed = root.children("arm")?;
@@ -354,7 +374,7 @@ fn arms(
         if !listed.is_empty() {
             return Err(root.fail("algorithm", "cannot stand beside [[arm]]; make it a stage of an arm"));
         }
-        let stage = stage(root.child("algorithm")?, generator)?;
+        let stage = stage(root.child("algorithm")?, around)?;
         return Ok(vec![Arm { name: stage.algorithm.kind().to_string(), rounds, stages: vec![stage] }]);
     }
     if listed.is_empty() {
@@ -369,7 +389,7 @@ fn arms(
             return Err(section.fail("stage", "is missing; add at least one [[arm.stage]] with a kind"));
         }
         let stages =
-            number(stages.into_iter().map(|section| stage(section, generator)).collect::<Result<_, _>>()?);
+            number(stages.into_iter().map(|section| stage(section, around)).collect::<Result<_, _>>()?);
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
         let name: String = section.take("name")?.unwrap_or_else(|| names.join("-"));
         let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
@@ -397,7 +417,9 @@ fn number(mut stages: Vec<Stage>) -> Vec<Stage> {
     stages
 }
 
-fn stage(mut section: Section<'_>, generator: &GeneratorPlan) -> Result<Stage, ExperimentError> {
+fn stage(mut section: Section<'_>, around: &Surroundings<'_>) -> Result<Stage, ExperimentError> {
+    let Surroundings { generator, data } = around;
+    let data = data::of_stage(&mut section, data.as_ref())?;
     let training: TrainingConfig = section.read(&TrainingConfig::default())?;
     section.check(training.validate())?;
     let mut algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
@@ -405,10 +427,19 @@ fn stage(mut section: Section<'_>, generator: &GeneratorPlan) -> Result<Stage, E
     algorithm.fit(generator.sampling.max_new_tokens);
     let algorithm = algorithm.resolved();
     let rule = algorithm.objective().needs().selection;
+    if data.is_some() && !rule.takes_rows() {
+        let message = format!(
+            "\"{}\" learns from {} of its own sampling, which no dataset holds; write data = \"sampled\" beside it, \
+             remove the data, or change kind",
+            algorithm.kind(),
+            rule.learns_from()
+        );
+        return Err(section.fail("kind", &message));
+    }
     let (samples, least) = (generator.samples, rule.least_samples());
-    if samples < least {
+    if data.is_none() && samples < least {
         let wants = match rule {
-            SelectionRule::BestAgainstWorst => "learns from pairs",
+            SelectionRule::BestAgainstWorst | SelectionRule::Ranking => "learns from pairs",
             _ => "compares the samples of a group",
         };
         let message = format!(
@@ -418,7 +449,7 @@ fn stage(mut section: Section<'_>, generator: &GeneratorPlan) -> Result<Stage, E
         return Err(section.fail("kind", &message));
     }
     section.finish()?;
-    Ok(Stage { name: algorithm.kind().to_string(), algorithm, training })
+    Ok(Stage { name: algorithm.kind().to_string(), algorithm, training, data })
 }
 
 /// Writes the plan out.
@@ -459,7 +490,13 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
             table.insert("rounds".to_string(), Value::try_from(arm.rounds)?);
             let mut stages = Vec::new();
             for stage in &arm.stages {
-                stages.push(merged(&[Table::try_from(&stage.algorithm)?, Table::try_from(&stage.training)?]));
+                let mut written = Table::new();
+                written.insert("data".to_string(), data::written(stage.data.as_ref())?);
+                stages.push(merged(&[
+                    Table::try_from(&stage.algorithm)?,
+                    Table::try_from(&stage.training)?,
+                    written,
+                ]));
             }
             table.insert("stage".to_string(), Value::Array(stages));
             arms.push(Value::Table(table));

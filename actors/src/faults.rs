@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The actors of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
+    /// Reads datasets.
+    DataReader,
     /// Samples completions.
     Generator,
     /// Scores groups.
@@ -24,7 +26,8 @@ pub enum Role {
 
 impl Role {
     /// All of them, in the order of the data.
-    pub const ALL: [Role; 7] = [
+    pub const ALL: [Role; 8] = [
+        Role::DataReader,
         Role::Generator,
         Role::RewardWorker,
         Role::RejectionSampler,
@@ -37,6 +40,7 @@ impl Role {
     /// The name in events and messages.
     pub fn as_str(self) -> &'static str {
         match self {
+            Role::DataReader => "data reader",
             Role::Generator => "generator",
             Role::RewardWorker => "reward worker",
             Role::RejectionSampler => "rejection sampler",

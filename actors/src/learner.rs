@@ -1,16 +1,20 @@
 //! The learner: trains on the buffer, one optimiser step a message, and publishes the weights.
+//!
+//! A stage that trains a reward model starts from the run's initial weights under a fresh head; the policy stays as it is.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use arriero_buffers::{ExperienceBuffer, Tree};
-use arriero_policy::checkpoint::{self, Weights};
+use arriero_policy::PolicyError;
+use arriero_policy::checkpoint::{self, Beside, Weights};
+use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::lora::{Adapter, LoraConfig};
-use arriero_policy::model::Model;
-use arriero_policy::scoring::score_old;
-use arriero_policy::snapshot::{Snapshot, WeightSource};
+use arriero_policy::objective::{CriticKind, Objective, Statistics};
+use arriero_policy::reward_model;
+use arriero_policy::snapshot::Snapshot;
 use arriero_policy::trainer::Trainer;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -28,6 +32,27 @@ pub(crate) struct TrainingJob {
     pub arm: String,
     pub stage: Stage,
     pub round: u64,
+    pub portion: PortionJob,
+}
+
+/// The part of a stage's experience that the buffer holds: all of it, but where a dataset comes in portions.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PortionJob {
+    /// From 0. Those after the first go on with the optimiser of the one before.
+    pub number: u64,
+    /// Passes over it.
+    pub epochs: usize,
+    /// Optimiser steps of all portions together, where these are more than one.
+    pub total_steps: Option<usize>,
+    /// Whether each pass has an order of its own.
+    pub shuffle: bool,
+}
+
+impl PortionJob {
+    /// Everything that a stage learns from.
+    pub fn whole(epochs: usize, shuffle: bool) -> Self {
+        PortionJob { number: 0, epochs, total_steps: None, shuffle }
+    }
 }
 
 /// What there is to save beside the model.
@@ -71,10 +96,20 @@ pub(crate) struct LearnerState {
     /// Handles of the f32 weights as they are now.
     weights: Weights,
     trainer: Option<Trainer>,
+    /// The stage that the trainer is of.
+    stage: String,
+    /// Objectives of the arm's stages, whose running statistics go on from round to round.
+    objectives: BTreeMap<String, Box<dyn Objective>>,
+    /// Critics of the arm's stages, f32.
+    critics: BTreeMap<String, Weights>,
+    /// The reward model that the arm trained last, f32.
+    reward_model: Option<(ModelConfig, Weights)>,
     adapting: Option<Adapting>,
     work: Option<Work>,
-    /// Optimiser steps since the arm began: the version of the weights.
+    /// Optimiser steps of the policy since the arm began: the version of the weights.
     version: u32,
+    /// Optimiser steps of the arm's reward models.
+    reward_steps: u32,
 }
 
 /// Adapters in training: as long as stages have the same options, they go on with the same ones.
@@ -89,8 +124,10 @@ struct Adapting {
 struct Work {
     job: TrainingJob,
     experience: ExperienceBuffer,
-    /// The policy that training began with, where its log-probabilities are needed.
-    old: Option<Model>,
+    /// Trees that the policy and the critic have not scored yet as they were when training began.
+    unscored: VecDeque<Tree>,
+    /// What scoring took since the last step.
+    scoring_seconds: f64,
     /// Epochs begun.
     epoch: u64,
     /// What is left of the epoch.
@@ -98,32 +135,46 @@ struct Work {
 }
 
 impl Work {
+    /// Of an experience that the trainer scores first where its objective wants that.
+    fn new(job: TrainingJob, experience: ExperienceBuffer, trainer: &mut Trainer) -> Self {
+        let mut unscored = VecDeque::new();
+        if trainer.scores_old() {
+            unscored.extend(experience.trees().cloned());
+        } else {
+            trainer.begin(&experience.trees().collect::<Vec<_>>());
+        }
+        Work { job, experience, unscored, scoring_seconds: 0.0, epoch: 0, batches: VecDeque::new() }
+    }
+
     fn next_batch(&mut self, seed: u64) -> Option<Vec<Tree>> {
-        let training = &self.job.stage.training;
-        if self.batches.is_empty() && self.epoch < training.epochs as u64 {
-            let batches = self.experience.minibatches(seed, self.job.round, self.epoch, training.batch_size);
+        let PortionJob { number, epochs, shuffle, .. } = self.job.portion;
+        let size = self.job.stage.training.batch_size;
+        if self.batches.is_empty() && self.epoch < epochs as u64 {
+            let batches = match shuffle {
+                true => self.experience.minibatches(seed, self.job.round, number + self.epoch, size),
+                false => self.experience.minibatches_in_order(size),
+            };
             self.batches = batches.into_iter().map(|batch| batch.into_iter().cloned().collect()).collect();
             self.epoch += 1;
         }
         self.batches.pop_front()
     }
 
-    /// Scores the trees of a batch that no epoch has met yet under the policy that training began with, and keeps
-    /// the result for the epochs to come.
-    fn score_old(&mut self, batch: &mut [Tree]) -> arriero_policy::Result<()> {
-        let Some(old) = &self.old else { return Ok(()) };
-        for tree in
-            batch.iter_mut().filter(|tree| tree.branches.iter().any(|branch| branch.old_logps.is_empty()))
-        {
-            // Alone, as the reference scores, so that its scores do not depend on what else was there.
-            score_old(old, std::slice::from_mut(tree), usize::MAX)?;
-            self.experience.replace(tree.clone());
+    /// Scores the next tree as training began with; false when there is none left.
+    fn score(&mut self, trainer: &mut Trainer) -> arriero_policy::Result<bool> {
+        let Some(mut tree) = self.unscored.pop_front() else { return Ok(false) };
+        let began = Instant::now();
+        trainer.score_old(&mut tree)?;
+        self.experience.replace(tree);
+        if self.unscored.is_empty() {
+            trainer.begin(&self.experience.trees().collect::<Vec<_>>());
         }
-        Ok(())
+        self.scoring_seconds += began.elapsed().as_secs_f64();
+        Ok(true)
     }
 
     fn is_done(&self) -> bool {
-        self.batches.is_empty() && self.epoch >= self.job.stage.training.epochs as u64
+        self.batches.is_empty() && self.epoch >= self.job.portion.epochs as u64
     }
 }
 
@@ -145,9 +196,14 @@ impl ThreadLocalActor for Learner {
             masters,
             weights,
             trainer: None,
+            stage: String::new(),
+            objectives: BTreeMap::new(),
+            critics: BTreeMap::new(),
+            reward_model: None,
             adapting: None,
             work: None,
             version: 0,
+            reward_steps: 0,
         })
     }
 
@@ -184,9 +240,13 @@ impl ThreadLocalActor for Learner {
 impl LearnerState {
     fn begin(&mut self) {
         self.trainer = None;
+        self.objectives.clear();
+        self.critics.clear();
+        self.reward_model = None;
+        self.wiring.reward_model.publish(None);
         self.adapting = None;
         self.work = None;
-        self.version = 0;
+        (self.version, self.reward_steps) = (0, 0);
         self.weights = self.masters.weights();
         self.wiring.weights.publish(Arc::clone(&self.wiring.initial));
         self.wiring.tell(ConductorMessage::Begun);
@@ -200,31 +260,54 @@ impl LearnerState {
             buffer.clear();
             experience
         };
-        let objective = job.stage.algorithm.objective();
+        if let Some(trainer) = self.trainer.as_mut().filter(|_| job.portion.number > 0) {
+            self.work = Some(Work::new(job, experience, trainer));
+            return Ok(());
+        }
+        // The old optimiser goes before the new one comes: both at once would set the peak memory.
+        if let Some(trainer) = self.trainer.take() {
+            self.objectives.insert(std::mem::take(&mut self.stage), trainer.into_objective());
+        }
+        let objective = self.objectives.remove(&job.stage.name);
+        let objective = objective.unwrap_or_else(|| job.stage.algorithm.objective());
         if let Err(cause) = objective.check(&experience.trees().collect::<Vec<_>>()) {
             let cause = format!("{}: {cause}", job.stage.algorithm.kind());
             self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause });
             return Ok(());
         }
-        let steps = training.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
-        let old = match objective.needs().old {
-            true => Some(self.wiring.weights.pull(self.version)?.model()?),
-            false => None,
-        };
-        // The old optimiser goes before the new one comes: both at once would set the peak memory.
-        self.trainer = None;
-        self.adapting = match &training.lora {
-            Some(lora) => Some(self.adapting(lora)?),
-            None => None,
-        };
-        let model = &self.wiring.model;
-        self.trainer = Some(match &self.adapting {
-            Some(Adapting { base, adapter, .. }) => {
-                Trainer::adapting(model, base, adapter, self.compute, objective, training.clone(), steps)?
+        let own_steps = job.portion.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
+        let steps = job.portion.total_steps.unwrap_or(own_steps);
+        let statistics = objective.needs().statistics;
+        let (compute, plan) = (self.compute, Arc::clone(&self.wiring.plan));
+        let trainer = if statistics == Statistics::Scores {
+            let (tokenizer, weights) = (&self.wiring.tokenizer, self.masters.weights());
+            let (model, weights) = reward_model::initial(&self.wiring.model, &weights, tokenizer, plan.seed);
+            Trainer::new(&model, &weights, compute, objective, training.clone(), steps)?
+        } else {
+            self.adapting = match &training.lora {
+                Some(lora) => Some(self.adapting(lora)?),
+                None => None,
+            };
+            let model = &self.wiring.model;
+            match &self.adapting {
+                Some(Adapting { base, adapter, .. }) => {
+                    Trainer::adapting(model, base, adapter, compute, objective, training.clone(), steps)?
+                }
+                None => Trainer::new(model, &self.weights, compute, objective, training.clone(), steps)?,
             }
-            None => Trainer::new(model, &self.weights, self.compute, objective, training.clone(), steps)?,
-        });
-        self.work = Some(Work { job, experience, old, epoch: 0, batches: VecDeque::new() });
+        };
+        let is_model = matches!(
+            statistics,
+            Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model
+        );
+        let reward_model = self.reward_model.as_ref().filter(|_| is_model).map(|(_, weights)| weights);
+        let mut trainer = match self.critics.get(&job.stage.name).or(reward_model) {
+            Some(critic) => trainer.with_critic(critic)?,
+            None => trainer,
+        };
+        self.stage.clone_from(&job.stage.name);
+        self.work = Some(Work::new(job, experience, &mut trainer));
+        self.trainer = Some(trainer);
         Ok(())
     }
 
@@ -243,40 +326,59 @@ impl LearnerState {
     /// One optimiser step; false when there is no more to do.
     fn step(&mut self) -> Result<bool, ActorProcessingErr> {
         let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
-        if let Some(mut batch) = work.next_batch(self.wiring.plan.seed) {
+        let failed =
+            |cause: PolicyError| ConductorMessage::Failed { role: Role::Learner, cause: cause.to_string() };
+        match work.score(trainer) {
+            Ok(false) => {}
+            Ok(true) => return Ok(true),
+            Err(error) => {
+                self.wiring.tell(failed(error));
+                return Ok(false);
+            }
+        }
+        let is_reward_model = trainer.config().has_score();
+        if let Some(batch) = work.next_batch(self.wiring.plan.seed) {
             let began = Instant::now();
             self.wiring.faults.begin(Role::Learner);
-            let scored = work.score_old(&mut batch);
-            let report = match scored.and_then(|()| trainer.step(&batch.iter().collect::<Vec<_>>())) {
+            let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
                 Ok(report) => report,
                 Err(error) => {
-                    self.wiring
-                        .tell(ConductorMessage::Failed { role: Role::Learner, cause: error.to_string() });
+                    self.wiring.tell(failed(error));
                     return Ok(false);
                 }
             };
-            self.version += 1;
+            let steps = if is_reward_model { &mut self.reward_steps } else { &mut self.version };
+            *steps += 1;
             let record = Record::Metrics {
                 arm: work.job.arm.clone(),
                 stage: work.job.stage.name.clone(),
-                step: self.version.into(),
+                step: (*steps).into(),
                 metrics: report.metrics.clone(),
             };
             self.wiring.push(&self.wiring.records, record)?;
             self.wiring.tell(ConductorMessage::Stepped {
+                version: self.version,
                 metrics: report.metrics,
                 tokens: report.tokens,
-                seconds: began.elapsed().as_secs_f64(),
+                seconds: began.elapsed().as_secs_f64() + std::mem::take(&mut work.scoring_seconds),
             });
         }
         if !work.is_done() {
             return Ok(true);
         }
-        self.weights = trainer.weights();
-        if let (Some(adapting), Some(adapter)) = (&mut self.adapting, trainer.adapter()) {
-            adapting.adapter = adapter;
+        if is_reward_model {
+            self.reward_model = Some((trainer.config().clone(), trainer.weights()));
+            self.wiring.reward_model.publish(Some(trainer.snapshot(self.reward_steps)));
+        } else {
+            self.weights = trainer.weights();
+            if let (Some(adapting), Some(adapter)) = (&mut self.adapting, trainer.adapter()) {
+                adapting.adapter = adapter;
+            }
+            if let Some(critic) = trainer.critic() {
+                self.critics.insert(work.job.stage.name.clone(), critic);
+            }
+            self.wiring.weights.publish(trainer.snapshot(self.version));
         }
-        self.wiring.weights.publish(trainer.snapshot(self.version));
         self.wiring.tell(ConductorMessage::Trained { version: self.version });
         self.work = None;
         Ok(false)
@@ -288,15 +390,18 @@ impl LearnerState {
         let mut state = job.state;
         state["step"] = self.version.into();
         state["steps_of_stage"] = self.trainer.as_ref().map_or(0, Trainer::steps).into();
-        let weights = match &self.trainer {
-            Some(trainer) => trainer.weights(),
-            None => handles(&self.weights),
+        // Of a stage that is cut short, the weights as they are.
+        let policy = self.trainer.as_ref().filter(|trainer| !trainer.config().has_score());
+        let weights = policy.map_or_else(|| handles(&self.weights), Trainer::weights);
+        let optimizer = policy.filter(|_| job.optimizer).map(Trainer::optimizer_state);
+        let critic = policy.and_then(Trainer::critic);
+        let reward_model = match &self.trainer {
+            Some(trainer) if trainer.config().has_score() => {
+                Some((trainer.config().clone(), trainer.weights()))
+            }
+            _ => self.reward_model.as_ref().map(|(config, weights)| (config.clone(), handles(weights))),
         };
-        let optimizer = match (&self.trainer, job.optimizer) {
-            (Some(trainer), true) => Some(trainer.optimizer_state()),
-            _ => None,
-        };
-        let adapter = self.trainer.as_ref().and_then(Trainer::adapter);
+        let adapter = policy.and_then(Trainer::adapter);
         let fits_initial = self.adapting.as_ref().is_some_and(|adapting| adapting.is_initial);
         if adapter.is_some() {
             state["adapter"] = match fits_initial {
@@ -312,8 +417,12 @@ impl LearnerState {
             &self.wiring.model,
             &self.wiring.tokenizer,
             &weights,
-            optimizer.as_ref(),
-            adapter.as_ref().filter(|_| fits_initial).map(|adapter| (adapter, base.as_str())),
+            &Beside {
+                optimizer: optimizer.as_ref(),
+                adapter: adapter.as_ref().filter(|_| fits_initial).map(|adapter| (adapter, base.as_str())),
+                critic: critic.as_ref(),
+                reward_model: reward_model.as_ref().map(|(config, weights)| (config, weights)),
+            },
             &state,
         )
         .map_err(|error| error.to_string())?;

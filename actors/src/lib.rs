@@ -8,6 +8,7 @@
 //! - `conductor`: decides what runs next and supervises the others, whom `crew` starts;
 //! - the caravan, in the order of the data: `generator` → `reward_worker` → `rejection_sampler` →
 //!   the shared buffer → `reference` → `learner`; beside it `evaluator` and `recorder`;
+//! - `data_reader`: fills the buffer from a dataset in place of the first three; `lessons`: rows as trees;
 //! - `wiring`: the bounded queues, the buffer and the published weights that they share;
 //! - [`statistics`], [`summary`]: estimates with intervals, and what the final table shows;
 //! - [`event`]: what a spectator is told; [`faults`]: panics on purpose.
@@ -17,6 +18,7 @@
 
 mod conductor;
 mod crew;
+mod data_reader;
 pub mod devices;
 mod evaluator;
 pub mod event;
@@ -24,6 +26,7 @@ pub mod experiment;
 pub mod faults;
 mod generator;
 mod learner;
+mod lessons;
 mod recorder;
 mod reference;
 mod rejection_sampler;

@@ -35,7 +35,7 @@ pub(crate) enum Record {
     /// Something that happened; without an arm it concerns all of them.
     Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
     /// Groups that were not used.
-    Drops { arm: String, stage: String, reason: &'static str, count: u64 },
+    Drops { arm: String, stage: String, reason: String, count: u64 },
     /// Weights were written.
     Checkpoint { arm: String, step: u64, path: std::path::PathBuf, manifest: serde_json::Value },
     /// An arm's part of the final table.

@@ -17,6 +17,8 @@ pub(crate) struct ReferenceJob {
     pub arm: String,
     pub stage: String,
     pub round: u64,
+    /// Whether the responses were recorded as samples; rows of a dataset are not.
+    pub recorded: bool,
 }
 
 #[derive(Debug)]
@@ -70,15 +72,11 @@ impl ThreadLocalActor for Reference {
         let mut trees: [Tree; 1] = [tree];
         score_reference(model, &mut trees, usize::MAX)?;
         let [tree] = trees;
-        wiring.push(
-            &wiring.records,
-            Record::Reference {
-                arm: job.arm.clone(),
-                stage: job.stage.clone(),
-                round: job.round,
-                tree: tree.clone(),
-            },
-        )?;
+        if job.recorded {
+            let (arm, stage) = (job.arm.clone(), job.stage.clone());
+            let record = Record::Reference { arm, stage, round: job.round, tree: tree.clone() };
+            wiring.push(&wiring.records, record)?;
+        }
         wiring.buffer().replace(tree);
         wiring.tell(ConductorMessage::ReferenceScored);
         myself.cast(ReferenceMessage::Score(job))?;

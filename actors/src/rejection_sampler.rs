@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arriero_buffers::{BufferError, Completion, Finish, ScoredGroup, Selection, SelectionRule, select};
+use arriero_policy::objective::Algorithm;
+use arriero_policy::reward_model;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -20,6 +22,8 @@ pub(crate) struct SelectionJob {
     /// The weights that sampled the groups.
     pub version: u32,
     pub rule: SelectionRule,
+    /// Which refuses what it cannot use.
+    pub algorithm: Algorithm,
     pub arm: String,
     pub stage: String,
     pub round: u64,
@@ -71,8 +75,17 @@ fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
     let job = wiring.selection.get().ok_or("a scored group came before any phase of sampling")?;
     wiring.faults.begin(Role::RejectionSampler);
     let scored: Arc<ScoredGroup> = lease.item;
-    let selection =
+    let mut selection =
         select(&scored, job.rule, &wiring.plan.selection, |token| wiring.tokenizer.is_special(token));
+    if let Selection::Accepted(tree) = &mut selection {
+        if job.rule == SelectionRule::Ranking {
+            // A reward model reads whole conversations.
+            reward_model::close(tree, &wiring.tokenizer)?;
+        }
+        if let Some(reason) = job.algorithm.objective().refuses(tree) {
+            selection = Selection::Dropped(reason);
+        }
+    }
     let record = Record::Group {
         arm: job.arm.clone(),
         stage: job.stage.clone(),

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
+use arriero_data::DataError;
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::{Checkpoint, read_adapter};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
+use arriero_policy::objective::{CriticKind, Statistics};
 use arriero_policy::snapshot::{Snapshot, WeightCell};
 use arriero_policy::tokenizer::Tokenizer;
 use arriero_reward::RewardError;
@@ -22,10 +24,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::devices::{self, Computes};
 use crate::event::RunEvent;
-use crate::experiment::{ExperimentError, Plan, Split};
+use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, Split, Stage};
 use crate::faults::{Fault, Faults};
+use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
-use crate::wiring::{CurrentSelection, InitialGroups, Shutdown, Wiring};
+use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, Wiring};
 
 /// How long the actors' threads may take to end after a run.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -55,6 +58,12 @@ pub enum RunError {
     /// A prompt lacks what the reward needs.
     #[error(transparent)]
     Reward(#[from] RewardError),
+    /// A dataset cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A stage cannot learn from its dataset.
+    #[error("{0}")]
+    Lesson(String),
     /// A prompt cannot be used.
     #[error("{place}: {cause}")]
     Prompt {
@@ -90,6 +99,8 @@ impl RunError {
             RunError::Experiment(_)
                 | RunError::Policy(_)
                 | RunError::Reward(_)
+                | RunError::Data(_)
+                | RunError::Lesson(_)
                 | RunError::Prompt { .. }
                 | RunError::Store(_)
                 | RunError::Metrics { .. }
@@ -106,6 +117,8 @@ pub(crate) struct RunContext {
     pub masters: Arc<Snapshot>,
     pub initial: Arc<Snapshot>,
     pub held_out: Arc<Vec<Arc<Prompt>>>,
+    /// Rows of the datasets of offline stages, by the numbers of arm and stage.
+    pub rows: Arc<BTreeMap<(usize, usize), u64>>,
     train: Arc<Vec<Arc<Prompt>>>,
     model: Arc<ModelConfig>,
     tokenizer: Tokenizer,
@@ -137,6 +150,7 @@ impl RunContext {
             buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
             selection: CurrentSelection::default(),
             sampled_initially: InitialGroups::default(),
+            reward_model: RewardModelCell::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),
             computes: self.computes,
@@ -212,6 +226,7 @@ pub fn run(
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
     let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;
     let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer)?;
+    let rows = checked_rows(&plan)?;
     if let Some(address) = options.metrics {
         serve_metrics(address)?;
     }
@@ -241,6 +256,7 @@ pub fn run(
         masters,
         initial,
         held_out: Arc::new(held_out),
+        rows: Arc::new(rows),
         train: Arc::new(train),
         model: Arc::new(model),
         tokenizer,
@@ -342,6 +358,28 @@ fn arm_stores(directory: &RunDir, plan: &Plan) -> Result<BTreeMap<String, ArmSto
     plan.arms.iter().map(|arm| Ok((arm.name.clone(), directory.arm(&arm.name, plan.seed)?))).collect()
 }
 
+/// How many rows each offline stage has, all of which were read once.
+fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> {
+    let mut rows = BTreeMap::new();
+    // Stages that differ in nothing that matters here share one reading.
+    let mut known: Vec<(&DataPlan, &Stage, u64)> = Vec::new();
+    for (arm_number, arm) in plan.arms.iter().enumerate() {
+        for (number, stage) in arm.stages.iter().enumerate() {
+            let Some(data) = &stage.data else { continue };
+            let is_same = |&&(other, of, _): &&(&DataPlan, &Stage, u64)| {
+                other == &**data && of.algorithm == stage.algorithm
+            };
+            let count = match known.iter().find(is_same) {
+                Some(&(_, _, count)) => count,
+                None => lessons::check(stage, data, plan.seed)?,
+            };
+            known.push((data, stage, count));
+            rows.insert((arm_number, number), count);
+        }
+    }
+    Ok(rows)
+}
+
 /// The prompts of a split, each known to fit the model's context and to have what the reward checks.
 fn checked_prompts(
     plan: &Plan,
@@ -378,8 +416,19 @@ fn check_prompt(
 fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
     let parameters: i64 = model.tensor_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
     let copies = if plan.checkpoint.optimizer { 3 } else { 1 };
+    // A reward model, and a critic of its own, which may have moments, too.
+    let beside = |arm: &Arm| {
+        let has = |wanted: fn(Statistics) -> bool| {
+            arm.stages.iter().any(|stage| wanted(stage.algorithm.objective().needs().statistics))
+        };
+        let has_critic = has(|statistics| {
+            matches!(statistics, Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model)
+        });
+        u64::from(has(|statistics| statistics == Statistics::Scores)) + if has_critic { copies } else { 0 }
+    };
     const RECORDS: u64 = 64 << 20;
-    plan.arms.len() as u64 * (parameters.unsigned_abs() * 4 * copies + RECORDS)
+    let of_arm = |arm: &Arm| parameters.unsigned_abs() * 4 * (copies + beside(arm)) + RECORDS;
+    plan.arms.iter().map(of_arm).sum()
 }
 
 fn serve_metrics(address: SocketAddr) -> Result<(), RunError> {

@@ -46,6 +46,8 @@ pub(crate) struct Wiring {
     pub sampled_initially: InitialGroups,
     /// The policy's newest weights: learner → generator, evaluator.
     pub weights: Arc<WeightCell>,
+    /// The reward model that the running arm trained last: learner → whoever scores with it.
+    pub reward_model: RewardModelCell,
     /// The weights that every arm starts from: the frozen reference.
     pub initial: Arc<Snapshot>,
     /// What each actor computes with; what it pulls is converted to it.
@@ -91,6 +93,23 @@ impl CurrentSelection {
     }
 
     pub fn get(&self) -> Option<SelectionJob> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A reward model as a run trains it; empty until an arm has trained one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RewardModelCell(Arc<Mutex<Option<Arc<Snapshot>>>>);
+
+impl RewardModelCell {
+    /// Replaces the reward model; with `None`, as an arm begins.
+    pub fn publish(&self, snapshot: Option<Arc<Snapshot>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    #[allow(dead_code, reason = "for scorers of stages that follow")]
+    /// The newest; its version is the number of optimiser steps that the arm's reward models took.
+    pub fn pull(&self) -> Option<Arc<Snapshot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -50,7 +50,7 @@ impl ExperienceBuffer {
     /// A copy of the first tree, by prompt, that has a branch without reference log-probabilities.
     pub fn without_reference(&self) -> Option<Tree> {
         let lacks = |tree: &&Tree| {
-            tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.tokens.len())
+            tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.loss_tokens())
         };
         self.trees.values().find(lacks).cloned()
     }
@@ -80,6 +80,14 @@ impl ExperienceBuffer {
     /// Empties the buffer.
     pub fn clear(&mut self) {
         self.trees.clear();
+    }
+
+    /// Every tree once in the order of the prompts, cut into pieces of `size` trees; the last may be smaller.
+    ///
+    /// # Panics
+    /// If `size` is 0.
+    pub fn minibatches_in_order(&self, size: usize) -> Vec<Vec<&Tree>> {
+        self.trees.values().collect::<Vec<_>>().chunks(size).map(<[&Tree]>::to_vec).collect()
     }
 
     /// The prompts of one epoch's minibatches: every tree once, in an order drawn from (seed, round,

@@ -27,4 +27,4 @@ pub use prompt::{Message, Prompt, Role};
 
 pub use queue::{Leased, PushError, Queue, QueueStats};
 pub use selection::{Selection, SelectionConfig, SelectionRule, select};
-pub use tree::{Branch, Tree};
+pub use tree::{Branch, Strength, Tree};

@@ -19,6 +19,10 @@ pub enum Purpose {
     Prompts = 3,
     /// Where adapters begin.
     Adapter = 4,
+    /// Where a reward model's head begins.
+    Head = 5,
+    /// The order of a dataset's rows.
+    Dataset = 20,
 }
 
 /// A stream of numbers that can be read at any position.

@@ -13,6 +13,8 @@ pub enum SelectionRule {
     BestOfN,
     /// The best against the worst (for DPO).
     BestAgainstWorst,
+    /// The same, and of a row of a dataset every response that people ranked, the best first (for reward models).
+    Ranking,
     /// The best if it is desirable, and the worst if it is not (for KTO): one or two branches, so that a
     /// group of equal rewards is of use, too. The bounds of [`SelectionConfig`] do not apply.
     Unpaired {
@@ -37,7 +39,7 @@ impl SelectionRule {
     pub fn least_samples(self) -> usize {
         match self {
             SelectionRule::BestOfN | SelectionRule::Unpaired { .. } | SelectionRule::GroupAgainstGreedy => 1,
-            SelectionRule::BestAgainstWorst => 2,
+            SelectionRule::BestAgainstWorst | SelectionRule::Ranking => 2,
             SelectionRule::Group { least, .. } => least,
         }
     }
@@ -47,12 +49,37 @@ impl SelectionRule {
         self == SelectionRule::GroupAgainstGreedy
     }
 
+    /// What a tree that it makes holds, in words.
+    pub fn learns_from(self) -> &'static str {
+        match self {
+            SelectionRule::BestOfN => "one response of a prompt, the best of its samples",
+            SelectionRule::BestAgainstWorst => "pairs of a chosen and a rejected response of a prompt",
+            SelectionRule::Ranking => "two or three responses of a prompt, ranked",
+            SelectionRule::Unpaired { .. } => "responses that are desirable or not, without pairs",
+            SelectionRule::Group { .. } => "a group of samples of a prompt, with their rewards",
+            SelectionRule::GroupAgainstGreedy => {
+                "the samples of a prompt, with their rewards and that of its greedy response"
+            }
+        }
+    }
+
+    /// True if rows of a dataset can take the place of samples: their rewards need not be known.
+    pub fn takes_rows(self) -> bool {
+        match self {
+            SelectionRule::BestOfN
+            | SelectionRule::BestAgainstWorst
+            | SelectionRule::Ranking
+            | SelectionRule::Unpaired { .. } => true,
+            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy => false,
+        }
+    }
+
     /// What a completion with number `position` among those chosen is to the algorithm: one word for the record.
     pub fn role(self, position: usize) -> &'static str {
         match (self, position) {
             (SelectionRule::BestOfN, _) => "best",
-            (SelectionRule::BestAgainstWorst, 0) => "chosen",
-            (SelectionRule::BestAgainstWorst, _) => "rejected",
+            (SelectionRule::BestAgainstWorst | SelectionRule::Ranking, 0) => "chosen",
+            (SelectionRule::BestAgainstWorst | SelectionRule::Ranking, _) => "rejected",
             (SelectionRule::Unpaired { .. }, _) => "unpaired",
             (SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy, _) => "group",
         }
@@ -131,7 +158,8 @@ pub fn select(
     let Some((worst, lowest)) = rewards().fold(None, worse) else {
         return Selection::Dropped("no_usable_completion");
     };
-    let is_bounded = matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst);
+    let is_bounded =
+        matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Ranking);
     if is_bounded && highest < config.min_reward {
         return Selection::Dropped("best_below_min_reward");
     }
@@ -166,7 +194,7 @@ pub fn select(
             }
             sampled
         }
-        SelectionRule::BestAgainstWorst => {
+        SelectionRule::BestAgainstWorst | SelectionRule::Ranking => {
             if highest <= lowest {
                 return Selection::Dropped("all_rewards_equal");
             }
@@ -181,10 +209,12 @@ pub fn select(
         Branch {
             sample: completion.sample,
             tokens: completion.tokens.clone(),
+            is_context: Vec::new(),
             is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
             behaviour_logps: completion.logps.clone(),
             reference_logps: Vec::new(),
             old_logps: Vec::new(),
+            old_values: Vec::new(),
             reward: scored.scores[index].reward,
             truncated: completion.finish == Finish::Length,
         }
@@ -194,6 +224,7 @@ pub fn select(
         prompt: scored.group.prompt_tokens.clone(),
         branches: chosen.into_iter().map(branch).collect(),
         greedy_reward,
+        ..Tree::default()
     })
 }
 

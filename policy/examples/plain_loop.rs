@@ -16,7 +16,7 @@ use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::model::Model;
 use arriero_policy::objective::Algorithm;
 use arriero_policy::optim::TrainingConfig;
-use arriero_policy::scoring::{score_old, score_reference};
+use arriero_policy::scoring::score_reference;
 use arriero_policy::snapshot::Snapshot;
 use arriero_policy::trainer::Trainer;
 use arriero_reward::{RewardConfig, Scorer};
@@ -50,10 +50,10 @@ pub fn plain_loop(
     let reference: Model = initial.model()?;
     let mut scorer: Box<dyn Scorer> = settings.reward.build()?;
     let (mut weights, mut newest, mut version) = (masters.weights(), initial, 0);
+    let (mut objective, mut critic) = (settings.algorithm.objective(), None);
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
             Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
-        let objective = settings.algorithm.objective();
         let needs = objective.needs();
         if needs.selection.wants_greedy() {
             generator = generator.with_greedy_baseline();
@@ -77,17 +77,18 @@ pub fn plain_loop(
                 buffer.replace(tree.clone());
             }
         }
-        if needs.old {
-            let old = newest.model()?;
-            for tree in &mut trees {
-                score_old(&old, std::slice::from_mut(tree), usize::MAX)?;
-                buffer.replace(tree.clone());
-            }
-        }
         let TrainingConfig { epochs, batch_size, .. } = settings.training;
         let steps = epochs * buffer.len().div_ceil(batch_size);
         let mut trainer =
             Trainer::new(&config, &weights, compute, objective, settings.training.clone(), steps)?;
+        if let Some(critic) = &critic {
+            trainer = trainer.with_critic(critic)?;
+        }
+        for tree in &mut trees {
+            trainer.score_old(tree)?;
+            buffer.replace(tree.clone());
+        }
+        trainer.begin(&buffer.trees().collect::<Vec<_>>());
         for epoch in 0..epochs {
             for batch in buffer.minibatches(settings.generation.seed, round as u64, epoch as u64, batch_size)
             {
@@ -98,6 +99,8 @@ pub fn plain_loop(
         }
         weights = trainer.weights();
         newest = trainer.snapshot(version);
+        critic = trainer.critic();
+        objective = trainer.into_objective();
     }
     Ok(weights)
 }

@@ -18,11 +18,11 @@ pub struct TemplateTokens {
     pub eos: String,
 }
 
-/// Renders a conversation, with the header of the assistant's next turn at its end.
+/// Renders a conversation, `open` with the header of the assistant's next turn at its end.
 ///
 /// # Errors
 /// If the template is not valid, or refuses the conversation.
-pub fn render(template: &str, messages: &[Message], tokens: &TemplateTokens) -> Result<String> {
+pub fn render(template: &str, messages: &[Message], open: bool, tokens: &TemplateTokens) -> Result<String> {
     let mut environment = Environment::new();
     let mut syntax = SyntaxConfig::builder();
     syntax.trim_blocks(true).lstrip_blocks(true);
@@ -37,7 +37,7 @@ pub fn render(template: &str, messages: &[Message], tokens: &TemplateTokens) -> 
     let rendered = environment.template_from_str(template).and_then(|template| {
         template.render(context! {
             messages => messages.iter().map(turn).collect::<Value>(),
-            add_generation_prompt => true,
+            add_generation_prompt => open,
             bos_token => &*tokens.bos,
             eos_token => &*tokens.eos,
             tools => None::<()>,
@@ -66,14 +66,15 @@ mod tests {
 
     #[test]
     fn renders_as_python_does() {
-        let text = render(CHAT_ML, &[Message::user(" Hi ")], &TemplateTokens::default()).expect("rendered");
+        let text =
+            render(CHAT_ML, &[Message::user(" Hi ")], true, &TemplateTokens::default()).expect("rendered");
         assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
     }
 
     #[test]
     fn a_refusal_is_in_the_templates_words() {
         let template = "{{ raise_exception('roles must alternate') }}";
-        let error = render(template, &[], &TemplateTokens::default()).expect_err("refused");
+        let error = render(template, &[], true, &TemplateTokens::default()).expect_err("refused");
         assert_eq!(
             error.to_string(),
             "the model's chat template refuses this conversation: roles must alternate"

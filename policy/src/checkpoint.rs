@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 
-use crate::config::ModelConfig;
+use crate::config::{Head, ModelConfig, SCORE};
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
 pub use adapter::{read_adapter, write_adapter};
-pub use write::{write_hf, write_training};
+pub use write::{Beside, write_hf, write_training};
 
 /// Tensors by their Hugging Face names.
 pub type Weights = BTreeMap<String, Tensor>;
@@ -40,13 +40,24 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a model.
+    /// Reads a language model.
     ///
     /// # Errors
-    /// If there is none at `path`, a file is broken or ends early, the architecture is not supported, or the
-    /// tokenizer does not fit the vocabulary.
+    /// If there is none at `path`, a file is broken or ends early, the architecture is not supported, the
+    /// tokenizer does not fit the vocabulary, or it is a reward model.
     pub fn open(path: &Path) -> Result<Self> {
-        let source = Source::open(path)?;
+        Checkpoint::read(Source::language(path)?)
+    }
+
+    /// Reads a reward model: what this program wrote, or an `AutoModelForSequenceClassification` of one label.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], but if it is no reward model.
+    pub fn open_reward_model(path: &Path) -> Result<Self> {
+        Checkpoint::read(Source::reward_model(path)?)
+    }
+
+    fn read(source: Source) -> Result<Self> {
         let (config, tokenizer) = source.facts();
         let (config, tokenizer) = (config.clone(), tokenizer.clone());
         let weights = match source {
@@ -70,7 +81,17 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn inspect(path: &Path) -> Result<(ModelConfig, Tokenizer)> {
-        let source = Source::open(path)?;
+        let source = Source::language(path)?;
+        let (config, tokenizer) = source.facts();
+        Ok((config.clone(), tokenizer.clone()))
+    }
+
+    /// As [`Checkpoint::inspect`], of a reward model.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_reward_model`].
+    pub fn inspect_reward_model(path: &Path) -> Result<(ModelConfig, Tokenizer)> {
+        let source = Source::reward_model(path)?;
         let (config, tokenizer) = source.facts();
         Ok((config.clone(), tokenizer.clone()))
     }
@@ -82,6 +103,22 @@ enum Source {
 }
 
 impl Source {
+    fn language(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        match source.facts().0.head {
+            Head::Language => Ok(source),
+            Head::Score { .. } => Err(PolicyError::NoVocabularyHead { path: path.to_path_buf() }),
+        }
+    }
+
+    fn reward_model(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        match source.facts().0.head {
+            Head::Score { .. } => Ok(source),
+            Head::Language => Err(PolicyError::NoScoreHead { path: path.to_path_buf() }),
+        }
+    }
+
     fn open(path: &Path) -> Result<Self> {
         let source = if path.is_dir() {
             Source::HuggingFace(hf::Directory::open(path)?)
@@ -108,6 +145,7 @@ fn check_tensors(path: &Path, config: &ModelConfig, found: &BTreeMap<String, Vec
     let wanted: BTreeMap<String, Vec<i64>> = config.tensor_shapes().into_iter().collect();
     for (name, expected) in &wanted {
         match found.get(name) {
+            None if name == SCORE => return Err(PolicyError::NoScoreHead { path: path.to_path_buf() }),
             None => return Err(PolicyError::broken(path, format!("it lacks the tensor {name}"))),
             Some(shape) if shape != expected => {
                 let cause = format!("the tensor {name} has the shape {shape:?}, expected {expected:?}");

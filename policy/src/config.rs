@@ -43,13 +43,18 @@ impl Family {
     }
 
     /// Its class in transformers.
-    pub fn class(self) -> &'static str {
-        match self {
-            Family::Llama => "LlamaForCausalLM",
-            Family::Mistral => "MistralForCausalLM",
-            Family::Qwen2 => "Qwen2ForCausalLM",
-            Family::Qwen3 => "Qwen3ForCausalLM",
-        }
+    pub fn class(self, head: Head) -> String {
+        let name = match self {
+            Family::Llama => "Llama",
+            Family::Mistral => "Mistral",
+            Family::Qwen2 => "Qwen2",
+            Family::Qwen3 => "Qwen3",
+        };
+        let task = match head {
+            Head::Language => "CausalLM",
+            Head::Score { .. } => "SequenceClassification",
+        };
+        format!("{name}For{task}")
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
@@ -65,6 +70,23 @@ impl Family {
     fn states_attention_bias(self) -> bool {
         matches!(self, Family::Llama | Family::Qwen3)
     }
+}
+
+/// The tensor of a reward model's head, `[1, hidden]`, under the name that Hugging Face's sequence classifiers give it.
+pub const SCORE: &str = "score.weight";
+
+/// What reads the last hidden states.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Head {
+    /// The output matrix, which gives every token of the vocabulary a logit.
+    #[default]
+    Language,
+    /// One row ([`SCORE`]), which gives a score: a reward model's. transformers reads it at the last token that is not
+    /// for padding.
+    Score {
+        /// The token that pads, where the file names one.
+        pad: Option<u32>,
+    },
 }
 
 /// Layers whose tokens attend to the nearest ones only (Beltagy et al., "Longformer", 2020,
@@ -110,9 +132,21 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// True if the output matrix is the embedding.
     pub tie_embeddings: bool,
+    /// What stands on top. Default the output matrix.
+    pub head: Head,
 }
 
 impl ModelConfig {
+    /// The same decoder under a reward model's head; see [`Head::Score`].
+    pub fn with_score(&self, pad: Option<u32>) -> Self {
+        ModelConfig { head: Head::Score { pad }, ..self.clone() }
+    }
+
+    /// True for a reward model.
+    pub fn has_score(&self) -> bool {
+        matches!(self.head, Head::Score { .. })
+    }
+
     /// How many tokens a token of `layer` sees, itself among them; `None` for all before it.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.as_ref().filter(|window| window.layers[layer]).map(|window| window.size)
@@ -191,8 +225,10 @@ impl ModelConfig {
             }
         }
         shapes.push(("model.norm.weight".to_string(), vec![hidden]));
-        if !self.tie_embeddings {
-            shapes.push(("lm_head.weight".to_string(), vec![vocabulary, hidden]));
+        match self.head {
+            Head::Score { .. } => shapes.push((SCORE.to_string(), vec![1, hidden])),
+            Head::Language if self.tie_embeddings => {}
+            Head::Language => shapes.push(("lm_head.weight".to_string(), vec![vocabulary, hidden])),
         }
         shapes
     }

@@ -55,6 +55,25 @@ pub enum PolicyError {
         /// What could be asked for.
         supported: String,
     },
+    /// A reward model is asked for, and this is none.
+    #[error(
+        "{path} is a reward model without a value head: it has no {}; train one with kind = \"reward_model\", or \
+         name an AutoModelForSequenceClassification of one label",
+        crate::config::SCORE
+    )]
+    NoScoreHead {
+        /// The model.
+        path: PathBuf,
+    },
+    /// A language model is asked for, and this is a reward model.
+    #[error(
+        "{path} is a reward model, which gives scores and no tokens; name the language model here, and this one \
+         under [reward] with kind = \"reward_model\""
+    )]
+    NoVocabularyHead {
+        /// The model.
+        path: PathBuf,
+    },
     /// The tokenizer belongs to another model.
     #[error(
         "the tokenizer of {path} has {tokenizer} tokens, but the model's embedding has {model} rows: they do \

@@ -2,12 +2,21 @@
 //!
 //! A tree's prompt stands once and its branches follow; positions restart at each branch; attention
 //! never crosses branches or trees. The last token of a branch predicts nothing, so it is a target
-//! but never an input.
+//! but never an input, unless it is what comes after a token that counts ([`ReadAt::Token`]).
 
 use arriero_buffers::Tree;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{PolicyError, Result};
+
+/// Where the hidden state of a response token is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadAt {
+    /// Where it is predicted: its probability, and a critic's value of the state in which it was drawn.
+    Predictor,
+    /// Where it stands: a reward model's score of the text that it ends.
+    Token,
+}
 
 /// Where a tree's tokens lie on the flat axis.
 #[derive(Debug)]
@@ -16,7 +25,7 @@ pub struct TreeSpan {
     pub start: i64,
     /// Tokens of the prompt, the tree's root.
     pub prompt: i64,
-    /// Input tokens of each branch (one less than its response has).
+    /// Input tokens of each branch: one less than its response has, or as many with [`ReadAt::Token`].
     pub branches: Vec<i64>,
 }
 
@@ -53,19 +62,27 @@ pub struct Forest {
     /// The same for the kernels: of each tree its start, its number of segments (the prompt and the
     /// branches), and their lengths.
     pub layout: Vec<i64>,
-    /// For each response token, the row whose hidden state predicts it: i64 `[response tokens]`, in
-    /// the order of trees, branches, tokens.
+    /// For each response token that carries loss, the row whose hidden state is read for it (see [`ReadAt`]): i64
+    /// `[response tokens]`, in the order of trees, branches, tokens.
     pub predictors: Tensor,
-    /// The response tokens themselves, i64 `[response tokens]`.
+    /// These tokens themselves, i64 `[response tokens]`.
     pub targets: Tensor,
 }
 
 impl Forest {
-    /// Packs trees.
+    /// Packs trees, to read what predicts the response tokens.
     ///
     /// # Errors
     /// If a prompt is empty, or a sequence is longer than `max_positions`.
     pub fn pack(trees: &[&Tree], max_positions: usize, device: Device) -> Result<Self> {
+        Forest::pack_for(ReadAt::Predictor, trees, max_positions, device)
+    }
+
+    /// Packs trees, to read at either place.
+    ///
+    /// # Errors
+    /// As [`Forest::pack`].
+    pub fn pack_for(read: ReadAt, trees: &[&Tree], max_positions: usize, device: Device) -> Result<Self> {
         let mut tokens: Vec<i64> = Vec::new();
         let mut positions: Vec<i64> = Vec::new();
         let mut predictors: Vec<i64> = Vec::new();
@@ -89,14 +106,22 @@ impl Forest {
             positions.extend(0..prompt);
             let mut branches = Vec::with_capacity(tree.branches.len());
             for branch in &tree.branches {
-                let Some((_, inputs)) = branch.tokens.split_last() else {
+                let Some((_, before_last)) = branch.tokens.split_last() else {
                     branches.push(0);
                     continue;
                 };
                 let first_row = tokens.len() as i64;
-                predictors.push(start + prompt - 1);
-                predictors.extend(first_row..first_row + inputs.len() as i64);
-                targets.extend(branch.tokens.iter().map(|&token| i64::from(token)));
+                let (inputs, before) = match read {
+                    ReadAt::Predictor => (before_last, Some(start + prompt - 1)),
+                    ReadAt::Token => (&branch.tokens[..], None),
+                };
+                let rows = before.into_iter().chain(first_row..);
+                for (index, (&token, row)) in branch.tokens.iter().zip(rows).enumerate() {
+                    if branch.carries_loss(index) {
+                        predictors.push(row);
+                        targets.push(i64::from(token));
+                    }
+                }
                 tokens.extend(inputs.iter().map(|&token| i64::from(token)));
                 positions.extend(prompt..prompt + inputs.len() as i64);
                 branches.push(inputs.len() as i64);
@@ -221,6 +246,27 @@ mod tests {
         assert_eq!(forest.spans.iter().map(|span| span.start).collect::<Vec<_>>(), [0, 5]);
         assert!(forest.spans[1].mask(None).is_none());
         assert_eq!(forest.layout, [0, 3, 3, 2, 0, 5, 2, 1, 1]);
+    }
+
+    #[test]
+    fn reads_at_the_tokens_themselves_where_asked_to() {
+        let first = tree(0, &[1, 2, 3], &[&[10, 11], &[], &[20]]);
+        let second = tree(1, &[4], &[&[30]]);
+        let forest = Forest::pack_for(ReadAt::Token, &[&first, &second], 64, Device::Cpu).expect("it fits");
+        assert_eq!(numbers(&forest.tokens), [1, 2, 3, 10, 11, 20, 4, 30]);
+        assert_eq!(numbers(&forest.positions), [0, 1, 2, 3, 4, 3, 0, 1]);
+        assert_eq!(numbers(&forest.predictors), [3, 4, 5, 7]);
+        assert_eq!(forest.layout, [0, 4, 3, 2, 0, 1, 6, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_token_without_loss_is_read_and_not_predicted() {
+        let mut tree = tree(0, &[1, 2], &[&[10, 11, 12, 13], &[20, 21]]);
+        tree.branches[0].is_context = vec![false, true, true, false];
+        let forest = Forest::pack(&[&tree], 64, Device::Cpu).expect("it fits");
+        assert_eq!(numbers(&forest.tokens), [1, 2, 10, 11, 12, 20]);
+        assert_eq!(numbers(&forest.targets), [10, 13, 20, 21]);
+        assert_eq!(numbers(&forest.predictors), [1, 4, 1, 5]);
     }
 
     /// The columns that each row of a mask sees.

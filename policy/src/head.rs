@@ -10,6 +10,8 @@
 //!
 //! Where the kernels run, a chunk is a block of rows and vocabulary entries small enough for the cache;
 //! elsewhere it is some rows and the whole vocabulary, in libtorch's ordinary operators.
+//!
+//! A scalar head is one row w: v = h · w, ∂v / ∂h = w, ∂v / ∂w = h ([`values`], [`values_backward`]).
 
 use tch::{Kind, Tensor, no_grad};
 
@@ -69,6 +71,7 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
                 logps: &rows.target_logits - &rows.log_sums,
                 entropies: rows.entropies,
                 top1: rows.target_logits.ge_tensor(&rows.highest).to_kind(Kind::Float),
+                values: None,
             };
             return Rows { statistics, log_sums: Some(rows.log_sums) };
         }
@@ -82,7 +85,7 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
             logps.push(target);
         }
         let [logps, entropies, top1] = [logps, entropies, top1].map(|parts| join(parts, hidden));
-        Rows { statistics: TokenStatistics { logps, entropies, top1 }, log_sums: None }
+        Rows { statistics: TokenStatistics { logps, entropies, top1, values: None }, log_sums: None }
     })
 }
 
@@ -132,6 +135,26 @@ pub fn backward(
             true => hidden.zeros_like(),
             false => Tensor::cat(&parts, 0),
         }
+    })
+}
+
+/// What a scalar head `[1, hidden]` gives hidden states `[rows, hidden]`: f32 `[rows]`, summed in f32. Nothing is recorded
+/// for autograd.
+pub fn values(hidden: &Tensor, head: &Tensor) -> Tensor {
+    no_grad(|| hidden.to_kind(Kind::Float).matmul(&head.to_kind(Kind::Float).view([-1])))
+}
+
+/// The gradient of the hidden states, `[rows, hidden]` in their precision, given that of [`values`] (f32 `[rows]`); the
+/// head's is added to `head_gradient` (f32 `[1, hidden]`) in place.
+pub fn values_backward(
+    hidden: &Tensor,
+    head: &Tensor,
+    gradients: &Tensor,
+    head_gradient: &mut Tensor,
+) -> Tensor {
+    no_grad(|| {
+        *head_gradient += gradients.unsqueeze(0).matmul(&hidden.to_kind(Kind::Float));
+        (gradients.unsqueeze(1) * head.to_kind(Kind::Float)).to_kind(hidden.kind())
     })
 }
 
@@ -197,6 +220,21 @@ mod tests {
             }
             assert_eq!(found.top1.sum(Kind::Int64).int64_value(&[]), best);
         }
+    }
+
+    /// Two rows h = ((1, 2), (3, 4)) under w = (10, −1) and d loss / d v = (1, 0.5).
+    #[test]
+    fn a_scalar_head_equals_hand_computed_numbers() {
+        let hidden = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]).view([2, 2]);
+        let head = Tensor::from_slice(&[10.0f32, -1.0]).view([1, 2]);
+        let numbers = |tensor: &Tensor| Vec::<f64>::try_from(tensor.flatten(0, -1)).expect("numbers");
+        assert_eq!(numbers(&values(&hidden, &head)), [8.0, 26.0]);
+        let mut head_gradient = head.ones_like();
+        let gradients = Tensor::from_slice(&[1.0f32, 0.5]);
+        let hidden_gradient = values_backward(&hidden, &head, &gradients, &mut head_gradient);
+        assert_eq!(numbers(&hidden_gradient), [10.0, -1.0, 5.0, -0.5]);
+        // What was there before, 1, is added to.
+        assert_eq!(numbers(&head_gradient), [3.5, 5.0]);
     }
 
     /// p = (3/4, 1/4) against q = (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.13081203594…

@@ -8,6 +8,7 @@
 //! - [`model`]: the one decoder; attention is handed to it, so that training and decoding share it;
 //! - [`generate`] (with [`cache`], [`sampling`]): batched generation with a KV cache, sampled on the
 //!   host;
+//! - [`written`]: conversations as tokens that carry loss or do not;
 //! - [`forest`]: prompts with their responses packed on one flat token axis;
 //! - [`head`]: token statistics and their gradient, chunk by chunk, without the batch's logits;
 //! - [`objective`]: algorithms as pure functions of token statistics, one file each;
@@ -16,6 +17,7 @@
 //! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
 //! - [`trainer`]: one training step through all of these;
+//! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
 //! - [`scoring`]: what a frozen model says of given responses;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
 //! - [`allocator`]: large blocks of memory stay ours;
@@ -40,10 +42,12 @@ pub mod model;
 pub mod objective;
 pub mod optim;
 pub mod pass;
+pub mod reward_model;
 pub mod sampling;
 pub mod scoring;
 pub mod snapshot;
 pub mod tokenizer;
 pub mod trainer;
+pub mod written;
 
 pub use error::{PolicyError, Result};

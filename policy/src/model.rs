@@ -13,7 +13,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Weights;
-use crate::config::ModelConfig;
+use crate::config::{Head, ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
@@ -125,6 +125,8 @@ pub struct Model {
     norm: Weight,
     output: Tensor,
     packed_output: Option<Packed>,
+    /// A reward model's head, `[1, hidden]`.
+    score: Option<Tensor>,
     /// Cosines and sines of the rotary angles, f32 `[max_positions, head_dim]` each.
     rotary: (Tensor, Tensor),
     /// Requires a gradient where the model is trained, so that autograd records.
@@ -222,10 +224,10 @@ impl Model {
             }
         };
         let embedding = weight("model.embed_tokens.weight");
-        let output = if config.tie_embeddings {
-            embedding.value.shallow_clone()
-        } else {
-            weight("lm_head.weight").value
+        let output = match config.head {
+            Head::Language if !config.tie_embeddings => weight("lm_head.weight").value,
+            // A reward model has none, and nobody asks for its logits.
+            _ => embedding.value.shallow_clone(),
         };
         Ok(Model {
             layers: (0..config.num_layers).map(layer).collect(),
@@ -236,6 +238,7 @@ impl Model {
             embedding,
             output,
             packed_output: None,
+            score: config.has_score().then(|| weight(SCORE).value),
             anchor: Tensor::zeros([1], (Kind::Float, compute.device))
                 .set_requires_grad(!gradients.is_empty()),
         })
@@ -270,6 +273,11 @@ impl Model {
     /// The output matrix `[vocab, hidden]`; the embedding itself where the two are tied.
     pub fn output(&self) -> &Tensor {
         &self.output
+    }
+
+    /// A reward model's head, `[1, hidden]`.
+    pub fn score(&self) -> Option<&Tensor> {
+        self.score.as_ref()
     }
 
     /// Logits of final hidden states `[rows, hidden]`: f32 `[rows, vocab]`, summed in f32.
@@ -350,7 +358,8 @@ impl Model {
         })
     }
 
-    /// Hidden states that predict the response tokens, `[response tokens, hidden]`.
+    /// Hidden states that the forest reads, `[response tokens, hidden]`: those that predict the response tokens, or those
+    /// after them.
     pub fn predictors(&self, forest: &Forest) -> Tensor {
         self.forest(forest, &mut |_, _| ()).index_select(0, &forest.predictors)
     }

@@ -6,53 +6,27 @@
 //! [`crate::head`] turns into gradients of the model. An objective does no I/O, holds no model and
 //! draws no random numbers.
 //!
-//! A new algorithm is one file here and one line in the registry of [`Algorithm`].
+//! A new algorithm is one file here and one line in the registry of [`Algorithm`];
+//! docs/adding-an-algorithm.md adds one step by step.
 
 pub mod advantages;
 pub mod aggregate;
-pub mod cispo;
 pub mod clip;
 pub mod correction;
-pub mod cpo;
-pub mod dapo;
-pub mod dpo;
-pub mod dr_grpo;
+mod describe;
 pub mod group;
-pub mod grpo;
-pub mod gspo;
 pub mod kl;
-pub mod kto;
-pub mod online_dpo;
-pub mod orpo;
 mod pairs;
-pub mod reinforce_pp;
-pub mod remax;
-pub mod rloo;
-pub mod sft;
-pub mod simpo;
 
 use std::collections::BTreeMap;
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::{Branch, SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
-pub use cispo::CispoConfig;
-pub use cpo::CpoConfig;
-pub use dapo::DapoConfig;
-pub use dpo::DpoConfig;
-pub use dr_grpo::DrGrpoConfig;
-pub use grpo::GrpoConfig;
-pub use gspo::GspoConfig;
-pub use kto::KtoConfig;
-pub use online_dpo::OnlineDpoConfig;
-pub use orpo::OrpoConfig;
-pub use reinforce_pp::ReinforcePpConfig;
-pub use remax::RemaxConfig;
-pub use rloo::RlooConfig;
-pub use sft::SftConfig;
-pub use simpo::SimpoConfig;
+pub use describe::{Description, OptionDescription};
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.
 pub trait AlgorithmConfig {
@@ -75,9 +49,13 @@ pub trait AlgorithmConfig {
     fn validate(&self) -> std::result::Result<(), String>;
 }
 
-/// Makes [`Algorithm`] from one line an algorithm.
+/// Makes the modules and [`Algorithm`] from one line an algorithm. rustfmt does not see modules that a macro declares:
+/// `cargo xtask ci` names their files to it.
 macro_rules! registry {
-    ($($kind:literal => $variant:ident($config:ty), $about:literal;)*) => {
+    ($($kind:literal => $module:ident::$variant:ident($config:ident), $about:literal;)*) => {
+        $(pub mod $module;)*
+        $(pub use $module::$config;)*
+
         /// The registry: `kind` in an experiment file, and the options that belong to it.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind")]
@@ -104,6 +82,17 @@ macro_rules! registry {
                 match self { $(Self::$variant(config) => Self::$variant(config.resolved()),)* }
             }
 
+            /// What there is to say of a `kind`; `None` for an unknown one.
+            pub fn describe(kind: &str) -> Option<Description> {
+                match kind {
+                    $($kind => {
+                        let source = include_str!(concat!("objective/", stringify!($module), ".rs"));
+                        Some(describe::describe::<$config>($kind, $about, source))
+                    })*
+                    _ => None,
+                }
+            }
+
             fn config_mut(&mut self) -> &mut dyn AlgorithmConfig {
                 match self { $(Self::$variant(config) => config,)* }
             }
@@ -116,21 +105,23 @@ macro_rules! registry {
 }
 
 registry! {
-    "sft" => Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
-    "dpo" => Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
-    "simpo" => Simpo(SimpoConfig), "Simple preference optimisation: mean log-probabilities, no reference.";
-    "orpo" => Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
-    "cpo" => Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
-    "kto" => Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
-    "grpo" => Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
-    "dr_grpo" => DrGrpo(DrGrpoConfig), "GRPO without its biases: no division by deviation or by length.";
-    "dapo" => Dapo(DapoConfig), "GRPO with clip-higher, token mean, groups without signal dropped, overlong shaping.";
-    "gspo" => Gspo(GspoConfig), "GRPO whose ratio and clipping are of the sequence.";
-    "cispo" => Cispo(CispoConfig), "GRPO that clips the importance weight and keeps every token's gradient.";
-    "rloo" => Rloo(RlooConfig), "REINFORCE leave-one-out: the others of a group are a sample's baseline.";
-    "reinforce_pp" => ReinforcePp(ReinforcePpConfig), "REINFORCE++: advantages normalised over the batch, no critic.";
-    "remax" => Remax(RemaxConfig), "REINFORCE with the greedy answer's reward as the baseline.";
-    "online_dpo" => OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
+    "sft" => sft::Sft(SftConfig), "Supervised fine-tuning on the best of n samples.";
+    "dpo" => dpo::Dpo(DpoConfig), "Direct preference optimisation on the best sample against the worst.";
+    "simpo" => simpo::Simpo(SimpoConfig), "Simple preference optimisation: mean log-probabilities, no reference.";
+    "orpo" => orpo::Orpo(OrpoConfig), "Odds-ratio preference optimisation: SFT and preference in one, no reference.";
+    "cpo" => cpo::Cpo(CpoConfig), "Contrastive preference optimisation: DPO without reference, plus SFT on the chosen.";
+    "kto" => kto::Kto(KtoConfig), "Kahneman-Tversky optimisation on desirable and undesirable responses, unpaired.";
+    "grpo" => grpo::Grpo(GrpoConfig), "Group relative policy optimisation: a prompt's samples are each other's baseline.";
+    "dr_grpo" => dr_grpo::DrGrpo(DrGrpoConfig), "GRPO without its biases: no division by deviation or by length.";
+    "dapo" => dapo::Dapo(DapoConfig), "GRPO with clip-higher, token mean, groups without signal dropped, overlong shaping.";
+    "gspo" => gspo::Gspo(GspoConfig), "GRPO whose ratio and clipping are of the sequence.";
+    "cispo" => cispo::Cispo(CispoConfig), "GRPO that clips the importance weight and keeps every token's gradient.";
+    "rloo" => rloo::Rloo(RlooConfig), "REINFORCE leave-one-out: the others of a group are a sample's baseline.";
+    "reinforce_pp" => reinforce_pp::ReinforcePp(ReinforcePpConfig), "REINFORCE++: advantages normalised over the batch, no critic.";
+    "remax" => remax::Remax(RemaxConfig), "REINFORCE with the greedy answer's reward as the baseline.";
+    "ppo" => ppo::Ppo(PpoConfig), "PPO: a critic's values tell each token's advantage.";
+    "reward_model" => reward_model::RewardModel(RewardModelConfig), "A reward model from preferences: Bradley-Terry, as Llama 3 has it.";
+    "online_dpo" => online_dpo::OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
 }
 
 impl Algorithm {
@@ -166,6 +157,53 @@ pub struct Needs {
     /// True if every branch must carry the trainer's log-probabilities under the weights that training began
     /// with.
     pub old: bool,
+    /// What is computed of each response token.
+    pub statistics: Statistics,
+}
+
+impl Needs {
+    /// Trees that this rule makes, probabilities of their tokens, and nothing else.
+    pub const fn of(selection: SelectionRule) -> Self {
+        Needs {
+            selection,
+            reference: false,
+            whole_batch: false,
+            old: false,
+            statistics: Statistics::Probabilities,
+        }
+    }
+}
+
+/// What is computed of each response token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Statistics {
+    /// What the vocabulary's distribution says of it.
+    Probabilities,
+    /// The same, and a critic's value of the state in which it was drawn. Every branch also carries the values that the
+    /// critic gave when training began.
+    ProbabilitiesAndValues(Critic),
+    /// The score of the text that it ends, by a reward model, and nothing of the vocabulary.
+    Scores,
+}
+
+/// Who gives values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Critic {
+    /// Where its scalar head sits.
+    pub kind: CriticKind,
+    /// Its learning rate at the peak; the training's where it is none.
+    pub learning_rate: Option<f64>,
+}
+
+/// Where a critic's scalar head sits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CriticKind {
+    /// On the policy: both learn from the same hidden states.
+    #[default]
+    Shared,
+    /// On a decoder of its own.
+    Model,
 }
 
 /// An alignment algorithm.
@@ -178,7 +216,12 @@ pub trait Objective: Send {
     /// it was cut. Under [`Needs::whole_batch`] the micro-batch is the batch.
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss;
 
-    /// Looks at all trees of a stage before the first step.
+    /// Why a tree is left out before training; nothing if it is of use. One word for the record.
+    fn refuses(&self, _tree: &Tree) -> Option<&'static str> {
+        None
+    }
+
+    /// Looks at all trees of a stage, but for those that it refuses, before anything else is done with them.
     ///
     /// # Errors
     /// A sentence that says what the objective cannot learn from, and what to do.
@@ -186,13 +229,17 @@ pub trait Objective: Send {
         Ok(())
     }
 
+    /// Told of all trees of a stage, with everything that it [`Needs`] about them, before the first step.
+    fn begin(&mut self, _experience: &[&Tree]) {}
+
     /// Told of every optimiser step that was taken, with the batch's metrics: where running statistics
     /// move on. A step that failed is not told.
     fn stepped(&mut self, _metrics: &BTreeMap<String, f64>) {}
 }
 
-/// What the head computes of each response token. All tensors are f32, `[response tokens]`, in the
-/// order of trees, branches, tokens.
+/// What the heads compute of each response token that carries loss. All tensors are f32, `[response tokens]`, in
+/// the order of trees, branches, tokens; under [`Statistics::Scores`] all but the values are empty. A token without
+/// loss has no statistics.
 #[derive(Debug)]
 pub struct TokenStatistics {
     /// Log-probability of the token, in nats.
@@ -201,6 +248,9 @@ pub struct TokenStatistics {
     pub entropies: Tensor,
     /// 1 where the token is the most probable one, else 0. Carries no gradient.
     pub top1: Tensor,
+    /// A critic's value of the state that the token was drawn in, or a reward model's score of the text that the token
+    /// ends; `None` where nobody asked for it.
+    pub values: Option<Tensor>,
 }
 
 /// Counts over the whole batch of which a micro-batch is a part: the denominators of means.
@@ -208,7 +258,7 @@ pub struct TokenStatistics {
 pub struct Totals {
     /// Trees.
     pub trees: usize,
-    /// Response tokens.
+    /// Response tokens that carry loss.
     pub tokens: usize,
     /// Response tokens of first branches (the chosen ones of preference pairs).
     pub first_branch_tokens: usize,
@@ -221,11 +271,11 @@ impl Totals {
     pub fn of(batch: &[&Tree]) -> Self {
         Totals {
             trees: batch.len(),
-            tokens: batch.iter().map(|tree| tree.response_tokens()).sum(),
+            tokens: batch.iter().map(|tree| tree.loss_tokens()).sum(),
             first_branch_tokens: batch
                 .iter()
                 .filter_map(|tree| tree.branches.first())
-                .map(|branch| branch.tokens.len())
+                .map(Branch::loss_tokens)
                 .sum(),
             responses: batch.iter().map(|tree| tree.branches.len()).sum(),
         }
@@ -245,13 +295,13 @@ pub struct MicroBatch<'a> {
 
 impl MicroBatch<'_> {
     /// One number a response token, in the order of the statistics: `[response tokens]`, f32.
-    pub fn per_token(&self, like: &Tensor, values: impl Fn(&arriero_buffers::Branch) -> Vec<f32>) -> Tensor {
+    pub fn per_token(&self, like: &Tensor, values: impl Fn(&Branch) -> Vec<f32>) -> Tensor {
         let flat: Vec<f32> = self.trees.iter().flat_map(|tree| &tree.branches).flat_map(values).collect();
         Tensor::from_slice(&flat).to_device(like.device())
     }
 
     /// The responses, in the order of the statistics.
-    pub fn responses(&self) -> impl Iterator<Item = &arriero_buffers::Branch> {
+    pub fn responses(&self) -> impl Iterator<Item = &Branch> {
         self.trees.iter().flat_map(|tree| &tree.branches)
     }
 
@@ -266,7 +316,7 @@ impl MicroBatch<'_> {
         let owners: Vec<i64> = self
             .responses()
             .enumerate()
-            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.tokens.len()))
+            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.loss_tokens()))
             .collect();
         per_response.index_select(0, &Tensor::from_slice(&owners).to_device(per_response.device()))
     }
@@ -295,12 +345,12 @@ impl MicroBatch<'_> {
         let (mut row, mut response) = (0i64, 0);
         for (tree_index, tree) in self.trees.iter().enumerate() {
             for (index, branch) in tree.branches.iter().enumerate() {
-                let length = branch.tokens.len() as i64;
+                let length = branch.loss_tokens();
                 if let Some(owner) = group(tree_index, index, response) {
-                    rows.extend(row..row + length);
-                    owners.extend(std::iter::repeat_n(owner as i64, branch.tokens.len()));
+                    rows.extend(row..row + length as i64);
+                    owners.extend(std::iter::repeat_n(owner as i64, length));
                 }
-                row += length;
+                row += length as i64;
                 response += 1;
             }
         }
@@ -330,6 +380,18 @@ pub struct Metrics {
     means: BTreeMap<&'static str, (f64, f64)>,
     maxima: BTreeMap<&'static str, f64>,
     minima: BTreeMap<&'static str, f64>,
+    calibrations: BTreeMap<&'static str, [Bin; BINS]>,
+}
+
+/// Bins of a probability from 1/2 to 1.
+const BINS: usize = 10;
+
+/// Predictions of about the same confidence.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Bin {
+    count: f64,
+    confidence: f64,
+    right: f64,
 }
 
 impl Metrics {
@@ -352,6 +414,18 @@ impl Metrics {
         *entry = entry.min(value);
     }
 
+    /// Adds a prediction between two to the expected calibration error called `name`: how probable it was told to be that
+    /// it is right (from 1/2 to 1), and whether it was. With ten bins of equal width,
+    /// Σ_b n_b / n · |share of right ones in b − mean confidence in b| (Guo et al., 2017, arXiv:1706.04599).
+    pub fn predict(&mut self, name: &'static str, confidence: f64, is_right: bool) {
+        let bins = self.calibrations.entry(name).or_default();
+        let bin = ((confidence - 0.5) * 2.0 * BINS as f64) as usize;
+        let bin = &mut bins[bin.min(BINS - 1)];
+        bin.count += 1.0;
+        bin.confidence += confidence;
+        bin.right += f64::from(u8::from(is_right));
+    }
+
     /// Adds all of a tensor's entries to the mean called `name`.
     pub fn add_entries(&mut self, name: &'static str, entries: &Tensor) {
         self.add(name, entries.sum(Kind::Double).double_value(&[]), entries.numel() as f64);
@@ -368,6 +442,14 @@ impl Metrics {
         for (name, value) in &other.minima {
             self.lower(name, *value);
         }
+        for (name, others) in &other.calibrations {
+            let bins = self.calibrations.entry(name).or_default();
+            for (bin, other) in bins.iter_mut().zip(others) {
+                bin.count += other.count;
+                bin.confidence += other.confidence;
+                bin.right += other.right;
+            }
+        }
     }
 
     /// The values by name. A mean over nothing is left out.
@@ -375,6 +457,34 @@ impl Metrics {
         let means = self.means.iter().filter(|(_, (_, weight))| *weight > 0.0);
         let means = means.map(|(name, (sum, weight))| (name.to_string(), sum / weight));
         let extremes = self.maxima.iter().chain(&self.minima);
-        means.chain(extremes.map(|(name, value)| (name.to_string(), *value))).collect()
+        let extremes = extremes.map(|(name, value)| (name.to_string(), *value));
+        let calibration = |(name, bins): (&&str, &[Bin; BINS])| {
+            let total: f64 = bins.iter().map(|bin| bin.count).sum();
+            let gap: f64 = bins.iter().map(|bin| (bin.right - bin.confidence).abs()).sum();
+            (name.to_string(), gap / total)
+        };
+        means.chain(extremes).chain(self.calibrations.iter().map(calibration)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two bins: three predictions at 0.52 of which one is right, one at 0.9 that is right:
+    /// 3/4 |1/3 − 0.52| + 1/4 |1 − 0.9| = 0.165.
+    #[test]
+    fn calibration_errors_equal_a_hand_computed_number_however_they_are_cut() {
+        let predictions = [(0.52, true), (0.52, false), (0.9, true), (0.52, false)];
+        let mut all = Metrics::default();
+        for piece in predictions.chunks(3) {
+            let mut metrics = Metrics::default();
+            piece.iter().for_each(|&(confidence, is_right)| metrics.predict("e", confidence, is_right));
+            all.merge(&metrics);
+        }
+        assert!((all.values()["e"] - 0.165).abs() < 1e-12, "{:?}", all.values());
+        let mut certain = Metrics::default();
+        certain.predict("e", 1.0, true);
+        assert_eq!(certain.values()["e"], 0.0);
     }
 }

@@ -1,6 +1,6 @@
 //! What a frozen model says of given responses.
 
-use arriero_buffers::{Branch, Tree};
+use arriero_buffers::Tree;
 use tch::{Tensor, no_grad};
 
 use crate::error::Result;
@@ -13,23 +13,6 @@ use crate::model::Model;
 /// # Errors
 /// If a sequence does not fit the model.
 pub fn score_reference(model: &Model, trees: &mut [Tree], micro_batch_tokens: usize) -> Result<()> {
-    score(model, trees, micro_batch_tokens, |branch, logps| branch.reference_logps = logps)
-}
-
-/// Fills in every branch's log-probabilities under the weights that training began with.
-///
-/// # Errors
-/// If a sequence does not fit the model.
-pub fn score_old(model: &Model, trees: &mut [Tree], micro_batch_tokens: usize) -> Result<()> {
-    score(model, trees, micro_batch_tokens, |branch, logps| branch.old_logps = logps)
-}
-
-fn score(
-    model: &Model,
-    trees: &mut [Tree],
-    micro_batch_tokens: usize,
-    put: impl Fn(&mut Branch, Vec<f32>),
-) -> Result<()> {
     let mut scores = Vec::with_capacity(trees.len());
     {
         let views: Vec<&Tree> = trees.iter().collect();
@@ -37,19 +20,19 @@ fn score(
             let logps = response_logps(model, batch)?;
             let mut rest = &logps[..];
             for branch in batch.iter().flat_map(|tree| &tree.branches) {
-                let (own, others) = rest.split_at(branch.tokens.len());
+                let (own, others) = rest.split_at(branch.loss_tokens());
                 scores.push(own.to_vec());
                 rest = others;
             }
         }
     }
     for (branch, scores) in trees.iter_mut().flat_map(|tree| &mut tree.branches).zip(scores) {
-        put(branch, scores);
+        branch.reference_logps = scores;
     }
     Ok(())
 }
 
-/// Log-probability of every response token, in the order of trees, branches, tokens.
+/// Log-probability of every response token that carries loss, in the order of trees, branches, tokens.
 ///
 /// # Errors
 /// If a sequence does not fit the model.

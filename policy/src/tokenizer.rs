@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use arriero_buffers::Message;
+use arriero_buffers::{Message, Role};
 use serde_json::{Map, Value, json};
 
 use crate::chat::{self, TemplateTokens};
@@ -87,6 +87,16 @@ impl Tokenizer {
         self.0.tokenizer.token_to_id(token)
     }
 
+    /// The text of this id's token.
+    pub(crate) fn token(&self, id: u32) -> Option<String> {
+        self.0.tokenizer.id_to_token(id)
+    }
+
+    /// A token for padding that ends no turn, where there is one: the first special token.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.0.special.iter().copied().filter(|id| !self.0.eos_ids.contains(id)).min()
+    }
+
     /// Tokens of a text as it stands; special tokens in it are recognised, none are added.
     ///
     /// # Errors
@@ -107,6 +117,17 @@ impl Tokenizer {
         let encoding = self.0.tokenizer.encode_fast(text, add_special);
         let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Tokens of a text as it stands, and where in it each ends, in bytes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self.0.tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
+        let ends = encoding.get_offsets().iter().map(|&(_, end)| end).collect();
+        Ok((encoding.get_ids().to_vec(), ends))
     }
 
     /// The text of tokens.
@@ -156,6 +177,11 @@ impl Tokenizer {
         &self.0.eos_ids
     }
 
+    /// The text of the token that ends one; empty where there is none.
+    pub fn eos_text(&self) -> &str {
+        &self.0.template_tokens.eos
+    }
+
     /// The token that begins a text, where there is one.
     pub fn bos_id(&self) -> Option<u32> {
         self.0.bos_id
@@ -173,7 +199,7 @@ impl Tokenizer {
     /// If the template refuses the conversation, or there is none and the conversation has several turns.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match (&self.0.template, messages) {
-            (Some(template), messages) => chat::render(template, messages, &self.0.template_tokens),
+            (Some(template), messages) => chat::render(template, messages, true, &self.0.template_tokens),
             (None, [message]) => Ok(message.content.clone()),
             (None, messages) => Err(PolicyError::Template {
                 cause: format!(
@@ -182,6 +208,33 @@ impl Tokenizer {
                 ),
             }),
         }
+    }
+
+    /// The text of a conversation that is complete: nothing stands behind its last turn but what the template
+    /// writes there.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::render`].
+    pub(crate) fn render_closed(&self, messages: &[Message]) -> Result<String> {
+        match &self.0.template {
+            Some(template) => chat::render(template, messages, false, &self.0.template_tokens),
+            None => self.render(messages),
+        }
+    }
+
+    /// The tokens with which a conversation goes on after the text of the assistant's turn: the end of the turn, and
+    /// what the chat template puts behind it.
+    ///
+    /// # Errors
+    /// If the template refuses the plainest conversation.
+    pub fn closing_tokens(&self) -> Result<Vec<u32>> {
+        const ANSWER: &str = "ANSWER";
+        if self.0.template.is_none() {
+            return Ok(self.0.eos_ids.first().copied().into_iter().collect());
+        }
+        let answer = Message { role: Role::Assistant, content: ANSWER.to_string() };
+        let text = self.render_closed(&[Message::user("QUESTION"), answer])?;
+        self.encode(text.rsplit_once(ANSWER).map_or("", |(_, closing)| closing))
     }
 
     /// The tokens of a conversation up to the assistant's next turn.

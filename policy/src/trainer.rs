@@ -1,4 +1,11 @@
 //! One training step: pack, forward, statistics, objective, gradient, update.
+//!
+//! `parameters` has what is trained with its optimiser, `critic` what gives values, `measure` what is computed without
+//! training.
+
+mod critic;
+mod measure;
+mod parameters;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,43 +14,21 @@ use arriero_buffers::Tree;
 use tch::{Kind, Tensor};
 
 use crate::checkpoint::Weights;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
-use crate::forest::{Forest, micro_batches};
+use crate::forest::{Forest, ReadAt, micro_batches};
 use crate::head::{self, StatisticGradients};
 use crate::lora::{Adapter, LoraConfig};
 use crate::model::Model;
-use crate::objective::{Metrics, MicroBatch, Objective, TokenStatistics, Totals};
-use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
+use crate::objective::{Metrics, MicroBatch, Objective, Statistics, Totals};
+use crate::optim::TrainingConfig;
 use crate::pass::Pass;
 use crate::scoring::to_host;
 use crate::snapshot::Snapshot;
-
-/// One trained tensor.
-#[derive(Debug)]
-struct Parameter {
-    name: String,
-    /// f32, what the optimiser updates.
-    master: Tensor,
-    /// What the model computes with, in the compute precision; the master itself in f32.
-    leaf: Tensor,
-    /// f32, sum over the micro-batches.
-    gradient: Tensor,
-}
-
-impl Parameter {
-    fn new(name: &str, weight: &Tensor, compute: Compute) -> Self {
-        let master = weight.to_device(compute.device).to_kind(Kind::Float).copy();
-        let leaf = master.to_kind(compute.kind);
-        Parameter { name: name.to_string(), gradient: master.zeros_like(), master, leaf }
-    }
-
-    /// The leaf, where it is a tensor of its own.
-    fn own_leaf(&self) -> Option<Tensor> {
-        (self.leaf.kind() != Kind::Float).then(|| self.leaf.shallow_clone())
-    }
-}
+use critic::Critic;
+pub use critic::VALUE_HEAD;
+use parameters::Parameters;
 
 /// Weights that adapters are trained on; nobody writes to them.
 #[derive(Debug)]
@@ -68,18 +53,16 @@ pub struct StepReport {
 pub struct Trainer {
     config: ModelConfig,
     compute: Compute,
-    /// What is trained: all weights, or the tensors of an adapter.
-    parameters: Vec<Parameter>,
+    /// What is trained: all weights, or the tensors of an adapter (and a reward model's head).
+    parameters: Parameters,
     /// What an adapter is trained on.
     base: Option<Base>,
     model: Model,
-    optimizer: AdamW,
+    critic: Option<Critic>,
     objective: Box<dyn Objective>,
     training: TrainingConfig,
     total_steps: usize,
     step: usize,
-    /// The factor by which the last step's gradient was clipped.
-    gradient_scale: f64,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -89,6 +72,21 @@ impl std::fmt::Debug for Trainer {
             .field("compute", &self.compute)
             .finish_non_exhaustive()
     }
+}
+
+/// log π(y_t) − log μ(y_t) of the response tokens that have a log-probability under the policy that sampled them.
+fn behaviour_differences(logps: &[f32], batch: &MicroBatch<'_>) -> Vec<f32> {
+    let mut rest = logps;
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let mut differences = Vec::new();
+    for branch in batch.responses() {
+        let (own, others) = rest.split_at(branch.loss_tokens());
+        differences.extend(own.iter().zip(&branch.behaviour_logps).map(|(ours, theirs)| ours - theirs));
+        rest = others;
+    }
+    differences
 }
 
 /// What log π(y_t) − log μ(y_t) of a batch's response tokens, μ being the policy that sampled them, comes to.
@@ -113,22 +111,15 @@ fn behaviour_metrics(differences: &[f32]) -> BTreeMap<String, f64> {
     .into()
 }
 
-/// Copies of these tensors, to be trained.
-fn parameters(tensors: &Weights, compute: Compute) -> Vec<Parameter> {
-    tensors.iter().map(|(name, tensor)| Parameter::new(name, tensor, compute)).collect()
-}
-
-fn by_name(parameters: &[Parameter], pick: impl Fn(&Parameter) -> Tensor) -> Weights {
-    parameters.iter().map(|parameter| (parameter.name.clone(), pick(parameter))).collect()
-}
-
 impl Trainer {
     /// A trainer that starts from a copy of `weights` and will take `total_steps` steps (which shape
     /// the learning rate's schedule). With `training.lora` it trains a fresh adapter, drawn under seed 0;
-    /// see [`Trainer::adapting`].
+    /// see [`Trainer::adapting`]. An objective that needs a critic gets a fresh one; see
+    /// [`Trainer::with_critic`].
     ///
     /// # Errors
-    /// If the weights, or the targets of adapters, do not fit the configuration.
+    /// If the weights, or the targets of adapters, do not fit the configuration, or the model has not the head
+    /// that the objective reads.
     pub fn new(
         config: &ModelConfig,
         weights: &Weights,
@@ -141,18 +132,18 @@ impl Trainer {
             let adapter = Adapter::new(lora, config, 0)?;
             return Trainer::adapting(config, weights, &adapter, compute, objective, training, total_steps);
         }
-        let parameters = parameters(weights, compute);
-        let leaves = by_name(&parameters, |parameter| parameter.leaf.shallow_clone());
-        let gradients = by_name(&parameters, |parameter| parameter.gradient.shallow_clone());
-        let model = Model::trainable(config, &leaves, &gradients, compute)?;
-        Ok(Trainer::assemble(model, parameters, None, objective, training, total_steps))
+        let wanted = |name: &String| config.tensor_shapes().iter().any(|(wanted, _)| wanted == name);
+        let own: Weights = handles(weights).into_iter().filter(|(name, _)| wanted(name)).collect();
+        let parameters = Parameters::new(&own, compute);
+        let model = Model::trainable(config, &parameters.leaves(), &parameters.gradients(), compute)?;
+        Trainer::assemble(model, parameters, None, weights, objective, training, total_steps)
     }
 
     /// A trainer of adapters that starts from a copy of `adapter`. The weights stay as they are: it shares
-    /// them, and keeps neither gradients nor moments of them.
+    /// them, and keeps neither gradients nor moments of them. A reward model's head is trained beside the adapter.
     ///
     /// # Errors
-    /// If the weights or the adapter do not fit the configuration.
+    /// As [`Trainer::new`], or if the adapter does not fit the configuration.
     pub fn adapting(
         config: &ModelConfig,
         weights: &Weights,
@@ -163,43 +154,74 @@ impl Trainer {
         total_steps: usize,
     ) -> Result<Self> {
         let lora = adapter.config.clone();
-        let parameters = parameters(&adapter.tensors, compute);
-        let leaves = by_name(&parameters, |parameter| parameter.leaf.shallow_clone());
-        let gradients = by_name(&parameters, |parameter| parameter.gradient.shallow_clone());
+        let mut trained = handles(&adapter.tensors);
+        let head = weights.get_key_value(SCORE).filter(|_| config.has_score());
+        trained.extend(head.map(|(name, head)| (name.clone(), head.shallow_clone())));
+        let parameters = Parameters::new(&trained, compute);
         let map = |place: &dyn Fn(&Tensor) -> Tensor| -> Weights {
             weights.iter().map(|(name, tensor)| (name.clone(), place(tensor))).collect()
         };
         let masters = map(&|tensor| tensor.to_device(compute.device).to_kind(Kind::Float));
-        let frozen = map(&|tensor| tensor.to_device(compute.device).to_kind(compute.kind));
+        let mut frozen = map(&|tensor| tensor.to_device(compute.device).to_kind(compute.kind));
+        let mut leaves = parameters.leaves();
+        frozen.extend(leaves.remove_entry(SCORE));
         let leaves = Adapter { config: lora.clone(), tensors: leaves };
-        let model = Model::adapted(config, &frozen, &leaves, &gradients, compute)?;
+        let model = Model::adapted(config, &frozen, &leaves, &parameters.gradients(), compute)?;
         let base = Base { lora, masters, leaves: frozen };
-        Ok(Trainer::assemble(model, parameters, Some(base), objective, training, total_steps))
+        Trainer::assemble(model, parameters, Some(base), weights, objective, training, total_steps)
     }
 
     fn assemble(
         model: Model,
-        parameters: Vec<Parameter>,
+        parameters: Parameters,
         base: Option<Base>,
+        weights: &Weights,
         objective: Box<dyn Objective>,
         training: TrainingConfig,
         total_steps: usize,
-    ) -> Self {
-        let masters: Vec<Tensor> =
-            parameters.iter().map(|parameter| parameter.master.shallow_clone()).collect();
-        Trainer {
-            config: model.config().clone(),
-            compute: model.compute(),
+    ) -> Result<Self> {
+        let (config, compute) = (model.config().clone(), model.compute());
+        let statistics = objective.needs().statistics;
+        if (statistics == Statistics::Scores) != config.has_score() {
+            let name = if config.has_score() { "lm_head.weight" } else { SCORE };
+            return Err(PolicyError::MissingTensor { name: name.to_string() });
+        }
+        let critic = match statistics {
+            Statistics::ProbabilitiesAndValues(critic) => {
+                Some(Critic::fresh(critic, &config, weights, compute)?)
+            }
+            _ => None,
+        };
+        Ok(Trainer {
+            config,
+            compute,
             model,
-            optimizer: AdamW::new(&masters),
             parameters,
             base,
+            critic,
             objective,
             training,
             total_steps,
             step: 0,
-            gradient_scale: 1.0,
+        })
+    }
+
+    /// The same with a critic that starts from a copy of `weights`: what [`Trainer::critic`] gave, or for a critic with a
+    /// decoder of its own a whole reward model. Nothing happens where the objective has no critic.
+    ///
+    /// # Errors
+    /// If the weights do not fit.
+    pub fn with_critic(mut self, weights: &Weights) -> Result<Self> {
+        if let Statistics::ProbabilitiesAndValues(critic) = self.objective.needs().statistics {
+            self.critic = None;
+            self.critic = Some(Critic::new(critic, &self.config, weights, self.compute)?);
         }
+        Ok(self)
+    }
+
+    /// Shows the objective all of the experience, scored, before the first step.
+    pub fn begin(&mut self, experience: &[&Tree]) {
+        self.objective.begin(experience);
     }
 
     /// One optimiser step on `batch`.
@@ -208,9 +230,49 @@ impl Trainer {
     /// If a sequence does not fit the model, or the loss is not finite: then no weight has changed,
     /// and the error names the prompts of the micro-batch.
     pub fn step(&mut self, batch: &[&Tree]) -> Result<StepReport> {
-        for parameter in &mut self.parameters {
-            let _ = parameter.gradient.zero_();
+        self.parameters.zero();
+        if let Some(critic) = &mut self.critic {
+            critic.parameters.zero();
         }
+        let totals = Totals::of(batch);
+        let mut metrics = Metrics::default();
+        let mut differences = Vec::new();
+        let mut tokens = 0;
+        for trees in self.pieces(batch)? {
+            let forest = self.pack(trees)?;
+            tokens += forest.len() as u64;
+            let (piece, of_its_tokens) = self.accumulate(&forest, &MicroBatch { trees, totals, batch })?;
+            metrics.merge(&piece);
+            differences.extend(of_its_tokens);
+        }
+        let limit = self.training.max_grad_norm;
+        let mut metrics = metrics.values();
+        let norms = [
+            ("grad_norm", Some(self.parameters.clip(limit))),
+            ("critic/grad_norm", self.critic.as_mut().map(|critic| critic.parameters.clip(limit))),
+        ];
+        for (name, norm) in norms {
+            let Some(norm) = norm else { continue };
+            if !norm.is_finite() {
+                let prompt_ids = batch.iter().map(|tree| tree.prompt_id).collect();
+                return Err(PolicyError::NotFinite { what: "gradient norm", prompt_ids });
+            }
+            metrics.insert(name.to_string(), norm);
+        }
+        let rate = self.training.learning_rate_at(self.step, self.total_steps);
+        self.parameters.step(rate, &self.training);
+        if let Some(critic) = &mut self.critic {
+            critic.parameters.step(critic.learning_rate(rate, self.training.learning_rate), &self.training);
+        }
+        self.step += 1;
+        metrics.extend(behaviour_metrics(&differences));
+        metrics.insert("learning_rate".to_string(), rate);
+        self.objective.stepped(&metrics);
+        Ok(StepReport { metrics, tokens })
+    }
+
+    /// The micro-batches of a batch.
+    fn pieces<'a, 'b>(&self, batch: &'b [&'a Tree]) -> Result<Vec<&'b [&'a Tree]>> {
         let budget = self.training.token_budget(&self.config, self.compute);
         if let Some(tree) = batch.iter().find(|tree| tree.len() > budget) {
             return Err(PolicyError::TreeOverBudget {
@@ -219,55 +281,31 @@ impl Trainer {
                 budget,
             });
         }
-        let totals = Totals::of(batch);
-        let mut metrics = Metrics::default();
-        let mut differences = Vec::new();
-        let mut tokens = 0;
         let pieces = if self.objective.needs().whole_batch { usize::MAX } else { budget };
-        for trees in micro_batches(batch, pieces) {
-            let forest = Forest::pack(trees, self.config.max_positions, self.compute.device)?;
-            tokens += forest.len() as u64;
-            let (piece, of_its_tokens) = self.accumulate(&forest, &MicroBatch { trees, totals, batch })?;
-            metrics.merge(&piece);
-            differences.extend(of_its_tokens);
-        }
-        let collect =
-            |pick: &dyn Fn(&Parameter) -> Tensor| self.parameters.iter().map(pick).collect::<Vec<_>>();
-        let gradients = collect(&|parameter| parameter.gradient.shallow_clone());
-        let (grad_norm, scale) = norm_and_clip(&gradients, self.training.max_grad_norm);
-        if !grad_norm.is_finite() {
-            let prompt_ids = batch.iter().map(|tree| tree.prompt_id).collect();
-            return Err(PolicyError::NotFinite { what: "gradient norm", prompt_ids });
-        }
-        let rate = self.training.learning_rate_at(self.step, self.total_steps);
-        let masters = collect(&|parameter| parameter.master.shallow_clone());
-        let leaves: Vec<Option<Tensor>> = self.parameters.iter().map(Parameter::own_leaf).collect();
-        self.optimizer.step(&masters, &leaves, &gradients, scale, rate, &self.training);
-        self.gradient_scale = scale;
-        self.step += 1;
-        let mut metrics = metrics.values();
-        metrics.extend(behaviour_metrics(&differences));
-        metrics.insert("grad_norm".to_string(), grad_norm);
-        metrics.insert("learning_rate".to_string(), rate);
-        self.objective.stepped(&metrics);
-        Ok(StepReport { metrics, tokens })
+        Ok(micro_batches(batch, pieces))
+    }
+
+    fn pack(&self, trees: &[&Tree]) -> Result<Forest> {
+        let read = match self.objective.needs().statistics {
+            Statistics::Scores => ReadAt::Token,
+            _ => ReadAt::Predictor,
+        };
+        Forest::pack_for(read, trees, self.config.max_positions, self.compute.device)
     }
 
     /// Adds the gradient of one micro-batch's share of the loss.
     ///
-    /// Returns its metrics, and by how much the log-probability of each response token differs from the
-    /// sampler's.
+    /// Returns its metrics, and by how much the log-probability of each response token that was sampled differs
+    /// from the sampler's.
     fn accumulate(&mut self, forest: &Forest, batch: &MicroBatch<'_>) -> Result<(Metrics, Vec<f32>)> {
-        let pass = Pass::record(&self.model, forest, self.training.activation_checkpointing);
+        let checkpointing = self.training.activation_checkpointing;
+        let pass = Pass::record(&self.model, forest, checkpointing);
+        let critic_pass = self.critic.as_ref().and_then(|critic| critic.record(forest, checkpointing));
         let hidden = pass.hidden().detach();
-        let output = self.model.output();
-        let rows = head::statistics(&hidden, output, &forest.targets);
-        let leaf = |statistic: &Tensor| statistic.detach().copy().set_requires_grad(true);
-        let statistics = TokenStatistics {
-            logps: leaf(&rows.statistics.logps),
-            entropies: leaf(&rows.statistics.entropies),
-            top1: rows.statistics.top1.shallow_clone(),
-        };
+        let own = critic_pass.as_ref().map(|pass| pass.hidden().detach());
+        let mut scalar = self.scalar_head(&hidden, own.as_ref());
+        let values = scalar.as_ref().map(|scalar| head::values(&scalar.hidden, &scalar.head));
+        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref());
         let loss = self.objective.loss(&statistics, batch);
         if !loss.value.double_value(&[]).is_finite() {
             let prompt_ids = batch.trees.iter().map(|tree| tree.prompt_id).collect();
@@ -278,52 +316,84 @@ impl Trainer {
             let gradient = statistic.grad();
             gradient.defined().then_some(gradient)
         };
-        let gradients = StatisticGradients {
-            logps: gradient(&statistics.logps).unwrap_or_else(|| statistics.logps.zeros_like()),
-            entropies: gradient(&statistics.entropies),
+        let from_probabilities = rows.map(|rows| {
+            let gradients = StatisticGradients {
+                logps: gradient(&statistics.logps).unwrap_or_else(|| statistics.logps.zeros_like()),
+                entropies: gradient(&statistics.entropies),
+            };
+            let name =
+                if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+            let mut output_gradient = self.parameters.gradient(name);
+            let output = self.model.output();
+            head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient.as_mut())
+        });
+        let d_values = statistics.values.as_ref().and_then(&gradient);
+        let from_values = scalar.as_mut().zip(d_values).map(|(scalar, d_values)| {
+            head::values_backward(&scalar.hidden, &scalar.head, &d_values, &mut scalar.gradient)
+        });
+        let of_policy = match (critic_pass, from_values, from_probabilities) {
+            (Some(pass), Some(own), from_probabilities) => {
+                pass.backward(&own);
+                from_probabilities
+            }
+            (None, Some(values), Some(probabilities)) => Some(values + probabilities),
+            (_, None, one) | (None, one, None) => one,
         };
-        let name = if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        let owner = self.parameters.iter_mut().find(|parameter| parameter.name == name);
-        let output_gradient = owner.map(|parameter| &mut parameter.gradient);
-        let hidden_gradient =
-            head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient);
-        pass.backward(&hidden_gradient);
-        let behaviour = batch.per_token(&statistics.logps, |branch| branch.behaviour_logps.clone());
-        Ok((loss.metrics, to_host(&(statistics.logps.detach() - behaviour))))
+        if let Some(gradient) = of_policy {
+            pass.backward(&gradient);
+        }
+        Ok((loss.metrics, behaviour_differences(&to_host(&statistics.logps.detach()), batch)))
     }
 
-    /// The gradient of the last step, after clipping, by name: copies.
+    /// The gradient of the last step, after clipping, by name: copies. Those of a critic stand under `critic.NAME`.
     pub fn gradients(&self) -> Weights {
-        by_name(&self.parameters, |parameter| &parameter.gradient * self.gradient_scale)
+        let mut gradients = self.parameters.clipped_gradients();
+        if let Some(critic) = &self.critic {
+            gradients.extend(of_critic(critic.parameters.clipped_gradients()));
+        }
+        gradients
     }
 
     /// The f32 weights: handles of the master weights, which change with the next step; with adapters, the
-    /// weights that these were merged into.
+    /// weights that these were merged into. A critic is not among them.
     pub fn weights(&self) -> Weights {
         match self.base.as_ref().zip(self.adapter()) {
-            Some((base, adapter)) => adapter.merged_into(&base.masters, &base.masters),
-            None => by_name(&self.parameters, |parameter| parameter.master.shallow_clone()),
+            Some((base, adapter)) => {
+                let mut weights = adapter.merged_into(&base.masters, &base.masters);
+                weights.extend(self.parameters.masters().remove_entry(SCORE));
+                weights
+            }
+            None => self.parameters.masters(),
         }
     }
 
     /// The adapter that is trained: handles, which change with the next step.
     pub fn adapter(&self) -> Option<Adapter> {
         let base = self.base.as_ref()?;
-        let tensors = by_name(&self.parameters, |parameter| parameter.master.shallow_clone());
+        let mut tensors = self.parameters.masters();
+        tensors.remove(SCORE);
         Some(Adapter { config: base.lora.clone(), tensors })
     }
 
-    /// The optimiser's moments, as `NAME.exp_avg` and `NAME.exp_avg_sq` (PyTorch's names).
+    /// The critic's f32 weights, where there is one: handles, which change with the next step. They are the head alone
+    /// ([`VALUE_HEAD`]), or a decoder under its own names with a reward model's head.
+    pub fn critic(&self) -> Option<Weights> {
+        self.critic.as_ref().map(|critic| critic.parameters.masters())
+    }
+
+    /// The optimiser's moments, as `NAME.exp_avg` and `NAME.exp_avg_sq` (PyTorch's names); a critic's as
+    /// `critic.NAME.exp_avg`.
     pub fn optimizer_state(&self) -> Weights {
-        let pairs = self.parameters.iter().zip(self.optimizer.moments());
-        pairs
-            .flat_map(|(parameter, (first, second))| {
-                [
-                    (format!("{}.exp_avg", parameter.name), first.shallow_clone()),
-                    (format!("{}.exp_avg_sq", parameter.name), second.shallow_clone()),
-                ]
-            })
-            .collect()
+        let mut moments = self.parameters.moments();
+        if let Some(critic) = &self.critic {
+            moments.extend(of_critic(critic.parameters.moments()));
+        }
+        moments
+    }
+
+    /// The architecture of what is trained.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Steps taken under this objective.
@@ -331,14 +401,31 @@ impl Trainer {
         self.step
     }
 
+    /// What is trained on, with its running statistics: for another trainer to go on with.
+    pub fn into_objective(self) -> Box<dyn Objective> {
+        self.objective
+    }
+
     /// An immutable copy of the weights in the compute precision.
     pub fn snapshot(&self, version: u32) -> Arc<Snapshot> {
         let weights = match self.base.as_ref().zip(self.adapter()) {
-            Some((base, adapter)) => adapter.merged_into(&base.masters, &base.leaves),
-            None => by_name(&self.parameters, |parameter| parameter.leaf.detach().copy()),
+            Some((base, adapter)) => {
+                let mut weights = adapter.merged_into(&base.masters, &base.leaves);
+                weights.extend(self.parameters.copies().remove_entry(SCORE));
+                weights
+            }
+            None => self.parameters.copies(),
         };
         Snapshot::new(version, self.config.clone(), self.compute, weights)
     }
+}
+
+fn handles(weights: &Weights) -> Weights {
+    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+fn of_critic(weights: Weights) -> impl Iterator<Item = (String, Tensor)> {
+    weights.into_iter().map(|(name, tensor)| (format!("critic.{name}"), tensor))
 }
 
 #[cfg(test)]

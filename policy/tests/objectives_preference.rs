@@ -68,6 +68,7 @@ fn run(objective: &dyn Objective, batch: &[(Tree, Vec<f32>)], trees_each: usize)
             entropies: logps.detach() * -0.5,
             top1: logps.detach().gt(-0.7).to_kind(Kind::Float),
             logps,
+            values: None,
         };
         let found = objective.loss(&statistics, &MicroBatch { trees, totals, batch: &all });
         found.value.backward();

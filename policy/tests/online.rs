@@ -18,7 +18,6 @@ use arriero_policy::model::Model;
 use arriero_policy::objective::{Algorithm, Metrics, MicroBatch, TokenStatistics, Totals};
 use arriero_policy::optim::{Schedule, TrainingConfig};
 use arriero_policy::sampling::SamplingConfig;
-use arriero_policy::scoring::score_old;
 use arriero_policy::trainer::Trainer;
 use arriero_reward::RewardConfig;
 use plain_loop::{Settings, plain_loop};
@@ -66,10 +65,17 @@ fn batch(data: &Value, has_old: bool) -> (Vec<Tree>, Vec<f32>, Vec<f32>) {
                 old_logps: if has_old { single(&branch["old"]) } else { Vec::new() },
                 reward: branch["reward"].as_f64().expect("a reward") as f32,
                 truncated: branch["truncated"].as_bool().expect("a flag"),
+                ..Branch::default()
             });
         }
         let greedy_reward = group["greedy_reward"].as_f64().map(|reward| reward as f32);
-        trees.push(Tree { prompt_id: id as u64, prompt: vec![1], branches, greedy_reward });
+        trees.push(Tree {
+            prompt_id: id as u64,
+            prompt: vec![1],
+            branches,
+            greedy_reward,
+            ..Tree::default()
+        });
     }
     (trees, logps, entropies)
 }
@@ -93,6 +99,7 @@ fn evaluate(
             logps: leaf(logps),
             entropies: leaf(entropies),
             top1: Tensor::zeros_like(&leaf(logps)),
+            values: None,
         };
         let share = objective.loss(&statistics, &MicroBatch { trees: piece, totals, batch: &views });
         share.value.backward();
@@ -202,6 +209,8 @@ fn ratios_are_one_on_fresh_samples() {
             json!({ "kind": "cispo", "epsilon_high": 1.0001 }),
             json!({ "kind": "rloo", "beta": 0.0, "epsilon": 1e-3 }),
             json!({ "kind": "reinforce_pp", "beta": 0.0, "epsilon": 1e-4 }),
+            json!({ "kind": "ppo", "kl_coef": 0.0, "cliprange": 1e-6 }),
+            json!({ "kind": "ppo", "critic": "model", "kl_coef": 0.0, "cliprange": 1e-6 }),
         ] {
             let algorithm = algorithm(config.clone());
             let rule = algorithm.objective().needs().selection;
@@ -212,18 +221,16 @@ fn ratios_are_one_on_fresh_samples() {
                     Selection::Dropped(reason) => panic!("dropped: {reason}"),
                 })
                 .collect();
-            let model = Model::new(&tiny.config, &tiny.weights, Compute::CPU_F32).expect("it fits");
-            if algorithm.objective().needs().old {
-                score_old(&model, &mut trees, 100).expect("they fit");
-            }
             let (objective, training) = (algorithm.objective(), TrainingConfig::default());
             let mut trainer =
                 Trainer::new(&tiny.config, &tiny.weights, Compute::CPU_F32, objective, training, 1)
                     .expect("it fits");
+            trees.iter_mut().for_each(|tree| trainer.score_old(tree).expect("it fits"));
             let report = trainer.step(&trees.iter().collect::<Vec<_>>()).expect("a step");
             for (name, value) in &report.metrics {
-                let is_ratio =
-                    name.starts_with("ratio/") || name.starts_with("sampling/importance_sampling_ratio/");
+                let is_ratio = name == "val/ratio"
+                    || name.starts_with("ratio/")
+                    || name.starts_with("sampling/importance_sampling_ratio/");
                 assert!(!is_ratio || (value - 1.0).abs() < 1e-4, "{config}: {name} is {value}");
                 assert!(!name.contains("clip_ratio") || *value == 0.0, "{config}: {name} is {value}");
             }
@@ -257,6 +264,8 @@ fn every_online_algorithm_raises_a_simple_reward() {
         json!({ "kind": "reinforce_pp" }),
         json!({ "kind": "reinforce_pp", "baseline": true }),
         json!({ "kind": "remax" }),
+        json!({ "kind": "ppo", "vf_coef": 1.0 }),
+        json!({ "kind": "ppo", "vf_coef": 1.0, "critic": "model", "kl": "loss", "critic_learning_rate": 1e-3 }),
         json!({ "kind": "online_dpo" }),
     ] {
         let mut algorithm = algorithm(config.clone());

@@ -7,6 +7,7 @@
 //! - [`json`]: whether it is JSON, and fits a JSON Schema; [`mod@format`]: whether it has a layout;
 //! - [`length`]: whether it is long enough, and DAPO's soft penalty; [`repetition`]: whether it
 //!   repeats itself;
+//! - [`reward_model`]: a trained model's score;
 //! - [`composite`]: several of these, weighted.
 //!
 //! `per_completion` has what those share that look at one completion at a time.
@@ -23,6 +24,7 @@ pub mod math;
 pub mod pattern;
 pub mod per_completion;
 pub mod repetition;
+pub mod reward_model;
 
 use arriero_buffers::{Group, Prompt, Score};
 use serde::{Deserialize, Serialize};
@@ -42,6 +44,7 @@ use length::{LengthConfig, SoftOverlongConfig};
 use math::MathConfig;
 use pattern::RegexConfig;
 use repetition::RepetitionConfig;
+use reward_model::RewardModelConfig;
 
 /// Gives each completion of a group its reward.
 pub trait Scorer: Send {
@@ -90,6 +93,8 @@ pub enum RewardConfig {
     Repetition(RepetitionConfig),
     /// DAPO's soft penalty for what is too long.
     SoftOverlong(SoftOverlongConfig),
+    /// The score of a reward model.
+    RewardModel(RewardModelConfig),
     /// Several scorers, weighted.
     Composite(CompositeConfig),
 }
@@ -114,6 +119,7 @@ impl RewardConfig {
         "format",
         "repetition",
         "soft_overlong",
+        "reward_model",
         "composite",
     ];
 
@@ -131,6 +137,7 @@ impl RewardConfig {
             RewardConfig::Format(_) => "format",
             RewardConfig::Repetition(_) => "repetition",
             RewardConfig::SoftOverlong(_) => "soft_overlong",
+            RewardConfig::RewardModel(_) => "reward_model",
             RewardConfig::Composite(_) => "composite",
         }
     }
@@ -149,6 +156,7 @@ impl RewardConfig {
             "format" => serde_introspect::<FormatConfig>(),
             "repetition" => serde_introspect::<RepetitionConfig>(),
             "soft_overlong" => serde_introspect::<SoftOverlongConfig>(),
+            "reward_model" => serde_introspect::<RewardModelConfig>(),
             "composite" => serde_introspect::<CompositeConfig>(),
             _ => &[],
         }
@@ -170,6 +178,7 @@ impl RewardConfig {
             RewardConfig::Format(config) => config.validate(),
             RewardConfig::Repetition(config) => config.validate(),
             RewardConfig::SoftOverlong(config) => config.validate(),
+            RewardConfig::RewardModel(config) => config.validate(),
             RewardConfig::Composite(config) => config.validate(),
         }
     }
@@ -226,6 +235,7 @@ impl RewardConfig {
             RewardConfig::Format(config) => config.scorer().map_err(RewardError::Config)?,
             RewardConfig::Repetition(config) => config.scorer(),
             RewardConfig::SoftOverlong(config) => config.scorer(),
+            RewardConfig::RewardModel(config) => config.scorer()?,
             RewardConfig::Composite(config) => config.scorer()?,
         })
     }
@@ -252,6 +262,10 @@ fn group(checks: serde_json::Value, texts: &[(&str, arriero_buffers::Finish)]) -
     }
 }
 
+/// A reward model of one layer, which transformers made.
+#[cfg(test)]
+const TINY_REWARD_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../policy/tests/vectors/reward_model");
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -272,6 +286,7 @@ mod tests {
             json!({"kind": "format", "tags": ["think"], "text_after": true}),
             json!({"kind": "repetition", "ngram": 4}),
             json!({"kind": "soft_overlong", "max_completion_len": 8, "soft_punish_cache": 2}),
+            json!({"kind": "reward_model", "path": TINY_REWARD_MODEL, "device": "cpu", "dtype": "f32"}),
             json!({"kind": "composite", "parts": [{"clip": [0.0, 1.0], "reward": {"kind": "exact"}}]}),
         ]
         .map(|value| serde_json::from_value::<RewardConfig>(value).expect("a reward"));

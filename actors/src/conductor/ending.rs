@@ -6,6 +6,7 @@ use arriero_store::EventLevel;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use super::{AfterCheckpoint, ConductorMessage, ConductorState, Phase};
+use crate::data_reader::DataReaderMessage;
 use crate::evaluator::EvaluatorMessage;
 use crate::event::RunEvent;
 use crate::faults::Role;
@@ -53,7 +54,7 @@ impl ConductorState {
             Phase::Sampling(sampling) => {
                 sampling.job.prompts.len() - sampling.outcomes.values().flatten().count()
             }
-            Phase::Referencing { .. } => trees,
+            Phase::Reading { .. } | Phase::Referencing { .. } => trees,
             Phase::Training { done, trees } => {
                 let stage = &self.current_stage().training;
                 trees.saturating_sub(*done as usize * stage.batch_size)
@@ -63,7 +64,7 @@ impl ConductorState {
         if count > 0 {
             let (arm, stage) = (self.current_arm().name.clone(), self.current_stage().name.clone());
             *self.progress.dropped.entry(reason.to_string()).or_default() += count;
-            self.record(Record::Drops { arm, stage, reason, count });
+            self.record(Record::Drops { arm, stage, reason: reason.to_string(), count });
         }
     }
 
@@ -120,6 +121,9 @@ impl ConductorState {
             (Role::Generator, Phase::Sampling(sampling)) if !sampling.generated => {
                 sampling.metrics.generator_restarted();
                 self.crew.generator.cast(GeneratorMessage::Generate(sampling.job.clone()))?;
+            }
+            (Role::DataReader, Phase::Reading { job }) => {
+                self.crew.data_reader.cast(DataReaderMessage::Read(job.clone()))?;
             }
             (Role::Reference, Phase::Referencing { job, .. }) => {
                 self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;

@@ -28,12 +28,32 @@ impl ConductorState {
             self.round += 1;
         }
         if self.round < self.current_arm().rounds {
-            return self.sample();
+            return self.begin_stage();
         }
         // Names of the arm's last stage label what follows.
         self.stage = self.current_arm().stages.len() - 1;
         self.round = self.current_arm().rounds - 1;
+        if self.context.held_out.is_empty() {
+            return self.close_arm_unmeasured();
+        }
         self.evaluate(self.progress.version)
+    }
+
+    /// The first thing of all.
+    pub(super) fn start(&mut self) -> Result<(), ActorProcessingErr> {
+        if self.context.held_out.is_empty() {
+            // Nothing is to be measured: a baseline of no prompts.
+            self.baseline = Some(Evaluation::default());
+            return self.begin_arm();
+        }
+        self.evaluate(0)
+    }
+
+    /// The end of an arm without held-out prompts.
+    fn close_arm_unmeasured(&mut self) -> Result<(), ActorProcessingErr> {
+        let summary = self.summarise(None);
+        self.arms.extend(summary);
+        self.checkpoint(AfterCheckpoint::NextArm)
     }
 
     pub(super) fn evaluate(&mut self, version: u32) -> Result<(), ActorProcessingErr> {
@@ -62,6 +82,7 @@ impl ConductorState {
         let selection = SelectionJob {
             version: self.progress.version,
             rule: needs.selection,
+            algorithm: self.current_stage().algorithm.clone(),
             arm: self.current_arm().name.clone(),
             stage: self.current_stage().name.clone(),
             round: self.round as u64,
@@ -142,7 +163,12 @@ impl ConductorState {
         });
         for (&reason, &count) in &reasons {
             *self.progress.dropped.entry(reason.to_string()).or_default() += count;
-            self.record(Record::Drops { arm: arm.clone(), stage: stage.clone(), reason, count });
+            self.record(Record::Drops {
+                arm: arm.clone(),
+                stage: stage.clone(),
+                reason: reason.to_string(),
+                count,
+            });
         }
         if accepted == 0 {
             let message = format!(
@@ -165,6 +191,7 @@ impl ConductorState {
             arm: self.current_arm().name.clone(),
             stage: self.current_stage().name.clone(),
             round: self.round as u64,
+            recorded: self.current_stage().data.is_none(),
         };
         self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;
         self.phase = Phase::Referencing { job, total, done: 0, began: Instant::now() };
@@ -174,9 +201,11 @@ impl ConductorState {
     pub(super) fn train(&mut self) -> Result<(), ActorProcessingErr> {
         let stage = self.current_stage().clone();
         let trees = self.wiring.buffer().len();
-        let steps = stage.training.epochs.saturating_mul(trees.div_ceil(stage.training.batch_size));
+        let portion = self.portion();
+        let steps = portion.epochs.saturating_mul(trees.div_ceil(stage.training.batch_size));
         self.enter(PhaseKind::Training, steps as u64);
-        let job = TrainingJob { arm: self.current_arm().name.clone(), stage, round: self.round as u64 };
+        let (arm, round) = (self.current_arm().name.clone(), self.round as u64);
+        let job = TrainingJob { arm, stage, round, portion };
         self.crew.learner.cast(LearnerMessage::Train(Box::new(job)))?;
         self.phase = Phase::Training { done: 0, trees };
         Ok(())
@@ -185,7 +214,6 @@ impl ConductorState {
     pub(super) fn report_step(&mut self, metrics: &BTreeMap<String, f64>, tokens: u64, seconds: f64) {
         let Phase::Training { done, .. } = &mut self.phase else { return };
         *done += 1;
-        self.progress.version += 1;
         self.progress.tokens_trained += tokens;
         self.progress.seconds += seconds;
         let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
@@ -269,6 +297,8 @@ impl ConductorState {
             // A round's prompts are consumed when its training has begun.
             "prompts_consumed": (self.round + usize::from(in_training)) * self.context.plan.prompts.per_round(),
             "in_training": in_training,
+            // Rows of the stage's dataset that this pass over it has read.
+            "rows_read": self.pass.rows,
         });
         let job = CheckpointJob { root, optimizer: self.context.plan.checkpoint.optimizer, state };
         self.enter(PhaseKind::Checkpoint, 1);

@@ -183,6 +183,21 @@ impl<'a> Section<'a> {
         self.table.contains_key(key)
     }
 
+    /// True if no key is given that was not read yet.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The value of the key, if it is a text.
+    pub fn text(&self, key: &str) -> Option<String> {
+        self.table.get(key)?.as_str().map(str::to_string)
+    }
+
+    /// Lists a key among those that may be given.
+    pub fn knows(&mut self, key: &str) {
+        self.known.push(key.to_string());
+    }
+
     /// An error about a key: `message` follows the key's name.
     pub fn fail(&self, key: &str, message: &str) -> ExperimentError {
         let path = join(&self.path, key);
@@ -357,7 +372,7 @@ fn join(path: &str, key: &str) -> String {
 }
 
 /// The candidate that looks most like `text`.
-fn nearest<'a>(text: &str, candidates: &[&'a str]) -> &'a str {
+pub fn nearest<'a>(text: &str, candidates: &[&'a str]) -> &'a str {
     let likeness = |candidate: &&&str| (strsim::jaro_winkler(text, candidate) * 1e6) as u64;
     candidates.iter().max_by_key(likeness).copied().unwrap_or_default()
 }

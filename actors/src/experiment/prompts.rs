@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use arriero_buffers::{Message, Prompt};
+use arriero_data::{DataConfig, DataError, Row as DataRow};
 use arriero_reward::instructions::{self, InstructionsConfig};
 use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
@@ -39,6 +40,10 @@ pub enum PromptSource {
     Instructions(InstructionsConfig),
     /// Files of JSON lines; see [`read_prompts`].
     File(PromptFiles),
+    /// Rows of datasets.
+    Data(Box<PromptData>),
+    /// There are none: every stage learns from `[data]`, and nothing is measured.
+    None,
 }
 
 /// Options of `kind = "file"`.
@@ -51,12 +56,25 @@ pub struct PromptFiles {
     pub held_out_path: PathBuf,
 }
 
-const KINDS: [&str; 2] = ["instructions", "file"];
+/// Options of `kind = "data"`. Any row with a prompt will do; one that is a text is a turn of the user.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PromptData {
+    /// To sample experience from. Default none, which stages that sample cannot do with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<DataConfig>,
+    /// To measure on. Default none: nothing is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<DataConfig>,
+}
+
+const KINDS: [&str; 4] = ["instructions", "file", "data", "none"];
 
 fn option_names(kind: &str) -> &'static [&'static str] {
     match kind {
         "instructions" => serde_introspect::<InstructionsConfig>(),
         "file" => serde_introspect::<PromptFiles>(),
+        "data" => serde_introspect::<PromptData>(),
         _ => &[],
     }
 }
@@ -75,12 +93,12 @@ impl Prompts {
 }
 
 impl super::Plan {
-    /// The prompts of a split.
+    /// The prompts of a split. The order of a dataset's rows is that of the experiment's seed.
     ///
     /// # Errors
     /// If a file cannot be read, or holds no prompts.
     pub fn load_prompts(&self, split: Split) -> Result<Vec<Prompt>, ExperimentError> {
-        self.prompts.source.load(split)
+        self.prompts.source.load(split, self.seed)
     }
 }
 
@@ -94,10 +112,15 @@ impl PromptSource {
             (PromptSource::File(files), Split::HeldOut) => {
                 format!("{} (id {})", files.held_out_path.display(), id.saturating_sub(HELD_OUT_IDS))
             }
+            (PromptSource::Data(data), split) => {
+                let path = data.rows(split).map_or("", |rows| &rows.path);
+                format!("{path} (place {} of its rows)", id % HELD_OUT_IDS + 1)
+            }
+            (PromptSource::None, _) => "no prompts".to_string(),
         }
     }
 
-    fn load(&self, split: Split) -> Result<Vec<Prompt>, ExperimentError> {
+    fn load(&self, split: Split, seed: u64) -> Result<Vec<Prompt>, ExperimentError> {
         match (self, split) {
             (PromptSource::Instructions(config), Split::Train) => {
                 Ok(instructions::generate(config, instructions::Split::Train))
@@ -113,13 +136,55 @@ impl PromptSource {
                 }
                 Ok(prompts)
             }
+            (PromptSource::Data(data), split) => data.load(split, seed),
+            (PromptSource::None, _) => Ok(Vec::new()),
         }
     }
 }
 
-/// Reads `[prompts]` of an experiment whose longest arm has `rounds` rounds.
-pub(super) fn prompts(mut section: Section<'_>, rounds: usize) -> Result<Prompts, ExperimentError> {
-    let source: PromptSource = section.read_kind(&KINDS, option_names, Some(KINDS[0]))?;
+impl PromptData {
+    fn rows(&self, split: Split) -> Option<&DataConfig> {
+        match split {
+            Split::Train => self.train.as_ref(),
+            Split::HeldOut => self.held_out.as_ref(),
+        }
+    }
+
+    fn load(&self, split: Split, seed: u64) -> Result<Vec<Prompt>, ExperimentError> {
+        let Some(rows) = self.rows(split) else { return Ok(Vec::new()) };
+        let refused = |cause: DataError| ExperimentError::Prompts {
+            place: rows.path.clone(),
+            message: cause.to_string(),
+        };
+        let first = if split == Split::HeldOut { HELD_OUT_IDS } else { 0 };
+        let mut prompts = Vec::new();
+        for (entry, id) in rows.open(seed).map_err(refused)?.zip(first..) {
+            let entry = entry.map_err(refused)?;
+            let messages =
+                entry.row.prompt().map(<[Message]>::to_vec).ok_or_else(|| ExperimentError::Prompts {
+                    place: entry.place(),
+                    message: format!("a {} row has no prompt; expected rows with one", entry.row.kind()),
+                })?;
+            let checks = match entry.row {
+                DataRow::Prompt { checks, .. } => checks,
+                _ => serde_json::Value::Null,
+            };
+            prompts.push(Prompt { id, messages, checks });
+        }
+        Ok(prompts)
+    }
+}
+
+/// Reads `[prompts]` of an experiment whose longest arm has `rounds` rounds; `samples` says whether a stage needs
+/// prompts to sample from.
+pub(super) fn prompts(
+    mut section: Section<'_>,
+    rounds: usize,
+    samples: bool,
+    seed: u64,
+) -> Result<Prompts, ExperimentError> {
+    let default = if samples || !section.is_empty() { "instructions" } else { "none" };
+    let source: PromptSource = section.read_kind(&KINDS, option_names, Some(default))?;
     let train = match &source {
         PromptSource::Instructions(config) => {
             section.check(config.validate())?;
@@ -131,12 +196,30 @@ pub(super) fn prompts(mut section: Section<'_>, rounds: usize) -> Result<Prompts
             config.train
         }
         PromptSource::File(_) => {
-            source.load(Split::HeldOut)?;
-            source.load(Split::Train)?.len()
+            source.load(Split::HeldOut, seed)?;
+            source.load(Split::Train, seed)?.len()
         }
+        PromptSource::Data(data) => {
+            for (key, rows) in [("train", &data.train), ("held_out", &data.held_out)] {
+                let checked = rows.as_ref().map_or(Ok(()), DataConfig::validate);
+                checked.map_err(|cause| section.fail(key, &format!("is wrong: {cause}")))?;
+            }
+            source.load(Split::HeldOut, seed)?;
+            source.load(Split::Train, seed)?.len()
+        }
+        PromptSource::None => 0,
     };
     let given: Option<usize> = section.take("per_round")?;
     let per_round = given.unwrap_or(train / rounds);
+    if samples && train == 0 {
+        let message =
+            "leaves nothing to sample from, but a stage samples; give it training prompts, or [data]";
+        return Err(section.fail("kind", message));
+    }
+    if !samples {
+        section.finish()?;
+        return Ok(Prompts { source, per_round: 0 });
+    }
     if per_round == 0 || per_round.saturating_mul(rounds) > train {
         let message = format!(
             "is {per_round}, but {rounds} rounds of it must fit in the {train} training prompts and be more than 0"

@@ -27,7 +27,7 @@ pub fn forward(config: &ModelConfig, trees: &[Tree]) -> f64 {
             tokens += inputs;
             seen += inputs * prompt + inputs * (inputs + 1.0) / 2.0;
         }
-        2.0 * layers * tokens + 2.0 * head * tree.response_tokens() as f64 + attention * seen
+        2.0 * layers * tokens + 2.0 * head * tree.loss_tokens() as f64 + attention * seen
     };
     trees.iter().map(tree).sum()
 }

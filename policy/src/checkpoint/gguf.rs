@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use super::{Weights, check_tensors, supported_tensors};
-use crate::config::{Family, ModelConfig, Rope, RopeScaling};
+use crate::config::{Family, Head, ModelConfig, Rope, RopeScaling};
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::{Tokenizer, TokenizerFacts};
 
@@ -211,6 +211,7 @@ fn config(fields: &Fields<'_>, vocab_size: usize, has: &dyn Fn(&str) -> bool) ->
         attention_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_down.bias"),
         tie_embeddings: !has("output.weight"),
+        head: Head::Language,
     };
     config.validate(fields.path)?;
     let rotated = count("rope.dimension_count").unwrap_or(config.head_dim);

@@ -13,12 +13,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::Weights;
 use super::adapter::adapter_files;
-use crate::config::{ModelConfig, one_or_many};
+use crate::config::{Head, ModelConfig, one_or_many};
 use crate::error::{PolicyError, Result};
 use crate::lora::Adapter;
 use crate::tokenizer::Tokenizer;
 
-/// Writes a model in Hugging Face layout, f32. A directory that is there already is replaced.
+/// Writes a model in Hugging Face layout, f32: a language model, or (with [`Head::Score`]) a reward model that
+/// `AutoModelForSequenceClassification` reads. A directory that is there already is replaced.
 ///
 /// # Errors
 /// If the disk is full or the place is not writable; then nothing is left behind.
@@ -31,8 +32,20 @@ pub fn write_hf(
     whole(directory, |folder| model_files(folder, config, tokenizer, weights))
 }
 
-/// As [`write_hf`], with what training needs to go on: `optimizer.safetensors` where it is given,
-/// `state.json`, and the folder `adapter` where there is one, with the name of its base model.
+/// What stands beside a model in the checkpoint of its training, where there is such a thing.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    /// The optimiser's moments: `optimizer.safetensors`.
+    pub optimizer: Option<&'a Weights>,
+    /// An adapter and the name of its base model: the folder `adapter`.
+    pub adapter: Option<(&'a Adapter, &'a str)>,
+    /// A critic: `critic.safetensors`.
+    pub critic: Option<&'a Weights>,
+    /// A reward model over the same vocabulary: the folder `reward_model`, in Hugging Face layout.
+    pub reward_model: Option<(&'a ModelConfig, &'a Weights)>,
+}
+
+/// As [`write_hf`], with `state.json` and what training needs to go on.
 ///
 /// # Errors
 /// As [`write_hf`].
@@ -41,17 +54,24 @@ pub fn write_training(
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     weights: &Weights,
-    optimizer: Option<&Weights>,
-    adapter: Option<(&Adapter, &str)>,
+    beside: &Beside<'_>,
     state: &Value,
 ) -> Result<()> {
     whole(directory, |folder| {
         model_files(folder, config, tokenizer, weights)?;
-        if let Some(optimizer) = optimizer {
+        if let Some(optimizer) = beside.optimizer {
             tensors(&folder.join("optimizer.safetensors"), optimizer)?;
         }
-        if let Some((adapter, base)) = adapter {
+        if let Some((adapter, base)) = beside.adapter {
             adapter_files(&folder.join("adapter"), config, adapter, base)?;
+        }
+        if let Some(critic) = beside.critic {
+            tensors(&folder.join("critic.safetensors"), critic)?;
+        }
+        if let Some((config, weights)) = beside.reward_model {
+            let folder = folder.join("reward_model");
+            fs::create_dir(&folder).map_err(|error| unwritable(&folder, &error))?;
+            model_files(&folder, config, tokenizer, weights)?;
         }
         json_file(&folder.join("state.json"), state)
     })
@@ -66,7 +86,12 @@ fn model_files(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer, weigh
     });
     json_file(&folder.join("generation_config.json"), &generation)?;
     file(&folder.join("tokenizer.json"), &tokenizer.to_json()?)?;
-    json_file(&folder.join("tokenizer_config.json"), &tokenizer.config_json())
+    let mut tokenizer_config = tokenizer.config_json();
+    if let Head::Score { pad: Some(pad) } = config.head {
+        // Both files must name one token: transformers takes the last that is another for the end of the text.
+        tokenizer_config["pad_token"] = json!(tokenizer.token(pad));
+    }
+    json_file(&folder.join("tokenizer_config.json"), &tokenizer_config)
 }
 
 /// Lets `fill` write a folder beside `directory`, makes it durable, and puts it in its place.

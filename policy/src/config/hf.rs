@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Family, ModelConfig, Rope, SlidingWindow};
+use super::{Family, Head, ModelConfig, Rope, SlidingWindow};
 use crate::error::{PolicyError, Result};
 
 /// What transformers takes where a file that asks for a window does not say how wide it is.
@@ -77,6 +77,7 @@ impl ModelConfig {
             attention_bias: flag("attention_bias"),
             mlp_bias: flag("mlp_bias"),
             tie_embeddings: flag("tie_word_embeddings"),
+            head: head(json, path)?,
         };
         config.validate(path)?;
         config.sliding_window = sliding_window(family, num_layers, json, path)?;
@@ -86,7 +87,7 @@ impl ModelConfig {
     /// A `config.json` that transformers, 4 or 5, reads as a model of the same class.
     pub fn to_hf_json(&self, eos_ids: &[u32], bos_id: Option<u32>) -> Value {
         let mut json = json!({
-            "architectures": [self.family.class()],
+            "architectures": [self.family.class(self.head)],
             "model_type": self.family.name(),
             "dtype": "float32",
             "vocab_size": self.vocab_size,
@@ -103,6 +104,11 @@ impl ModelConfig {
             "bos_token_id": bos_id,
             "eos_token_id": one_or_many(eos_ids),
         });
+        if let Head::Score { pad } = self.head {
+            json["id2label"] = json!({ "0": "LABEL_0" });
+            json["label2id"] = json!({ "LABEL_0": 0 });
+            json["pad_token_id"] = json!(pad);
+        }
         self.rope.write_hf_json(&mut json);
         if self.family.states_attention_bias() {
             json["attention_bias"] = json!(self.attention_bias);
@@ -125,6 +131,22 @@ impl ModelConfig {
         }
         json
     }
+}
+
+/// A reward model is a sequence classifier of one label.
+fn head(json: &Value, path: &Path) -> Result<Head> {
+    let class = json["architectures"][0].as_str().unwrap_or_default();
+    if !class.ends_with("ForSequenceClassification") {
+        return Ok(Head::Language);
+    }
+    let named = json["id2label"].as_object().map(serde_json::Map::len);
+    // What transformers takes where the file does not say it.
+    let labels = whole(json, "num_labels").or(named).unwrap_or(2);
+    if labels != 1 {
+        let found = format!("a classifier of {labels} labels (id2label)");
+        return Err(PolicyError::unsupported(path, found, "one label, which is a reward model's score"));
+    }
+    Ok(Head::Score { pad: json["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()) })
 }
 
 fn whole(json: &Value, key: &str) -> Option<usize> {
@@ -247,6 +269,10 @@ mod tests {
             ("llama", json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 100_000.0 } })),
             ("llama", json!({ "rope_scaling": llama3(Some(64)), "rope_theta": 5e5, "mlp_bias": true })),
             ("llama", json!({ "rope_scaling": { "type": "linear", "factor": 2 }, "attention_bias": true })),
+            (
+                "llama",
+                json!({ "architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "pad_token_id": 3 }),
+            ),
             ("mistral", json!({ "sliding_window": 16, "head_dim": 16 })),
             ("mistral", json!({ "sliding_window": null })),
             ("qwen2", json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 3 })),
@@ -319,6 +345,12 @@ mod tests {
             ("qwen3", "layer_types", types("chunked_attention"), "\"chunked_attention\" in layer_types"),
             ("qwen3", "layer_types", types("sliding_attention"), "has no sliding_window in use"),
             ("qwen2", "layer_types", json!(["full_attention"]), "has 4 layers, but layer_types names 1"),
+            (
+                "llama",
+                "architectures",
+                json!(["LlamaForSequenceClassification"]),
+                "a classifier of 2 labels (id2label) is not supported; supported: one label",
+            ),
             ("llama", "quantization_config", json!({}), "a quantised checkpoint"),
             ("llama", "num_key_value_heads", json!(3), "4 heads of size 8 cannot share 3 key heads"),
             ("llama", "hidden_size", json!("wide"), "no whole number \"hidden_size\""),

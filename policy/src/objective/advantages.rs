@@ -50,6 +50,34 @@ pub fn whitened(values: &[f64], all: &[f64]) -> Vec<f64> {
     values.iter().map(|value| (value - mean) / variance.sqrt()).collect()
 }
 
+/// How values are whitened as TRL's PPO does it: by the mean and the unbiased variance of all of them, to which 1e-8 is added.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Whitening {
+    mean: f64,
+    /// 1 / √(variance + 1e-8).
+    scale: f64,
+}
+
+impl Whitening {
+    /// Leaves values as they are.
+    pub const NONE: Whitening = Whitening { mean: 0.0, scale: 1.0 };
+
+    /// Of all of these values.
+    pub fn of(all: &[f64]) -> Self {
+        Whitening { mean: mean(all), scale: (deviation(all).powi(2) + 1e-8).sqrt().recip() }
+    }
+
+    /// With mean 0 and variance 1.
+    pub fn whitened(&self, value: f64) -> f64 {
+        (value - self.mean) * self.scale
+    }
+
+    /// With variance 1 and the mean as it was.
+    pub fn scaled(&self, value: f64) -> f64 {
+        self.whitened(value) + self.mean
+    }
+}
+
 /// G_t = Σ_{i ≥ t} r_i: returns without a discount.
 pub fn returns_to_go(rewards: &[f64]) -> Vec<f64> {
     let mut sum = 0.0;
@@ -101,6 +129,11 @@ mod tests {
         close(&[deviation(&rewards)], &[(1.0f64 / 3.0).sqrt()]);
         close(&leave_one_out(&rewards), &[2.0 / 3.0, -2.0 / 3.0, -2.0 / 3.0, 2.0 / 3.0]);
         close(&whitened(&rewards[1..], &rewards), &[-1.0, -1.0, 1.0]);
+        // Mean 2, unbiased variance 2.
+        let whitening = Whitening::of(&[1.0, 3.0]);
+        let root = (2.0f64 + 1e-8).sqrt();
+        close(&[whitening.whitened(4.0), whitening.scaled(4.0)], &[2.0 / root, 2.0 / root + 2.0]);
+        close(&[Whitening::NONE.whitened(4.0), Whitening::NONE.scaled(4.0)], &[4.0, 4.0]);
         close(&returns_to_go(&[1.0, -2.0, 4.0]), &[3.0, 2.0, 4.0]);
     }
 

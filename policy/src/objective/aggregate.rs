@@ -1,13 +1,14 @@
 //! From one loss a token to the loss of a batch: which tokens count, and what divides their sum.
 
 use arriero_buffers::{Branch, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{Metrics, MicroBatch};
 
 /// What the sum over tokens is divided by. The denominators are those of the whole batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
     /// The tokens of the batch: each counts the same (DAPO; TRL's `dapo`).
@@ -37,19 +38,19 @@ impl LossMask {
 
     /// Tokens of each response that carry loss: `[responses]`.
     pub fn lengths(&self, batch: &MicroBatch<'_>) -> Vec<f64> {
-        let length = |branch: &Branch| if self.keeps(branch) { branch.tokens.len() as f64 } else { 0.0 };
+        let length = |branch: &Branch| if self.keeps(branch) { branch.loss_tokens() as f64 } else { 0.0 };
         batch.responses().map(length).collect()
     }
 
     /// Tokens of these trees that carry loss.
     pub fn tokens(&self, trees: &[&Tree]) -> usize {
         let kept = trees.iter().flat_map(|tree| &tree.branches).filter(|branch| self.keeps(branch));
-        kept.map(|branch| branch.tokens.len()).sum()
+        kept.map(Branch::loss_tokens).sum()
     }
 
     /// 1 for tokens that carry loss, else 0: `[response tokens]`.
     pub fn per_token(&self, batch: &MicroBatch<'_>, like: &Tensor) -> Tensor {
-        batch.per_token(like, |branch| vec![if self.keeps(branch) { 1.0 } else { 0.0 }; branch.tokens.len()])
+        batch.per_token(like, |branch| vec![if self.keeps(branch) { 1.0 } else { 0.0 }; branch.loss_tokens()])
     }
 
     /// Adds a per-token tensor to the mean called `name`, over the tokens that carry loss.

@@ -5,6 +5,7 @@
 //! whole sequence, and w is kept from exploding: cut to the bounds (truncated importance sampling; Yao et al., "Your
 //! Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025) or set to 0 outside of them (masked).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -12,7 +13,7 @@ use super::aggregate::LossMask;
 use super::{Metrics, MicroBatch};
 
 /// Whose ratio is taken, and what happens to one that is out of bounds. TRL's `vllm_importance_sampling_mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CorrectionMode {
     /// No correction: π_old is taken to be what the sampler reported.

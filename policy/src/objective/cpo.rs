@@ -10,6 +10,7 @@
 //! reward: s becomes (1 − exp(−a s)) / a, which is s for a → 0.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -18,7 +19,7 @@ use super::pairs::{self, Pair};
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// The loss of a pair with the margin d = s(y⁺) − s(y⁻), under TRL's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CpoLoss {
     /// −log σ(βd).
@@ -34,7 +35,7 @@ pub enum CpoLoss {
 }
 
 /// CPO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CpoConfig {
     /// The loss of a pair. Default `"sigmoid"` (the paper's and TRL's).
@@ -105,7 +106,7 @@ pub struct Cpo {
 
 impl Objective for Cpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

@@ -16,6 +16,7 @@ mod losses;
 use std::collections::BTreeMap;
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -27,7 +28,7 @@ pub use losses::{DpoLoss, WeightedLosses};
 pub(super) use losses::{hinge, ipo, smoothed_sigmoid};
 
 /// A named set of options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DpoPreset {
     /// β 0.1, formatting tokens masked, NLL coefficient 0.2 (Llama 3, §4.1.4).
@@ -35,7 +36,7 @@ pub enum DpoPreset {
 }
 
 /// DPO's options. What is not set comes from the preset, else from the defaults.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DpoConfig {
     /// A named set of options, which the others override.
@@ -174,10 +175,9 @@ const BCO_DELTA: &str = "delta";
 impl Objective for Dpo {
     fn needs(&self) -> Needs {
         Needs {
-            selection: SelectionRule::BestAgainstWorst,
             reference: true,
-            old: false,
             whole_batch: self.options.losses.0.keys().any(|loss| loss.couples_pairs()),
+            ..Needs::of(SelectionRule::BestAgainstWorst)
         }
     }
 

@@ -14,6 +14,7 @@
 //! `dr_grpo`, `dapo`, `gspo` and `cispo` are kinds of their own with other defaults.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -26,7 +27,7 @@ use super::kl::KlEstimator;
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// How the tokens' losses become one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
     /// Mean over the tokens of each sequence, then over the sequences.
@@ -42,7 +43,7 @@ pub enum LossType {
 }
 
 /// What advantages are divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
     /// The standard deviation of the group's rewards.
@@ -54,7 +55,7 @@ pub enum ScaleRewards {
 }
 
 /// Whose probabilities the ratio compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceLevel {
     /// Each token's.
@@ -65,7 +66,7 @@ pub enum ImportanceLevel {
 
 /// GRPO's options under the names of TRL 1.16, whose defaults they have. What is not set comes from the kind's
 /// defaults.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpoConfig {
     /// See [`GrpoOptions::loss_type`].
@@ -297,7 +298,7 @@ impl From<GrpoOptions> for GrpoConfig {
 macro_rules! variant {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(transparent)]
         pub struct $name(pub GrpoConfig);
 
@@ -421,10 +422,9 @@ impl Grpo {
 impl Objective for Grpo {
     fn needs(&self) -> Needs {
         Needs {
-            whole_batch: false,
-            selection: SelectionRule::Group { least: 2, drop_equal: self.options.drop_equal_rewards },
             reference: self.options.beta != 0.0,
             old: self.options.importance_sampling_mode != CorrectionMode::None,
+            ..Needs::of(SelectionRule::Group { least: 2, drop_equal: self.options.drop_equal_rewards })
         }
     }
 

@@ -1,6 +1,7 @@
 //! Per-token estimators of KL(π ‖ π_ref) from samples of π (Schulman, "Approximating KL Divergence", 2020).
 
 use arriero_buffers::Branch;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -8,7 +9,7 @@ use super::aggregate::LossMask;
 use super::{Metrics, MicroBatch};
 
 /// With d = log π(y_t) − log π_ref(y_t):
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {
     /// d: unbiased, may be negative. As a loss its gradient has mean 0, so it belongs into the reward.
@@ -27,6 +28,16 @@ impl KlEstimator {
             KlEstimator::K1 => difference,
             KlEstimator::K2 => difference.square() * 0.5,
             KlEstimator::K3 => (-&difference).expm1() + difference,
+        }
+    }
+
+    /// The same of two numbers.
+    pub fn of(self, logp: f64, reference: f64) -> f64 {
+        let difference = logp - reference;
+        match self {
+            KlEstimator::K1 => difference,
+            KlEstimator::K2 => difference * difference / 2.0,
+            KlEstimator::K3 => (-difference).exp_m1() + difference,
         }
     }
 
@@ -49,7 +60,7 @@ pub fn sampled(branch: &Branch) -> Vec<f64> {
 /// Adds [`sampled`] to the mean called `name`, over the tokens that carry loss.
 pub fn record_sampled(metrics: &mut Metrics, name: &'static str, batch: &MicroBatch<'_>, mask: &LossMask) {
     for branch in batch.responses().filter(|branch| mask.keeps(branch)) {
-        metrics.add(name, sampled(branch).iter().sum(), branch.tokens.len() as f64);
+        metrics.add(name, sampled(branch).iter().sum(), branch.loss_tokens() as f64);
     }
 }
 
@@ -75,6 +86,7 @@ mod tests {
         {
             let found = estimator.per_token(&logps, &reference).double_value(&[0]);
             assert!((found - expected).abs() < 1e-7, "{estimator:?}: {found}");
+            assert!((estimator.of(-1.0, -1.5) - expected).abs() < 1e-12, "{estimator:?}");
         }
     }
 

@@ -13,6 +13,7 @@
 //! A response is desirable if its reward is at least `desirable_reward`.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -20,7 +21,7 @@ use super::pairs;
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// The loss of a response, under TRL's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KtoLoss {
     /// The module's.
@@ -30,7 +31,7 @@ pub enum KtoLoss {
 }
 
 /// KTO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KtoConfig {
     /// The loss of a response. Default `"kto"` (TRL's).
@@ -96,11 +97,10 @@ impl Kto {
 impl Objective for Kto {
     fn needs(&self) -> Needs {
         Needs {
-            old: false,
-            selection: SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 },
             reference: true,
             // z, and the metric `rewards/margins`, are of the batch.
             whole_batch: true,
+            ..Needs::of(SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 })
         }
     }
 

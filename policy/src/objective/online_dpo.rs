@@ -8,12 +8,13 @@
 //! What makes it online is where the pairs come from: give it many `rounds`, with a `per_round` of the `batch_size`, and
 //! every step learns from samples of the weights before it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{AlgorithmConfig, DpoConfig, Objective};
 
 /// DPO's options, with its defaults (β 0.1 and the sigmoid loss are also what TRL's online DPO has).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct OnlineDpoConfig(pub DpoConfig);
 

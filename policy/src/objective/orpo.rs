@@ -9,6 +9,7 @@
 //! `nll_loss` is another number; here it is called `nll_loss/response`.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -16,7 +17,7 @@ use super::pairs::{self, Pair};
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// ORPO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OrpoConfig {
     /// λ (TRL's `beta`): weight of the odds ratio. Default 0.1 (the paper's and TRL's).
@@ -62,7 +63,7 @@ pub struct Orpo {
 
 impl Objective for Orpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

@@ -3,7 +3,7 @@
 //!
 //! In a pair's tree branch 0 is the chosen response and branch 1 the rejected one.
 
-use arriero_buffers::Tree;
+use arriero_buffers::{Branch, Tree};
 use tch::{Kind, Tensor};
 
 use super::{Metrics, MicroBatch, TokenStatistics};
@@ -67,7 +67,7 @@ pub(super) fn add_metrics(
     metrics.add_entries("entropy", &statistics.entropies);
     let hits = batch.sum_over_branch(&statistics.top1, 0).sum(Kind::Double).double_value(&[]);
     let chosen = batch.trees.iter().filter_map(|tree| tree.branches.first());
-    let tokens: usize = chosen.map(|branch| branch.tokens.len()).sum();
+    let tokens: usize = chosen.map(Branch::loss_tokens).sum();
     metrics.add("mean_token_accuracy", hits, tokens as f64);
 }
 

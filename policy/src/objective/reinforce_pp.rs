@@ -11,6 +11,7 @@
 //! sample a prompt is enough without the baseline.
 
 use arriero_buffers::{Branch, SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::advantages::{centred, deviation, returns_to_go, whitened};
@@ -21,7 +22,7 @@ use super::kl::{KlEstimator, record_sampled, sampled};
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// REINFORCE++'s options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReinforcePpConfig {
     /// Subtract the group's mean reward first, and put the KL into the loss. Default false.
@@ -88,7 +89,7 @@ impl ReinforcePp {
         let rewards: Vec<f64> = tree.branches.iter().map(|branch| branch.reward.into()).collect();
         if self.options.baseline {
             let advantages = centred(&rewards).into_iter().zip(&tree.branches);
-            return advantages.map(|(advantage, branch)| vec![advantage; branch.tokens.len()]).collect();
+            return advantages.map(|(advantage, branch)| vec![advantage; branch.loss_tokens()]).collect();
         }
         tree.branches
             .iter()
@@ -113,7 +114,7 @@ impl ReinforcePp {
 /// What is still to come at each token: `reward` at the end, and −β (log π_old − log π_ref) at every token.
 pub(super) fn penalised_returns(branch: &Branch, beta: f64, reward: f64) -> Vec<f64> {
     if beta == 0.0 {
-        return vec![reward; branch.tokens.len()];
+        return vec![reward; branch.loss_tokens()];
     }
     let mut rewards: Vec<f64> = sampled(branch).iter().map(|k1| -beta * k1).collect();
     if let Some(last) = rewards.last_mut() {
@@ -126,10 +127,8 @@ impl Objective for ReinforcePp {
     fn needs(&self) -> Needs {
         let least = if self.options.baseline { 2 } else { 1 };
         Needs {
-            whole_batch: false,
-            selection: SelectionRule::Group { least, drop_equal: false },
             reference: self.options.beta != 0.0,
-            old: false,
+            ..Needs::of(SelectionRule::Group { least, drop_equal: false })
         }
     }
 

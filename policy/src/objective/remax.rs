@@ -9,6 +9,7 @@
 //! more, greedily; that answer is scored, and not trained on.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::advantages::deviation;
@@ -20,7 +21,7 @@ use super::reinforce_pp::penalised_returns;
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// ReMax's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RemaxConfig {
     /// β: weight of the KL to the reference within the reward; 0 spares its computation. Default 0.05 (as RLOO's; the paper
@@ -84,10 +85,8 @@ fn baseline(tree: &Tree) -> f64 {
 impl Objective for Remax {
     fn needs(&self) -> Needs {
         Needs {
-            selection: SelectionRule::GroupAgainstGreedy,
             reference: self.options.beta != 0.0,
-            old: false,
-            whole_batch: false,
+            ..Needs::of(SelectionRule::GroupAgainstGreedy)
         }
     }
 

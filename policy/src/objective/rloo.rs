@@ -8,6 +8,7 @@
 //! one step.) The KL is part of the reward, as k1 under the policy that sampled.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::advantages::{deviation, leave_one_out, mean, scaled};
@@ -19,7 +20,7 @@ use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenS
 use tch::Kind;
 
 /// RLOO's options, under the names of TRL 1.16, whose defaults they have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RlooConfig {
     /// β: weight of the KL to the reference within the reward; 0 spares its computation. Default 0.05 (TRL's).
@@ -115,10 +116,8 @@ impl Rloo {
 impl Objective for Rloo {
     fn needs(&self) -> Needs {
         Needs {
-            whole_batch: false,
-            selection: SelectionRule::Group { least: 2, drop_equal: false },
             reference: self.options.beta != 0.0,
-            old: false,
+            ..Needs::of(SelectionRule::Group { least: 2, drop_equal: false })
         }
     }
 

@@ -5,13 +5,14 @@
 //! (Dong et al., 2023). The prompt carries no loss.
 
 use arriero_buffers::SelectionRule;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// SFT has no options of its own.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SftConfig {}
 
@@ -35,7 +36,7 @@ pub struct Sft;
 
 impl Objective for Sft {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestOfN, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestOfN)
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -9,6 +9,7 @@
 //! mean over tokens.
 
 use arriero_buffers::{SelectionRule, Tree};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
@@ -17,7 +18,7 @@ use super::pairs::{self, Pair};
 use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
 
 /// SimPO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimpoConfig {
     /// β: scale of the reward. Default 2 (the authors' code).
@@ -64,7 +65,7 @@ pub struct Simpo {
 
 impl Objective for Simpo {
     fn needs(&self) -> Needs {
-        Needs { selection: SelectionRule::BestAgainstWorst, reference: false, old: false, whole_batch: false }
+        Needs::of(SelectionRule::BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

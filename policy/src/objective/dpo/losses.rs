@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::de::{Error, MapAccess, Visitor, value::StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tch::Tensor;
@@ -13,7 +14,7 @@ use tch::Tensor;
 use super::super::pairs::Pair;
 
 /// The loss of a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DpoLoss {
     /// −(1 − ε) log σ(βh) − ε log σ(−βh): DPO (Rafailov et al., 2023, eq. 7); with ε > 0 the conservative
@@ -156,7 +157,8 @@ impl DpoLoss {
 
 /// Losses with their weights. In an experiment file either one name (`"sigmoid"`, with weight 1) or a
 /// table of weights (`{ sigmoid = 0.8, bco_pair = 0.2 }`).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, JsonSchema)]
+#[schemars(with = "DpoLoss")]
 pub struct WeightedLosses(pub BTreeMap<DpoLoss, f64>);
 
 impl From<DpoLoss> for WeightedLosses {

@@ -1,0 +1,231 @@
+//! The data reader: fills the buffer from a dataset, a portion at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arriero_buffers::{Selection, SelectionRule};
+use arriero_data::{Entry, Rows};
+use arriero_policy::objective::Algorithm;
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef};
+
+use crate::conductor::ConductorMessage;
+use crate::experiment::DataPlan;
+use crate::faults::Role;
+use crate::lessons::{Lesson, Tokenisation, rate};
+use crate::wiring::Wiring;
+
+/// Rows of one handler call.
+const ROWS: usize = 64;
+
+/// From one file of a dataset to the next, ids of trees are this far apart.
+const FILE_IDS: u64 = 1_000_000_000;
+
+/// A row that the algorithm has no use for, where `on_error` is "skip".
+pub(crate) const OTHER_TYPE: &str = "row_of_another_type";
+
+/// The next portion of a pass over a dataset.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadingJob {
+    pub data: Arc<DataPlan>,
+    pub rule: SelectionRule,
+    /// Which refuses what it cannot use.
+    pub algorithm: Algorithm,
+    /// Rows of the pass that were read before.
+    pub from: u64,
+    /// Rows of a whole pass.
+    pub rows: u64,
+    /// Trees of a portion.
+    pub trees: usize,
+    /// The most tokens of a tree.
+    pub budget: usize,
+}
+
+/// A portion that is in the buffer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Portion {
+    /// Rows of the pass that are read now.
+    pub position: u64,
+    /// Whether these are all of them.
+    pub is_last: bool,
+    pub accepted: u64,
+    pub dropped: BTreeMap<String, u64>,
+    pub truncated: u64,
+    /// Tokens of the trees, and those among them that carry loss.
+    pub tokens: u64,
+    pub loss_tokens: u64,
+    pub seconds: f64,
+}
+
+#[derive(Debug)]
+pub(crate) enum DataReaderMessage {
+    /// Put this portion into the buffer, which is empty.
+    Read(ReadingJob),
+    /// Go on.
+    Continue,
+}
+
+#[derive(Default)]
+pub(crate) struct DataReader;
+
+pub(crate) struct DataReaderState {
+    wiring: Wiring,
+    stream: Option<Stream>,
+    work: Option<Work>,
+}
+
+/// A pass that is under way.
+struct Stream {
+    data: Arc<DataPlan>,
+    rows: Rows,
+    position: u64,
+    /// The file that is being read, and its number among those of the dataset.
+    file: Option<(Arc<str>, u64)>,
+}
+
+impl Stream {
+    /// The id of a row's tree, by which errors name it: the row's number, and [`FILE_IDS`] more for each file before
+    /// its own.
+    fn id(&mut self, entry: &Entry) -> u64 {
+        let number = match &self.file {
+            Some((file, number)) if *file == entry.file => *number,
+            Some((_, number)) => number + 1,
+            None => 0,
+        };
+        self.file = Some((Arc::clone(&entry.file), number));
+        number * FILE_IDS + entry.number
+    }
+
+    /// Whether the job goes on where it stands.
+    fn is_before(&self, job: &ReadingJob) -> bool {
+        Arc::ptr_eq(&self.data, &job.data) && self.position == job.from
+    }
+}
+
+struct Work {
+    job: ReadingJob,
+    portion: Portion,
+    began: Instant,
+}
+
+impl ThreadLocalActor for DataReader {
+    type Msg = DataReaderMessage;
+    type State = DataReaderState;
+    type Arguments = Wiring;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        wiring: Wiring,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(DataReaderState { wiring, stream: None, work: None })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        if state.wiring.shutdown.has_begun() {
+            state.work = None;
+            return Ok(());
+        }
+        if let DataReaderMessage::Read(job) = message {
+            // What a reader that died had put there comes once more.
+            state.wiring.buffer().clear();
+            state.stream = state.stream.take().filter(|stream| stream.is_before(&job));
+            state.work = Some(Work { job, portion: Portion::default(), began: Instant::now() });
+        }
+        let Some(mut work) = state.work.take() else { return Ok(()) };
+        state.wiring.faults.begin(Role::DataReader);
+        match state.go_on(&mut work) {
+            Err(cause) => state.wiring.tell(ConductorMessage::Failed { role: Role::DataReader, cause }),
+            Ok(false) => {
+                state.work = Some(work);
+                myself.cast(DataReaderMessage::Continue)?;
+            }
+            Ok(true) => {
+                work.portion.seconds = work.began.elapsed().as_secs_f64();
+                state.wiring.tell(ConductorMessage::Read(work.portion));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DataReaderState {
+    /// Reads some rows; true when the portion is complete.
+    fn go_on(&mut self, work: &mut Work) -> Result<bool, String> {
+        let Work { job, portion, .. } = work;
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.open(job)?,
+        };
+        let mut is_over = stream.position >= job.rows;
+        let tokenisation = Tokenisation {
+            tokenizer: &self.wiring.tokenizer,
+            data: &job.data,
+            max_positions: self.wiring.model.max_positions,
+            budget: job.budget,
+        };
+        let objective = job.algorithm.objective();
+        for _ in 0..ROWS {
+            if portion.accepted as usize == job.trees {
+                break;
+            }
+            let Some(row) = stream.rows.next() else {
+                is_over = true;
+                break;
+            };
+            let entry = row.map_err(|error| error.to_string())?;
+            stream.position += 1;
+            let mut selection = match Lesson::of(job.rule, &entry) {
+                None => Selection::Dropped(OTHER_TYPE),
+                Some(lesson) => tokenisation
+                    .tree(stream.id(&entry), &lesson)
+                    .map_err(|error| format!("{}: {error}", entry.place()))?,
+            };
+            if let Selection::Accepted(tree) = &mut selection {
+                rate(tree, &entry.row);
+                if let Some(reason) = objective.refuses(tree) {
+                    selection = Selection::Dropped(reason);
+                }
+            }
+            match selection {
+                Selection::Dropped(reason) => *portion.dropped.entry(reason.to_string()).or_default() += 1,
+                Selection::Accepted(tree) => {
+                    portion.accepted += 1;
+                    portion.tokens += tree.len() as u64;
+                    portion.loss_tokens += tree.loss_tokens() as u64;
+                    portion.truncated +=
+                        tree.branches.iter().filter(|branch| branch.truncated).count() as u64;
+                    self.wiring.buffer().insert(tree).map_err(|error| error.to_string())?;
+                }
+            }
+        }
+        is_over |= stream.position >= job.rows;
+        (portion.position, portion.is_last) = (stream.position, is_over);
+        if is_over {
+            for (reason, count) in &stream.rows.counts().skipped {
+                *portion.dropped.entry(reason.to_string()).or_default() += count;
+            }
+        } else {
+            self.stream = Some(stream);
+        }
+        Ok(is_over || portion.accepted as usize == job.trees)
+    }
+
+    /// The pass from the job's first row on.
+    fn open(&self, job: &ReadingJob) -> Result<Stream, String> {
+        let rows = job.data.rows.open(self.wiring.plan.seed).map_err(|error| error.to_string())?;
+        let mut stream = Stream { data: Arc::clone(&job.data), rows, position: job.from, file: None };
+        for _ in 0..job.from {
+            if let Some(entry) = stream.rows.next().transpose().map_err(|error| error.to_string())? {
+                stream.id(&entry);
+            }
+        }
+        Ok(stream)
+    }
+}

@@ -1,0 +1,28 @@
+//! Dataset files: from JSON lines and Parquet to typed rows.
+//!
+//! The way of the data, in the order of the modules:
+//!
+//! - [`config`]: the `[data]` section ([`DataConfig`]): which files, what their rows are, in which order;
+//! - `source`, with [`lines`] and `shuffle`: the objects of a file, one after the other;
+//! - `parse`: from an object to a [`Row`], TRL's dataset types and a few datasets' own; [`messages`]: the
+//!   turns of a conversation and their order;
+//! - [`row`]: what a row says;
+//! - [`rows`]: the rows of a dataset ([`Rows`]), with what was left out and why;
+//! - [`error`]: what can go wrong.
+//!
+//! Rows stream: a file may be larger than memory.
+
+pub mod config;
+pub mod error;
+pub mod lines;
+pub mod messages;
+mod parse;
+pub mod row;
+pub mod rows;
+mod shuffle;
+mod source;
+
+pub use config::{DataConfig, Format, OnError, Split, Template};
+pub use error::{DataError, Reason, RowError};
+pub use row::Row;
+pub use rows::{Counts, Entry, Rows};

@@ -1,0 +1,116 @@
+//! A file of rows: what it is, and the objects in it.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use arriero_buffers::random::{Purpose, Stream};
+use flate2::read::MultiGzDecoder;
+use serde_json::{Map, Value};
+
+use crate::error::{DataError, RowError};
+use crate::lines::{IndexedLines, Line, Lines, json_row};
+use crate::shuffle::Shuffled;
+
+/// One row, before it is known what it says.
+pub(crate) struct Found {
+    /// From 1: the line, or the place in a Parquet file.
+    pub number: u64,
+    /// Its fields, or why there are none.
+    pub fields: Result<Map<String, Value>, RowError>,
+}
+
+/// The rows of a file.
+pub(crate) type Reader = Box<dyn Iterator<Item = Result<Found, DataError>> + Send>;
+
+/// In which order a file's rows come.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    /// Random numbers for it; as they stand in the file without.
+    pub shuffle: Option<Stream>,
+    /// How many rows are drawn among where there is no index.
+    pub buffer: usize,
+    /// The longest row.
+    pub max_row_bytes: usize,
+}
+
+/// How a file is stored.
+enum Encoding {
+    Lines,
+    GzippedLines,
+}
+
+fn encoding(path: &Path) -> std::io::Result<Encoding> {
+    let mut magic = Vec::new();
+    File::open(path)?.take(4).read_to_end(&mut magic)?;
+    Ok(if magic.starts_with(&[0x1f, 0x8b]) { Encoding::GzippedLines } else { Encoding::Lines })
+}
+
+/// Opens a file. Where it is a plain file of JSON lines, a shuffled order is drawn among all of its rows, by an
+/// index of their places; else among [`Order::buffer`] rows at a time.
+pub(crate) fn open(path: &Path, order: Order) -> Result<Reader, DataError> {
+    let failed = |cause| DataError::Unreadable { path: path.to_path_buf(), cause };
+    let file = File::open(path).map_err(failed)?;
+    let max = order.max_row_bytes;
+    let reader = match (encoding(path).map_err(failed)?, order.shuffle) {
+        (Encoding::Lines, None) => found(path, Lines::new(BufReader::new(file), max)),
+        (Encoding::Lines, Some(mut stream)) => {
+            let shuffle = |places: &mut [(u64, u64)]| stream.shuffle(places);
+            found(path, IndexedLines::new(file, max, shuffle).map_err(failed)?)
+        }
+        (Encoding::GzippedLines, shuffle) => {
+            let lines = Lines::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))), max);
+            shuffled(found(path, lines), shuffle, order.buffer)
+        }
+    };
+    Ok(reader)
+}
+
+fn shuffled(reader: Reader, stream: Option<Stream>, buffer: usize) -> Reader {
+    match stream {
+        None => reader,
+        Some(stream) => Box::new(Shuffled::new(reader, stream, buffer)),
+    }
+}
+
+fn found(path: &Path, lines: impl Iterator<Item = std::io::Result<Line>> + Send + 'static) -> Reader {
+    let path = path.to_path_buf();
+    Box::new(lines.map(move |line| match line {
+        Ok(Line { number, bytes, .. }) => {
+            Ok(Found { number, fields: bytes.and_then(|bytes| json_row(&bytes)) })
+        }
+        Err(cause) => Err(DataError::Unreadable { path: path.clone(), cause }),
+    }))
+}
+
+/// The random numbers of a file's order; `file` tells the files of a dataset apart.
+pub(crate) fn stream(seed: u64, file: usize) -> Stream {
+    Stream::new(seed, Purpose::Dataset, 0, file as u64)
+}
+
+/// The files that a path stands for, in order.
+pub(crate) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
+    let place = Path::new(path);
+    if place.is_file() {
+        return Ok(vec![place.to_path_buf()]);
+    }
+    if !place.is_dir() {
+        return Err(DataError::NoFile { path: path.to_string() });
+    }
+    let failed = |cause| DataError::Unreadable { path: place.to_path_buf(), cause };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(place).map_err(failed)? {
+        let file = entry.map_err(failed)?.path();
+        if file.is_file() && is_data(&file.to_string_lossy()) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    if files.is_empty() { Err(DataError::NoRows { path: path.to_string() }) } else { Ok(files) }
+}
+
+/// Whether a file of this name holds rows.
+pub(crate) fn is_data(name: &str) -> bool {
+    let name = name.strip_suffix(".gz").unwrap_or(name);
+    [".jsonl", ".json", ".ndjson", ".parquet"].iter().any(|ending| name.ends_with(ending))
+}

@@ -1,0 +1,125 @@
+//! Tensors that are trained together, with their gradients and their optimiser.
+
+use tch::{Kind, Tensor};
+
+use crate::checkpoint::Weights;
+use crate::device::Compute;
+use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
+
+/// One trained tensor.
+#[derive(Debug)]
+struct Parameter {
+    name: String,
+    /// f32, what the optimiser updates.
+    master: Tensor,
+    /// What the model computes with, in the compute precision; the master itself in f32.
+    leaf: Tensor,
+    /// f32, sum over the micro-batches.
+    gradient: Tensor,
+}
+
+impl Parameter {
+    fn new(name: &str, weight: &Tensor, compute: Compute) -> Self {
+        let master = weight.to_device(compute.device).to_kind(Kind::Float).copy();
+        let leaf = master.to_kind(compute.kind);
+        Parameter { name: name.to_string(), gradient: master.zeros_like(), master, leaf }
+    }
+
+    /// The leaf, where it is a tensor of its own.
+    fn own_leaf(&self) -> Option<Tensor> {
+        (self.leaf.kind() != Kind::Float).then(|| self.leaf.shallow_clone())
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Parameters {
+    list: Vec<Parameter>,
+    optimizer: AdamW,
+    /// The factor by which the last step's gradient was clipped.
+    scale: f64,
+}
+
+impl Parameters {
+    /// Copies of these tensors, to be trained.
+    pub fn new(tensors: &Weights, compute: Compute) -> Self {
+        let list: Vec<Parameter> =
+            tensors.iter().map(|(name, tensor)| Parameter::new(name, tensor, compute)).collect();
+        let masters: Vec<Tensor> = list.iter().map(|parameter| parameter.master.shallow_clone()).collect();
+        Parameters { optimizer: AdamW::new(&masters), list, scale: 1.0 }
+    }
+
+    fn by_name(&self, pick: impl Fn(&Parameter) -> Tensor) -> Weights {
+        self.list.iter().map(|parameter| (parameter.name.clone(), pick(parameter))).collect()
+    }
+
+    fn each(&self, pick: impl Fn(&Parameter) -> Tensor) -> Vec<Tensor> {
+        self.list.iter().map(pick).collect()
+    }
+
+    /// Handles of the f32 tensors, which change with the next step.
+    pub fn masters(&self) -> Weights {
+        self.by_name(|parameter| parameter.master.shallow_clone())
+    }
+
+    /// Handles of what the model computes with.
+    pub fn leaves(&self) -> Weights {
+        self.by_name(|parameter| parameter.leaf.shallow_clone())
+    }
+
+    /// Copies of what the model computes with.
+    pub fn copies(&self) -> Weights {
+        self.by_name(|parameter| parameter.leaf.detach().copy())
+    }
+
+    /// Handles of the gradients, to add to.
+    pub fn gradients(&self) -> Weights {
+        self.by_name(|parameter| parameter.gradient.shallow_clone())
+    }
+
+    /// A handle of one gradient, to add to.
+    pub fn gradient(&self, name: &str) -> Option<Tensor> {
+        let parameter = self.list.iter().find(|parameter| parameter.name == name)?;
+        Some(parameter.gradient.shallow_clone())
+    }
+
+    /// Copies of the gradients of the last step, after clipping.
+    pub fn clipped_gradients(&self) -> Weights {
+        self.by_name(|parameter| &parameter.gradient * self.scale)
+    }
+
+    /// The optimiser's moments, as `NAME.exp_avg` and `NAME.exp_avg_sq` (PyTorch's names).
+    pub fn moments(&self) -> Weights {
+        let pairs = self.list.iter().zip(self.optimizer.moments());
+        pairs
+            .flat_map(|(parameter, (first, second))| {
+                [
+                    (format!("{}.exp_avg", parameter.name), first.shallow_clone()),
+                    (format!("{}.exp_avg_sq", parameter.name), second.shallow_clone()),
+                ]
+            })
+            .collect()
+    }
+
+    /// Sets the gradients to 0.
+    pub fn zero(&mut self) {
+        for parameter in &mut self.list {
+            let _ = parameter.gradient.zero_();
+        }
+    }
+
+    /// Measures the gradients' global norm, and notes by how much the step is to scale them down.
+    pub fn clip(&mut self, limit: f64) -> f64 {
+        let (norm, scale) = norm_and_clip(&self.each(|parameter| parameter.gradient.shallow_clone()), limit);
+        self.scale = scale;
+        norm
+    }
+
+    /// One optimiser step, after [`Parameters::clip`].
+    pub fn step(&mut self, rate: f64, training: &TrainingConfig) {
+        let masters = self.each(|parameter| parameter.master.shallow_clone());
+        let gradients = self.each(|parameter| parameter.gradient.shallow_clone());
+        let leaves: Vec<Option<Tensor>> = self.list.iter().map(Parameter::own_leaf).collect();
+        self.optimizer.step(&masters, &leaves, &gradients, self.scale, rate, training);
+    }
+}
