@@ -421,9 +421,9 @@ fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
         let has = |wanted: fn(Statistics) -> bool| {
             arm.stages.iter().any(|stage| wanted(stage.algorithm.objective().needs().statistics))
         };
-        let has_critic = has(|statistics| {
-            matches!(statistics, Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model)
-        });
+        let has_critic = has(
+            |statistics| matches!(statistics, Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model),
+        );
         u64::from(has(|statistics| statistics == Statistics::Scores)) + if has_critic { copies } else { 0 }
     };
     const RECORDS: u64 = 64 << 20;

@@ -28,7 +28,8 @@ use super::group::{add_loss, reward_metrics};
 use super::kl::KlEstimator;
 use super::pairs::{above_zero, at_least_zero};
 use super::{
-    AlgorithmConfig, Critic, CriticKind, Loss, Metrics, MicroBatch, Needs, Objective, Statistics, TokenStatistics,
+    AlgorithmConfig, Critic, CriticKind, Loss, Metrics, MicroBatch, Needs, Objective, Statistics,
+    TokenStatistics,
 };
 
 /// The furthest that one stage moves an adaptive β, in shares (Ziegler et al.'s).
@@ -152,9 +153,11 @@ impl AlgorithmConfig for PpoConfig {
             }
         }
         if self.kl == KlPlace::Loss && self.estimator() == KlEstimator::K1 {
-            return Err("kl_estimator is \"k1\", whose gradient in the loss is 0 on average; use \"k2\" or \"k3\", \
+            return Err(
+                "kl_estimator is \"k1\", whose gradient in the loss is 0 on average; use \"k2\" or \"k3\", \
                         or kl = \"reward\""
-                .to_string());
+                    .to_string(),
+            );
         }
         Ok(())
     }
@@ -258,8 +261,7 @@ impl Ppo {
 
 impl Objective for Ppo {
     fn needs(&self) -> Needs {
-        let critic =
-            Critic { kind: self.options.critic, learning_rate: self.options.critic_learning_rate };
+        let critic = Critic { kind: self.options.critic, learning_rate: self.options.critic_learning_rate };
         Needs {
             reference: self.options.kl_coef != 0.0,
             old: true,
@@ -379,7 +381,8 @@ mod tests {
             branches: references.iter().map(|&reference| branch(reference)).collect(),
             ..Tree::default()
         };
-        let options = PpoConfig { kl_target: Some(4.0), kl_horizon: 100.0, kl_coef: 0.1, ..PpoConfig::default() };
+        let options =
+            PpoConfig { kl_target: Some(4.0), kl_horizon: 100.0, kl_coef: 0.1, ..PpoConfig::default() };
         let mut ppo = Ppo::new(options);
         ppo.begin(&[&tree(&[-3.0, -6.0])]);
         assert_eq!(ppo.beta, 0.1);

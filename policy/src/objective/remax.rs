@@ -84,10 +84,7 @@ fn baseline(tree: &Tree) -> f64 {
 
 impl Objective for Remax {
     fn needs(&self) -> Needs {
-        Needs {
-            reference: self.options.beta != 0.0,
-            ..Needs::of(SelectionRule::GroupAgainstGreedy)
-        }
+        Needs { reference: self.options.beta != 0.0, ..Needs::of(SelectionRule::GroupAgainstGreedy) }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -99,7 +99,10 @@ impl AlgorithmConfig for RewardModelConfig {
     fn validate(&self) -> Result<(), String> {
         super::pairs::at_least_zero("center_rewards_coefficient", self.center_rewards_coefficient)?;
         if !(0.0..=1.0).contains(&self.max_similarity) {
-            return Err(format!("max_similarity is {}; it must be at least 0 and at most 1", self.max_similarity));
+            return Err(format!(
+                "max_similarity is {}; it must be at least 0 and at most 1",
+                self.max_similarity
+            ));
         }
         Ok(())
     }
@@ -287,7 +290,13 @@ mod tests {
 
     fn tree(strength: Option<Strength>, margin: Option<f32>, responses: &[&[u32]]) -> Tree {
         let branch = |tokens: &&[u32]| Branch { tokens: tokens.to_vec(), ..Branch::default() };
-        Tree { prompt: vec![1], branches: responses.iter().map(branch).collect(), strength, margin, ..Tree::default() }
+        Tree {
+            prompt: vec![1],
+            branches: responses.iter().map(branch).collect(),
+            strength,
+            margin,
+            ..Tree::default()
+        }
     }
 
     fn objective(value: serde_json::Value) -> Box<dyn Objective> {
