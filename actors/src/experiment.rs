@@ -9,6 +9,7 @@
 
 mod data;
 mod document;
+mod preparation;
 mod prompts;
 
 use std::path::{Path, PathBuf};
@@ -28,9 +29,10 @@ use toml::{Table, Value};
 use crate::devices::DevicePlan;
 use document::{Document, Section};
 
-pub use data::{DataPlan, LessonConfig, TooLong};
+pub use data::{DataPlan, LessonConfig, TooLong, read_data};
 pub use document::{ExperimentError, nearest};
-pub use prompts::{PromptData, PromptFiles, PromptSource, Prompts, Split, read_prompts};
+pub use preparation::{PreparationPlan, read_preparation};
+pub use prompts::{PromptData, PromptFiles, PromptSet, PromptSource, Prompts, Split, read_prompts};
 
 /// `model.path` of the model that set-up brought.
 const DEFAULT_MODEL: &str = "default";

@@ -19,6 +19,7 @@
 //! - [`trainer`]: one training step through all of these;
 //! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
 //! - [`scoring`]: what a frozen model says of given responses;
+//! - [`embedding`]: texts as vectors;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
 //! - [`allocator`]: large blocks of memory stay ours;
 //! - [`error`]: what can go wrong, in words for the person who can mend it.
@@ -32,6 +33,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cuda;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod forest;
 pub mod generate;
