@@ -4,7 +4,7 @@ use arriero_buffers::{Group, Prompt, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{RewardConfig, Scorer};
+use super::{RewardConfig, Scorer, ScorerConfig};
 use crate::error::RewardError;
 
 /// What is added to a deviation before it divides.
@@ -63,12 +63,8 @@ pub struct CompositeConfig {
     pub parts: Vec<PartConfig>,
 }
 
-impl CompositeConfig {
-    /// Checks the options, and those of the parts.
-    ///
-    /// # Errors
-    /// With a sentence that names the part, the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for CompositeConfig {
+    fn validate(&self) -> Result<(), String> {
         if self.parts.is_empty() {
             return Err("parts is empty, but must have at least one { reward = { kind = … } }".to_string());
         }
@@ -88,22 +84,19 @@ impl CompositeConfig {
         Ok(())
     }
 
-    /// Checks that a prompt has what each part needs.
-    pub(super) fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
         self.parts.iter().try_for_each(|part| part.reward.check_prompt(prompt))
     }
 
-    /// What the parts read of a prompt's `checks`.
-    pub(super) fn check_names(&self) -> Vec<&'static str> {
+    fn check_names(&self) -> Vec<&'static str> {
         self.parts.iter().flat_map(|part| part.reward.check_names()).collect()
     }
 
-    /// True if a completion's reward depends on the others of its group.
-    pub(super) fn compares_completions(&self) -> bool {
+    fn compares_completions(&self) -> bool {
         self.parts.iter().any(|part| part.normalise == Normalise::Group || part.reward.compares_completions())
     }
 
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let build = |part: &PartConfig| Ok(Part { config: part.clone(), scorer: part.reward.build()? });
         let parts = self.parts.iter().map(build).collect::<Result<_, RewardError>>()?;
         Ok(Box::new(Composite { clip: self.clip, parts }))

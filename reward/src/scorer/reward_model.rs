@@ -14,7 +14,7 @@ use arriero_policy::tokenizer::Tokenizer;
 use arriero_policy::written;
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
+use super::{Scorer, ScorerConfig};
 use crate::error::RewardError;
 
 /// The options of the `reward_model` reward.
@@ -43,12 +43,8 @@ impl Default for RewardModelConfig {
     }
 }
 
-impl RewardModelConfig {
-    /// Checks the options, and the headers of the model's files.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range, or what is wrong with the model.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for RewardModelConfig {
+    fn validate(&self) -> Result<(), String> {
         if self.path.as_os_str().is_empty() {
             return Err("path is \"\", but must name a reward model's folder".to_string());
         }
@@ -59,7 +55,7 @@ impl RewardModelConfig {
         inspected.map(drop).map_err(|error| format!("path is wrong: {error}"))
     }
 
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let config = |error: arriero_policy::PolicyError| RewardError::Config(error.to_string());
         let Checkpoint { config: model, weights, tokenizer } =
             Checkpoint::open_reward_model(&self.path).map_err(config)?;
