@@ -8,6 +8,8 @@
 //! - [`length`]: whether it is long enough, and DAPO's soft penalty; [`repetition`]: whether it
 //!   repeats itself;
 //! - [`reward_model`]: a trained model's score;
+//! - [`program`], [`http`]: a program or an endpoint of the user's (`exchange` is what they are told and answer);
+//! - [`judge`]: an LLM that rates or compares;
 //! - [`composite`]: several of these, weighted.
 //!
 //! `per_completion` has what those share that look at one completion at a time. A new kind is a module
@@ -17,13 +19,17 @@ pub mod composite;
 pub mod constraints;
 pub mod contains;
 pub mod exact;
+pub mod exchange;
 pub mod format;
+pub mod http;
 pub mod ifeval;
 pub mod json;
+pub mod judge;
 pub mod length;
 pub mod math;
 pub mod pattern;
 pub mod per_completion;
+pub mod program;
 pub mod repetition;
 pub mod reward_model;
 
@@ -33,6 +39,10 @@ use serde_aux::serde_introspection::serde_introspect;
 use serde_json::{Map, Value};
 
 use crate::error::RewardError;
+use crate::watch::Watch;
+
+/// A score for each completion of a group, in their order, or why it has none.
+pub type Outcomes = Vec<Result<Score, RewardError>>;
 
 /// Gives each completion of a group its reward.
 pub trait Scorer: Send {
@@ -44,6 +54,24 @@ pub trait Scorer: Send {
     /// # Errors
     /// If the prompt or a completion lacks what the scorer needs.
     fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError>;
+
+    /// Several groups at once, and each completion for itself: one that cannot be scored does not cost the others
+    /// their scores. By default one group after the other, each as a whole.
+    fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
+        let outcomes = |group: &&Group| match self.score(group) {
+            Ok(scores) => scores.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error); group.completions.len()],
+        };
+        groups.iter().map(outcomes).collect()
+    }
+
+    /// Completions that it likes to be given at once, where there are many. Default 1.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Lets others end its waiting, if it waits. By default it does not.
+    fn heed(&mut self, _watch: &Watch) {}
 
     /// What the scorer can say of each completion beyond numbers, for people to read; nothing by
     /// default.
@@ -80,6 +108,11 @@ pub trait ScorerConfig {
 
     /// True if a completion's reward depends on the others of its group.
     fn compares_completions(&self) -> bool {
+        false
+    }
+
+    /// True if a completion alone cannot be scored.
+    fn needs_several(&self) -> bool {
         false
     }
 
@@ -134,6 +167,9 @@ registry! {
     "repetition" => Repetition(repetition::RepetitionConfig), "A penalty for repeated n-grams.";
     "soft_overlong" => SoftOverlong(length::SoftOverlongConfig), "DAPO's soft penalty for what is too long.";
     "reward_model" => RewardModel(reward_model::RewardModelConfig), "The score of a reward model.";
+    "program" => Program(program::ProgramConfig), "What a program of the user's says.";
+    "http" => Http(http::HttpConfig), "What an HTTP endpoint says.";
+    "judge" => Judge(judge::JudgeConfig), "What an LLM says.";
     "composite" => Composite(composite::CompositeConfig), "Several scorers, weighted.";
 }
 
@@ -170,6 +206,11 @@ impl RewardConfig {
     /// True if a completion's reward depends on the others of its group.
     pub fn compares_completions(&self) -> bool {
         self.options().compares_completions()
+    }
+
+    /// True if a completion alone cannot be scored.
+    pub fn needs_several(&self) -> bool {
+        self.options().needs_several()
     }
 
     /// The scorer.
@@ -228,6 +269,9 @@ mod tests {
             json!({"kind": "repetition", "ngram": 4}),
             json!({"kind": "soft_overlong", "max_completion_len": 8, "soft_punish_cache": 2}),
             json!({"kind": "reward_model", "path": TINY_REWARD_MODEL, "device": "cpu", "dtype": "f32"}),
+            json!({"kind": "program", "command": ["cat"], "unit": "group", "timeout": 5.0}),
+            json!({"kind": "http", "url": "http://127.0.0.1:1/", "headers": {"a": "b"}, "requests_per_minute": 5.0}),
+            json!({"kind": "judge", "base_url": "http://127.0.0.1:1/v1", "model": "m", "mode": "pairwise"}),
             json!({"kind": "composite", "parts": [{"clip": [0.0, 1.0], "reward": {"kind": "exact"}}]}),
         ]
         .map(|value| serde_json::from_value::<RewardConfig>(value).expect("a reward"));
