@@ -59,9 +59,9 @@ pub fn parts(tokenizer: &Tokenizer, entry: &Entry, roles: &[Role]) -> Result<Vec
     };
     // No algorithm learns from steps: none of their tokens carries loss.
     let is_of_use = !matches!(entry.row, Row::Stepwise { .. });
-    let answer = |((name, _), marked): (&(&'static str, _), Marked)| match is_of_use {
-        true => Part { name, marked },
-        false => Part::without_loss(name, marked.tokens),
+    let answer = |(answer, marked): (&(&'static str, Vec<Message>), Marked)| match is_of_use {
+        true => Part { name: answer.0, marked },
+        false => Part::without_loss(answer.0, marked.tokens),
     };
     let prompt = Part::without_loss("prompt", prompt);
     Ok([prompt].into_iter().chain(answers.iter().zip(marked).map(answer)).collect())

@@ -5,17 +5,18 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
-use arriero_actors::experiment::{ModelPlan, PreparationPlan, read_preparation};
+use anyhow::{Context, anyhow};
+use arriero_actors::experiment::{ModelPlan, PreparationPlan, Unscored, read_preparation};
 use arriero_buffers::{Completion, Finish, Group, Prompt};
 use arriero_data::DataError;
 use arriero_data::prepare::{Exchange, Helpers, Report, prepare};
+use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
 use arriero_policy::embedding;
 use arriero_policy::model::Model;
 use arriero_policy::tokenizer::Tokenizer;
-use arriero_reward::Scorer;
+use arriero_reward::{OnError, RewardConfig, Scorer};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Failure;
@@ -37,12 +38,11 @@ pub struct Arguments {
 /// Prepares, and says what came of it.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let plan = read_preparation(&arguments.config, &arguments.set).map_err(Failure::input)?;
-    let scorers =
-        plan.scorers.iter().map(|reward| reward.build()).collect::<Result<_, _>>().map_err(Failure::input)?;
+    let scorings = plan.scorers.iter().map(Scoring::of).collect::<Result<_, Failure>>()?;
     let model = plan.model.as_ref().map(load).transpose()?;
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{msg} {pos}/{len}").map_err(Failure::broken)?);
-    let mut helpers = Computed { model, max_tokens: plan.max_tokens, scorers, bar };
+    let mut helpers = Computed { model, max_tokens: plan.max_tokens, scorings, bar };
     // Written beside the output and put in its place when it is whole.
     let mut partial = plan.output.clone().into_os_string();
     partial.push(".partial");
@@ -52,10 +52,17 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         .map_err(Failure::Input)?;
     let prepared = prepare(&plan.steps, &mut helpers, &mut BufWriter::new(file));
     helpers.bar.finish_and_clear();
-    let report = prepared.map_err(|error| {
-        let _ = std::fs::remove_file(&partial);
+    let prepared = prepared.map_err(|error| {
         let broken = matches!(error, DataError::Helper { .. } | DataError::Unwritable { .. });
         if broken { Failure::broken(error) } else { Failure::input(error) }
+    });
+    let checked = prepared.and_then(|report| {
+        helpers.scorings.iter().try_for_each(Scoring::check)?;
+        Ok(report)
+    });
+    let report = checked.inspect_err(|_| {
+        // Only half an answer: nobody should take it for the whole.
+        let _ = std::fs::remove_file(&partial);
     })?;
     write(&plan, &partial, &report).map_err(Failure::Broken)?;
     // The rows are in the file: a closed pipe is no failure.
@@ -85,8 +92,54 @@ fn load(plan: &ModelPlan) -> Result<(Model, Tokenizer), Failure> {
 struct Computed {
     model: Option<(Model, Tokenizer)>,
     max_tokens: usize,
-    scorers: Vec<Box<dyn Scorer>>,
+    scorings: Vec<Scoring>,
     bar: ProgressBar,
+}
+
+/// A scorer at work.
+struct Scoring {
+    scorer: Box<dyn Scorer>,
+    unscored: Unscored,
+    /// Rows that it was asked for, and those that it could not score.
+    asked: usize,
+    failed: usize,
+    /// Why it could not score the last of these.
+    last: String,
+}
+
+impl Scoring {
+    fn of((reward, unscored): &(RewardConfig, Unscored)) -> Result<Self, Failure> {
+        let scorer = reward.build().map_err(Failure::input)?;
+        Ok(Scoring { scorer, unscored: *unscored, asked: 0, failed: 0, last: String::new() })
+    }
+
+    /// Fails if more rows could not be scored than may be.
+    fn check(&self) -> Result<(), Failure> {
+        let Scoring { unscored, asked, failed, last, .. } = self;
+        if *failed as f64 <= unscored.max_skipped * *asked as f64 {
+            return Ok(());
+        }
+        let share = unscored.max_skipped;
+        Err(Failure::broken(anyhow!(
+            "{failed} of {asked} rows could not be scored, more than the share of {share} that the reward's max_skipped \
+             allows; the last one: {last}"
+        )))
+    }
+}
+
+/// An answer as scorers read it.
+fn group(exchange: &Exchange) -> Group {
+    let completion = Completion {
+        sample: 0,
+        tokens: Vec::new(),
+        logps: Vec::new(),
+        sampled_logps: Vec::new(),
+        weight_versions: Vec::new(),
+        text: exchange.completion.clone(),
+        finish: Finish::EndOfTurn,
+    };
+    let prompt = Prompt { id: 0, messages: exchange.prompt.clone(), checks: serde_json::Value::Null };
+    Group { prompt: Arc::new(prompt), prompt_tokens: Vec::new(), completions: vec![completion] }
 }
 
 impl Helpers for Computed {
@@ -95,39 +148,34 @@ impl Helpers for Computed {
             return Err("there is no model to embed with".to_string());
         };
         let most = self.max_tokens.min(model.config().max_positions);
-        let tokens = |text: &String| {
+        let tokens = |text: &String| -> Result<Vec<u32>, PolicyError> {
             let mut tokens = tokenizer.text_tokens(text)?;
             tokens.truncate(most);
             Ok(tokens)
         };
-        let tokens: Result<Vec<Vec<u32>>, arriero_policy::PolicyError> = texts.iter().map(tokens).collect();
+        let tokens: Result<Vec<Vec<u32>>, PolicyError> = texts.iter().map(tokens).collect();
         tokens
             .and_then(|tokens| embedding::embed(model, &tokens, BATCH_TOKENS))
             .map_err(|error| error.to_string())
     }
 
     fn score(&mut self, rule: usize, exchanges: &[Exchange]) -> Result<Vec<f64>, String> {
-        let scorer = &mut self.scorers[rule];
-        let score = |exchange: &Exchange| {
-            let completion = Completion {
-                sample: 0,
-                tokens: Vec::new(),
-                logps: Vec::new(),
-                sampled_logps: Vec::new(),
-                weight_versions: Vec::new(),
-                text: exchange.completion.clone(),
-                finish: Finish::EndOfTurn,
-            };
-            let prompt = Prompt { id: 0, messages: exchange.prompt.clone(), checks: serde_json::Value::Null };
-            let group =
-                Group { prompt: Arc::new(prompt), prompt_tokens: Vec::new(), completions: vec![completion] };
-            let scores = scorer.score(&group).map_err(|error| error.to_string())?;
-            scores
-                .first()
-                .map(|score| f64::from(score.reward))
-                .ok_or_else(|| "the scorer gave no score".to_string())
-        };
-        exchanges.iter().map(score).collect()
+        let Scoring { scorer, unscored, asked, failed, last } = &mut self.scorings[rule];
+        let groups: Vec<Group> = exchanges.iter().map(group).collect();
+        let mut scores = Vec::with_capacity(groups.len());
+        for outcome in scorer.score_groups(&groups.iter().collect::<Vec<_>>()).into_iter().flatten() {
+            *asked += 1;
+            match outcome {
+                Ok(score) => scores.push(f64::from(score.reward)),
+                Err(error) if unscored.on_error == OnError::Stop => return Err(error.to_string()),
+                Err(error) => {
+                    *failed += 1;
+                    *last = error.to_string();
+                    scores.push(f64::NAN);
+                }
+            }
+        }
+        Ok(scores)
     }
 
     fn progress(&mut self, step: &'static str, done: usize, all: usize) {

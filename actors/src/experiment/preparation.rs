@@ -9,6 +9,7 @@ use arriero_data::prepare::{
 use arriero_reward::RewardConfig;
 
 use super::ModelPlan;
+use super::Unscored;
 use super::document::{Document, ExperimentError, Section};
 
 /// What `arriero data prepare` does.
@@ -16,8 +17,8 @@ use super::document::{Document, ExperimentError, Section};
 pub struct PreparationPlan {
     /// The steps.
     pub steps: Preparation,
-    /// The scorer of each of the steps' scores.
-    pub scorers: Vec<RewardConfig>,
+    /// The scorer of each of the steps' scores, and what rows that it cannot score do.
+    pub scorers: Vec<(RewardConfig, Unscored)>,
     /// What embeds, where that is needed.
     pub model: Option<ModelPlan>,
     /// The most tokens of a text that are embedded. Default 512.
@@ -103,7 +104,7 @@ fn source(mut section: Section<'_>) -> Result<Source, ExperimentError> {
 }
 
 /// One `[[score]]`: what becomes of rows, and their scorer.
-fn score(mut section: Section<'_>) -> Result<(ScoreRule, RewardConfig), ExperimentError> {
+fn score(mut section: Section<'_>) -> Result<(ScoreRule, (RewardConfig, Unscored)), ExperimentError> {
     let rule: ScoreRule = section.read(&ScoreRule::default())?;
     if !section.has("reward") {
         return Err(section.fail(
