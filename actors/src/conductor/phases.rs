@@ -19,6 +19,9 @@ use crate::rejection_sampler::SelectionJob;
 use crate::sampling_metrics::SamplingMetrics;
 use crate::summary::{ArmSummary, Status, change, held_out};
 
+/// Completions without a score that a phase shows; the others are recorded only.
+const SHOWN: usize = 10;
+
 impl ConductorState {
     /// The first thing to do after a stage's training.
     pub(super) fn advance(&mut self) -> Result<(), ActorProcessingErr> {
@@ -126,8 +129,15 @@ impl ConductorState {
 
     /// Notes completions without a score. While sampling, too many of them end the run as soon as it is certain.
     pub(super) fn unscored(&mut self, causes: &[String]) {
-        for cause in causes {
-            self.note(EventLevel::Warning, "reward worker", format!("left out: {cause}"));
+        let before = if let Phase::Sampling(sampling) = &self.phase { sampling.unscored } else { 0 };
+        for (place, cause) in (before..).zip(causes) {
+            let (level, actor, message) =
+                (EventLevel::Warning, "reward worker", format!("left out: {cause}"));
+            if place < SHOWN {
+                self.note(level, actor, message);
+            } else {
+                self.record(Record::Event { arm: None, level, actor, message });
+            }
         }
         let Phase::Sampling(sampling) = &mut self.phase else { return };
         sampling.unscored += causes.len();
