@@ -173,6 +173,43 @@ fn wrong_models_are_refused() {
 }
 
 #[test]
+fn wrong_teachers_are_refused() {
+    assert_refused(
+        &["algorithm.kind=distill"],
+        "algorithm.teacher is missing; name a model of the policy's vocabulary",
+    );
+    let teacher =
+        |path: &Path| format!("algorithm={{ kind = \"distill\", teacher = \"{}\" }}", path.display());
+    let workplace = Workplace::new();
+    let nowhere = workplace.path().join("nowhere");
+    assert_refused(&[&teacher(&nowhere)], "nowhere; expected a Hugging Face directory");
+    // A model of another family, with a vocabulary of its own.
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy/tests/vectors/families/qwen2");
+    assert_refused(&[&teacher(&other)], "has another vocabulary than the policy: its ");
+}
+
+#[test]
+fn what_samples_a_second_model_takes_no_dataset() {
+    let workplace = Workplace::new();
+    let rows = workplace.path().join("rows.jsonl");
+    fs::write(&rows, "{\"prompt\": \"Hi\", \"completion\": \"Ho\"}\n").expect("written");
+    let data = format!("data.path={}", rows.display());
+    for (algorithm, expected) in [
+        (
+            "{ kind = \"xpo\" }",
+            "\"xpo\" learns from the samples of a prompt, each beside one of the reference",
+        ),
+        ("{ kind = \"nash_md\" }", "\"nash_md\" learns from the samples of a prompt, each beside one"),
+        (
+            "{ kind = \"distill\", teacher = \"tests/fixtures/tiny\", loss = \"sampled_reverse_kl\" }",
+            "\"distill\" learns from a group of samples of a prompt",
+        ),
+    ] {
+        assert_refused(&[&format!("algorithm={algorithm}"), &data], expected);
+    }
+}
+
+#[test]
 fn wrong_prompts_are_refused() {
     let workplace = Workplace::new();
     let good = workplace.path().join("good.jsonl");

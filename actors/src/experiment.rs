@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use arriero_buffers::{SelectionConfig, SelectionRule};
 use arriero_policy::PolicyError;
-use arriero_policy::checkpoint::default_model;
+use arriero_policy::checkpoint::{DEFAULT, locate};
 use arriero_policy::device::{DeviceSpec, DtypeSpec};
 use arriero_policy::objective::Algorithm;
 use arriero_policy::optim::TrainingConfig;
@@ -32,9 +32,6 @@ use document::{Document, Section};
 pub use data::{DataPlan, LessonConfig, TooLong};
 pub use document::{ExperimentError, nearest};
 pub use prompts::{PromptData, PromptFiles, PromptSource, Prompts, Split, read_prompts};
-
-/// `model.path` of the model that set-up brought.
-const DEFAULT_MODEL: &str = "default";
 
 /// Sequences decoded at once: more is a slip of the finger, and would only run out of memory.
 const MOST_SEQUENCES: usize = 65_536;
@@ -274,13 +271,9 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
 }
 
 fn model(mut section: Section<'_>) -> Result<(ModelPlan, String), ExperimentError> {
-    let written: String = section.take("path")?.unwrap_or_else(|| DEFAULT_MODEL.to_string());
-    let path = match written.as_str() {
-        DEFAULT_MODEL => {
-            default_model().map_err(|error| section.fail("path", &format!("is \"default\", but {error}")))?
-        }
-        written => PathBuf::from(written),
-    };
+    let written: String = section.take("path")?.unwrap_or_else(|| DEFAULT.to_string());
+    let path = locate(Path::new(&written))
+        .map_err(|error| section.fail("path", &format!("is \"{DEFAULT}\", but {error}")))?;
     if !path.exists() {
         return Err(section.fail("path", &format!("is wrong: {}", PolicyError::NoModel { path })));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use arriero_buffers::{Prompt, ScoredGroup};
+use arriero_buffers::{Prompt, ScoredGroup, SelectionRule};
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
@@ -23,14 +23,14 @@ pub(crate) const DECODE_STEPS: usize = 8;
 pub(crate) struct GenerationJob {
     pub version: u32,
     pub prompts: Arc<Vec<Arc<Prompt>>>,
-    /// Add a greedy completion to each group.
-    pub greedy_baseline: bool,
+    /// What is made of the groups, which may want completions beside the policy's samples.
+    pub rule: SelectionRule,
     pub delivered: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl GenerationJob {
-    pub fn new(version: u32, prompts: Vec<Arc<Prompt>>, greedy_baseline: bool) -> Self {
-        GenerationJob { version, prompts: Arc::new(prompts), greedy_baseline, delivered: Arc::default() }
+    pub fn new(version: u32, prompts: Vec<Arc<Prompt>>, rule: SelectionRule) -> Self {
+        GenerationJob { version, prompts: Arc::new(prompts), rule, delivered: Arc::default() }
     }
 
     fn is_delivered(&self, prompt_id: u64) -> bool {
@@ -125,18 +125,24 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
     };
     let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.generator).model()?;
     let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    let mut completions = generator.samples;
+    if let Some(weight) = job.rule.rivals() {
+        let reference = wiring.initial.in_precision(wiring.computes.generator).model()?;
+        engine = engine.with_mixture(reference, weight.into())?;
+    }
     if let Some(mebibytes) = generator.cache_memory {
         engine = engine.with_cache_memory(mebibytes << 20);
     }
-    let mut completions = generator.samples;
-    if job.greedy_baseline {
+    if job.rule.wants_greedy() {
         engine = engine.with_greedy_baseline();
         completions += 1;
     }
     let mut reused = 0;
     for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
-        // An arm with a greedy baseline has one completion more than one without.
-        let fits = |scored: &Arc<ScoredGroup>| scored.group.completions.len() == completions;
+        // An arm with a greedy baseline has one completion more than one without; groups with rivals are not kept.
+        let fits = |scored: &Arc<ScoredGroup>| {
+            scored.group.completions.len() == completions && job.rule.rivals().is_none()
+        };
         match wiring.sampled_initially.get(prompt.id).filter(|scored| job.version == 0 && fits(scored)) {
             Some(scored) => {
                 reused += scored

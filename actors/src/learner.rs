@@ -3,7 +3,8 @@
 //! A stage that trains a reward model starts from the run's initial weights under a fresh head; the policy stays as it is.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use arriero_buffers::{ExperienceBuffer, Tree};
@@ -12,9 +13,11 @@ use arriero_policy::checkpoint::{self, Beside, Weights};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::lora::{Adapter, LoraConfig};
+use arriero_policy::model::Model;
 use arriero_policy::objective::{CriticKind, Objective, Statistics};
 use arriero_policy::reward_model;
 use arriero_policy::snapshot::Snapshot;
+use arriero_policy::teacher;
 use arriero_policy::trainer::Trainer;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -105,6 +108,8 @@ pub(crate) struct LearnerState {
     /// The reward model that the arm trained last, f32.
     reward_model: Option<(ModelConfig, Weights)>,
     adapting: Option<Adapting>,
+    /// The teacher that a stage named last, where it lies and in the learner's precision.
+    teacher: Option<(PathBuf, Rc<Model>)>,
     work: Option<Work>,
     /// Optimiser steps of the policy since the arm began: the version of the weights.
     version: u32,
@@ -201,6 +206,7 @@ impl ThreadLocalActor for Learner {
             critics: BTreeMap::new(),
             reward_model: None,
             adapting: None,
+            teacher: None,
             work: None,
             version: 0,
             reward_steps: 0,
@@ -305,10 +311,32 @@ impl LearnerState {
             Some(critic) => trainer.with_critic(critic)?,
             None => trainer,
         };
+        if let Some(path) = job.stage.algorithm.teacher() {
+            match self.teacher(path) {
+                Ok(teacher) => trainer = trainer.with_teacher(teacher)?,
+                Err(error) => {
+                    self.wiring
+                        .tell(ConductorMessage::Failed { role: Role::Learner, cause: error.to_string() });
+                    return Ok(());
+                }
+            }
+        }
         self.stage.clone_from(&job.stage.name);
         self.work = Some(Work::new(job, experience, &mut trainer));
         self.trainer = Some(trainer);
         Ok(())
+    }
+
+    /// The model at `path`, which is read when a stage first names it.
+    fn teacher(&mut self, path: &Path) -> Result<Rc<Model>, PolicyError> {
+        if let Some((_, teacher)) = self.teacher.as_ref().filter(|(known, _)| known == path) {
+            return Ok(Rc::clone(teacher));
+        }
+        self.teacher = None;
+        let Wiring { model, tokenizer, .. } = &self.wiring;
+        let teacher = Rc::new(teacher::open(path, model, tokenizer, self.compute)?);
+        self.teacher = Some((path.to_path_buf(), Rc::clone(&teacher)));
+        Ok(teacher)
     }
 
     /// The adapter of the stage before under the same options, or a fresh one on the weights as they are.

@@ -94,7 +94,8 @@ fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
         rule: job.rule,
         selection: selection.clone(),
     };
-    if job.version == 0 && job.round == 0 && wiring.plan.arms.len() > 1 {
+    let is_shared = job.version == 0 && job.round == 0 && wiring.plan.arms.len() > 1;
+    if is_shared && job.rule.rivals().is_none() {
         wiring.sampled_initially.keep(&scored);
     }
     let prompt_id = scored.group.prompt.id;
@@ -129,10 +130,10 @@ pub(crate) struct GroupSummary {
 }
 
 impl GroupSummary {
-    /// Of the sampled completions: a greedy one is a yardstick, not a sample.
+    /// Of the policy's samples: a greedy completion, or a rival's, is a yardstick.
     fn of(scored: &ScoredGroup, rule: SelectionRule) -> Self {
         let completions = &scored.group.completions;
-        let completions = &completions[..completions.len().saturating_sub(usize::from(rule.wants_greedy()))];
+        let completions = &completions[..rule.samples_of(completions.len())];
         let scores = || scored.rewards().take(completions.len());
         let is_terminated = |completion: &&Completion| completion.finish == Finish::EndOfTurn;
         let length = |completion: &Completion| completion.tokens.len();

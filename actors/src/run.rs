@@ -1,6 +1,6 @@
 //! A run from its plan to its summary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::objective::{CriticKind, Statistics};
 use arriero_policy::snapshot::{Snapshot, WeightCell};
+use arriero_policy::teacher;
 use arriero_policy::tokenizer::Tokenizer;
 use arriero_reward::RewardError;
 use arriero_store::{ArmStore, RunDir, StoreError};
@@ -222,6 +223,10 @@ pub fn run(
     }
     let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
     stages.filter_map(|stage| stage.training.lora.as_ref()).try_for_each(|lora| lora.check(&model))?;
+    let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
+    for path in stages.filter_map(|stage| stage.algorithm.teacher()).collect::<BTreeSet<_>>() {
+        teacher::check(path, &model, &tokenizer)?;
+    }
     let computes = Computes::resolve(&plan.devices, plan.model.dtype)?;
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
     let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;

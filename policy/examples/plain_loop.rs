@@ -18,6 +18,7 @@ use arriero_policy::objective::Algorithm;
 use arriero_policy::optim::TrainingConfig;
 use arriero_policy::scoring::score_reference;
 use arriero_policy::snapshot::Snapshot;
+use arriero_policy::teacher;
 use arriero_policy::trainer::Trainer;
 use arriero_reward::{RewardConfig, Scorer};
 
@@ -49,7 +50,7 @@ pub fn plain_loop(
     let initial = masters.in_precision(compute);
     let reference: Model = initial.model()?;
     let mut scorer: Box<dyn Scorer> = settings.reward.build()?;
-    let (mut weights, mut newest, mut version) = (masters.weights(), initial, 0);
+    let (mut weights, mut newest, mut version) = (masters.weights(), Arc::clone(&initial), 0);
     let (mut objective, mut critic) = (settings.algorithm.objective(), None);
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
@@ -57,6 +58,9 @@ pub fn plain_loop(
         let needs = objective.needs();
         if needs.selection.wants_greedy() {
             generator = generator.with_greedy_baseline();
+        }
+        if let Some(weight) = needs.selection.rivals() {
+            generator = generator.with_mixture(initial.model()?, weight.into())?;
         }
         for prompt in prompts {
             generator.submit(Arc::clone(prompt))?;
@@ -83,6 +87,9 @@ pub fn plain_loop(
             Trainer::new(&config, &weights, compute, objective, settings.training.clone(), steps)?;
         if let Some(critic) = &critic {
             trainer = trainer.with_critic(critic)?;
+        }
+        if let Some(path) = settings.algorithm.teacher() {
+            trainer = trainer.with_teacher(teacher::open(path, &config, &tokenizer, compute)?.into())?;
         }
         for tree in &mut trees {
             trainer.score_old(tree)?;

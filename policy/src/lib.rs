@@ -18,6 +18,7 @@
 //! - [`optim`]: AdamW, clipping, schedules;
 //! - [`trainer`]: one training step through all of these;
 //! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
+//! - [`teacher`]: a model of the same vocabulary that the policy is compared with;
 //! - [`scoring`]: what a frozen model says of given responses;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
 //! - [`allocator`]: large blocks of memory stay ours;
@@ -46,6 +47,7 @@ pub mod reward_model;
 pub mod sampling;
 pub mod scoring;
 pub mod snapshot;
+pub mod teacher;
 pub mod tokenizer;
 pub mod trainer;
 pub mod written;

@@ -8,6 +8,7 @@ mod measure;
 mod parameters;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arriero_buffers::Tree;
@@ -18,7 +19,7 @@ use crate::config::{ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::{Forest, ReadAt, micro_batches};
-use crate::head::{self, StatisticGradients};
+use crate::head::{self, StatisticGradients, divergence};
 use crate::lora::{Adapter, LoraConfig};
 use crate::model::Model;
 use crate::objective::{Metrics, MicroBatch, Objective, Statistics, Totals};
@@ -26,6 +27,7 @@ use crate::optim::TrainingConfig;
 use crate::pass::Pass;
 use crate::scoring::to_host;
 use crate::snapshot::Snapshot;
+use crate::teacher;
 use critic::Critic;
 pub use critic::VALUE_HEAD;
 use parameters::Parameters;
@@ -59,6 +61,8 @@ pub struct Trainer {
     base: Option<Base>,
     model: Model,
     critic: Option<Critic>,
+    /// What the policy is compared with, frozen.
+    teacher: Option<Rc<Model>>,
     objective: Box<dyn Objective>,
     training: TrainingConfig,
     total_steps: usize,
@@ -199,6 +203,7 @@ impl Trainer {
             parameters,
             base,
             critic,
+            teacher: None,
             objective,
             training,
             total_steps,
@@ -216,6 +221,17 @@ impl Trainer {
             self.critic = None;
             self.critic = Some(Critic::new(critic, &self.config, weights, self.compute)?);
         }
+        Ok(self)
+    }
+
+    /// The same with the teacher that the objective compares the policy with, on the trainer's device and in its precision.
+    ///
+    /// # Errors
+    /// If it has another vocabulary.
+    pub fn with_teacher(mut self, teacher: Rc<Model>) -> Result<Self> {
+        teacher::check_sizes(teacher.config(), &self.config)
+            .map_err(|cause| PolicyError::WrongTeacher { teacher: "given".to_string(), cause })?;
+        self.teacher = Some(teacher);
         Ok(self)
     }
 
@@ -290,7 +306,8 @@ impl Trainer {
             Statistics::Scores => ReadAt::Token,
             _ => ReadAt::Predictor,
         };
-        Forest::pack_for(read, trees, self.config.max_positions, self.compute.device)
+        let teacher = self.teacher.as_ref().map_or(usize::MAX, |teacher| teacher.config().max_positions);
+        Forest::pack_for(read, trees, self.config.max_positions.min(teacher), self.compute.device)
     }
 
     /// Adds the gradient of one micro-batch's share of the loss.
@@ -305,7 +322,8 @@ impl Trainer {
         let own = critic_pass.as_ref().map(|pass| pass.hidden().detach());
         let mut scalar = self.scalar_head(&hidden, own.as_ref());
         let values = scalar.as_ref().map(|scalar| head::values(&scalar.hidden, &scalar.head));
-        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref());
+        let teacher = self.teacher_side(forest)?;
+        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref(), teacher.as_ref());
         let loss = self.objective.loss(&statistics, batch);
         if !loss.value.double_value(&[]).is_finite() {
             let prompt_ids = batch.trees.iter().map(|tree| tree.prompt_id).collect();
@@ -316,17 +334,29 @@ impl Trainer {
             let gradient = statistic.grad();
             gradient.defined().then_some(gradient)
         };
-        let from_probabilities = rows.map(|rows| {
+        let name = if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let mut output_gradient = self.parameters.gradient(name);
+        let output = self.model.output();
+        let (d_logps, d_entropies) = (gradient(&statistics.logps), gradient(&statistics.entropies));
+        let d_divergences = statistics.teacher.as_ref().and_then(|teacher| gradient(&teacher.divergences));
+        // What only compares distributions does not need the way back from the tokens' own statistics.
+        let is_wanted = d_logps.is_some() || d_entropies.is_some() || d_divergences.is_none();
+        let from_tokens = rows.filter(|_| is_wanted).map(|rows| {
             let gradients = StatisticGradients {
-                logps: gradient(&statistics.logps).unwrap_or_else(|| statistics.logps.zeros_like()),
-                entropies: gradient(&statistics.entropies),
+                logps: d_logps.unwrap_or_else(|| statistics.logps.zeros_like()),
+                entropies: d_entropies,
             };
-            let name =
-                if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-            let mut output_gradient = self.parameters.gradient(name);
-            let output = self.model.output();
             head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient.as_mut())
         });
+        let from_divergences = teacher.zip(d_divergences).map(|(teacher, gradients)| {
+            let sides = ((&hidden, output), (&teacher.hidden, &teacher.output));
+            let divergence = teacher.divergence;
+            divergence::backward(sides.0, sides.1, divergence, &gradients, output_gradient.as_mut())
+        });
+        let from_probabilities = match (from_tokens, from_divergences) {
+            (Some(tokens), Some(divergences)) => Some(tokens + divergences),
+            (tokens, divergences) => tokens.or(divergences),
+        };
         let d_values = statistics.values.as_ref().and_then(&gradient);
         let from_values = scalar.as_mut().zip(d_values).map(|(scalar, d_values)| {
             head::values_backward(&scalar.hidden, &scalar.head, &d_values, &mut scalar.gradient)

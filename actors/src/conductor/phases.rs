@@ -81,7 +81,7 @@ impl ConductorState {
         let needs = self.current_stage().algorithm.objective().needs();
         let prompts = self.context.round_prompts(self.round);
         self.enter(PhaseKind::Sampling, prompts.len() as u64);
-        let job = GenerationJob::new(self.progress.version, prompts, needs.selection.wants_greedy());
+        let job = GenerationJob::new(self.progress.version, prompts, needs.selection);
         let selection = SelectionJob {
             version: self.progress.version,
             rule: needs.selection,
