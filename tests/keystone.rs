@@ -40,7 +40,10 @@ fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
     // The last asks for the trainer's log-probabilities under the weights before the round.
     let corrected = "{ kind = \"grpo\", importance_sampling_mode = \"token_mask\", beta = 0.1 }";
     let plainly = |kind: &str| format!("{{ kind = \"{kind}\" }}");
-    for algorithm in [plainly("sft"), plainly("dpo"), plainly("remax"), corrected.to_string()] {
+    // A reference that follows the policy, and KTO's KL, which a reference of the trainer's own estimates.
+    let synced = "{ kind = \"dpo\", sync_ref_model = true, ref_model_sync_steps = 2 }".to_string();
+    let corrected = corrected.to_string();
+    for algorithm in [plainly("sft"), plainly("dpo"), plainly("kto"), synced, plainly("remax"), corrected] {
         let workplace = Workplace::new();
         let set = [
             "rounds=2".to_string(),
