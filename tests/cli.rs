@@ -610,6 +610,33 @@ fn an_algorithm_without_a_reward_for_its_prompts_is_refused() {
     assert_refused(&set, "prompt 0");
 }
 
+/// The diff of docs/adding-an-algorithm.md still fits: a file, a line where it says, an experiment, and nothing else.
+#[test]
+fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/adding-an-algorithm.md")).expect("the page");
+    let diff = page.split("```diff\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a diff");
+    let mut changed = Vec::new();
+    for part in diff.split("diff --git ").skip(1) {
+        let target = part.lines().find_map(|line| line.strip_prefix("+++ b/")).expect("a file");
+        let hunks: Vec<&str> = part.split("\n@@ ").skip(1).collect();
+        let lines = hunks.iter().flat_map(|hunk| hunk.lines().skip(1));
+        let added = lines.clone().filter(|line| line.starts_with('+')).count();
+        assert!(!lines.clone().any(|line| line.starts_with('-')), "{target}: something is taken away");
+        if part.contains("new file mode") {
+            assert!(!root.join(target).exists(), "{target} is there already");
+        } else {
+            let text = fs::read_to_string(root.join(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let kept: Vec<&str> = lines.filter_map(|line| line.strip_prefix(' ')).collect();
+            assert!(text.contains(&kept.join("\n")), "{target} has changed around the line to add: {kept:?}");
+        }
+        changed.push((target, added));
+    }
+    let files: Vec<&str> = changed.iter().map(|(target, _)| *target).collect();
+    assert_eq!(files, ["experiments/rrhf.toml", "policy/src/objective.rs", "policy/src/objective/rrhf.rs"]);
+    assert_eq!(changed[1].1, 1, "one line registers it");
+}
+
 /// What a heading of a page is linked by.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches(['#', ' ']).to_lowercase();
