@@ -58,6 +58,8 @@ pub(crate) enum ConductorMessage {
     Generated { tokens: u64, reused: u64, seconds: f64 },
     /// A group was scored.
     Scored(GroupSummary),
+    /// Completions that have no score, and why.
+    Unscored { causes: Vec<String> },
     /// Its tree is in the buffer.
     Accepted { prompt_id: u64 },
     /// It will not be used.
@@ -109,6 +111,8 @@ struct SamplingPhase {
     /// What became of each prompt's group: `None` is accepted.
     outcomes: BTreeMap<u64, Option<&'static str>>,
     generated: bool,
+    /// Completions without a score.
+    unscored: usize,
 }
 
 /// Figures of the arm that is running.
@@ -254,6 +258,7 @@ impl ConductorState {
                     sampling.metrics.add(&group);
                 }
             }
+            ConductorMessage::Unscored { causes } => self.unscored(&causes),
             ConductorMessage::Accepted { prompt_id } => self.settle(prompt_id, None)?,
             ConductorMessage::Dropped { prompt_id, reason } => {
                 self.restarts.remove(&Role::RewardWorker);

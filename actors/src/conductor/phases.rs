@@ -96,6 +96,7 @@ impl ConductorState {
             metrics: SamplingMetrics::default(),
             outcomes: BTreeMap::new(),
             generated: false,
+            unscored: 0,
         }));
         Ok(())
     }
@@ -121,6 +122,22 @@ impl ConductorState {
             reward: sampling.metrics.mean_reward(),
             rate: sampling.metrics.tokens_per_second(),
         });
+    }
+
+    /// Notes completions without a score. While sampling, too many of them end the run as soon as it is certain.
+    pub(super) fn unscored(&mut self, causes: &[String]) {
+        for cause in causes {
+            self.note(EventLevel::Warning, "reward worker", format!("left out: {cause}"));
+        }
+        let Phase::Sampling(sampling) = &mut self.phase else { return };
+        sampling.unscored += causes.len();
+        let samples =
+            self.context.plan.generator.samples + usize::from(sampling.selection.rule.wants_greedy());
+        let all = sampling.job.prompts.len() * samples;
+        let last = causes.last().map_or("", String::as_str);
+        if let Some(cause) = self.context.plan.unscored.too_many(sampling.unscored, all, last) {
+            self.end(Status::Failed, Some(cause));
+        }
     }
 
     /// Notes what became of a group. A group that is reported twice, because an actor died between
