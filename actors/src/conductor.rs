@@ -99,7 +99,8 @@ enum Phase {
 
 enum AfterCheckpoint {
     NextArm,
-    End(Status),
+    /// The run is over, for this cause.
+    End(Status, String),
 }
 
 struct SamplingPhase {
@@ -190,12 +191,12 @@ impl Actor for Conductor {
         match message {
             ConductorMessage::Interrupt => state.interrupt(),
             ConductorMessage::Failed { role, cause } => {
-                state.end(Status::Failed, Some(format!("the {} failed: {cause}", role.as_str())));
+                state.fail(format!("the {} failed: {cause}", role.as_str()));
             }
             message => {
                 // Only a message to an actor that has just died can fail; its death is on the way, too.
                 if let Err(error) = state.proceed(message) {
-                    state.end(Status::Failed, Some(one_line(&error.to_string())));
+                    state.fail(one_line(&error.to_string()));
                 }
             }
         }

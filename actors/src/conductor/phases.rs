@@ -360,7 +360,7 @@ impl ConductorState {
             summary.steps = version.into();
         }
         match then {
-            AfterCheckpoint::End(status) => self.end(status, Some("ctrl-c".to_string())),
+            AfterCheckpoint::End(status, cause) => self.end(status, Some(cause)),
             AfterCheckpoint::NextArm => {
                 self.context.emit(RunEvent::ArmDone { arm });
                 if self.arm + 1 < self.context.plan.arms.len() {
