@@ -500,7 +500,7 @@ mod tests {
 
     #[test]
     fn each_sample_stands_beside_its_rival() {
-        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0 };
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
         let rule = |keep_rivals| SelectionRule::AgainstRivals { reference_weight: 0.5, keep_rivals };
         let rewards = [0.0, f32::NAN, 1.0, 0.25, 0.5, 0.75];
         let kept = apply(&rewards, rule(true), &config);
@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn everything_is_taken_whatever_its_reward() {
-        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0 };
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
         let mut scored = scored(&[0.5, f32::NAN, -1.0]);
         scored.group.completions[2].tokens.clear();
         let selection = select(&scored, SelectionRule::Everything, &config, |_| false);
