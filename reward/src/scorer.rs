@@ -7,11 +7,13 @@
 //! - [`json`]: whether it is JSON, and fits a JSON Schema; [`mod@format`]: whether it has a layout;
 //! - [`length`]: whether it is long enough, and DAPO's soft penalty; [`repetition`]: whether it
 //!   repeats itself;
+//! - [`code`]: whether its code passes tests;
 //! - [`reward_model`]: a trained model's score;
 //! - [`composite`]: several of these, weighted.
 //!
 //! `per_completion` has what those share that look at one completion at a time.
 
+pub mod code;
 pub mod composite;
 pub mod constraints;
 pub mod contains;
@@ -33,6 +35,7 @@ use serde_json::{Map, Value};
 
 use crate::checks::Checks;
 use crate::error::RewardError;
+use code::CodeConfig;
 use composite::CompositeConfig;
 use constraints::{ConstraintsConfig, ConstraintsScorer};
 use contains::{ContainsConfig, ContainsScorer};
@@ -93,6 +96,8 @@ pub enum RewardConfig {
     Repetition(RepetitionConfig),
     /// DAPO's soft penalty for what is too long.
     SoftOverlong(SoftOverlongConfig),
+    /// Whether a completion's code passes the prompt's tests.
+    Code(CodeConfig),
     /// The score of a reward model.
     RewardModel(RewardModelConfig),
     /// Several scorers, weighted.
@@ -119,6 +124,7 @@ impl RewardConfig {
         "format",
         "repetition",
         "soft_overlong",
+        "code",
         "reward_model",
         "composite",
     ];
@@ -137,6 +143,7 @@ impl RewardConfig {
             RewardConfig::Format(_) => "format",
             RewardConfig::Repetition(_) => "repetition",
             RewardConfig::SoftOverlong(_) => "soft_overlong",
+            RewardConfig::Code(_) => "code",
             RewardConfig::RewardModel(_) => "reward_model",
             RewardConfig::Composite(_) => "composite",
         }
@@ -156,6 +163,7 @@ impl RewardConfig {
             "format" => serde_introspect::<FormatConfig>(),
             "repetition" => serde_introspect::<RepetitionConfig>(),
             "soft_overlong" => serde_introspect::<SoftOverlongConfig>(),
+            "code" => serde_introspect::<CodeConfig>(),
             "reward_model" => serde_introspect::<RewardModelConfig>(),
             "composite" => serde_introspect::<CompositeConfig>(),
             _ => &[],
@@ -178,6 +186,7 @@ impl RewardConfig {
             RewardConfig::Format(config) => config.validate(),
             RewardConfig::Repetition(config) => config.validate(),
             RewardConfig::SoftOverlong(config) => config.validate(),
+            RewardConfig::Code(config) => config.validate(),
             RewardConfig::RewardModel(config) => config.validate(),
             RewardConfig::Composite(config) => config.validate(),
         }
@@ -195,6 +204,7 @@ impl RewardConfig {
             RewardConfig::Ifeval(_) => ifeval::instructions_of(prompt).map(drop),
             RewardConfig::Math(_) | RewardConfig::Exact(_) => Checks::of(prompt)?.answer(prompt.id).map(drop),
             RewardConfig::Json(config) => config.check_prompt(prompt),
+            RewardConfig::Code(config) => config.check_prompt(prompt),
             RewardConfig::Composite(config) => config.check_prompt(prompt),
             _ => Ok(()),
         }
@@ -207,6 +217,7 @@ impl RewardConfig {
             RewardConfig::Ifeval(_) => vec!["instruction_id_list", "kwargs"],
             RewardConfig::Math(_) | RewardConfig::Exact(_) => vec!["answer"],
             RewardConfig::Json(_) => vec!["schema"],
+            RewardConfig::Code(_) => code::CHECKS.to_vec(),
             RewardConfig::Composite(config) => config.check_names(),
             _ => Vec::new(),
         }
@@ -235,6 +246,7 @@ impl RewardConfig {
             RewardConfig::Format(config) => config.scorer().map_err(RewardError::Config)?,
             RewardConfig::Repetition(config) => config.scorer(),
             RewardConfig::SoftOverlong(config) => config.scorer(),
+            RewardConfig::Code(config) => config.scorer()?,
             RewardConfig::RewardModel(config) => config.scorer()?,
             RewardConfig::Composite(config) => config.scorer()?,
         })
@@ -286,6 +298,7 @@ mod tests {
             json!({"kind": "format", "tags": ["think"], "text_after": true}),
             json!({"kind": "repetition", "ngram": 4}),
             json!({"kind": "soft_overlong", "max_completion_len": 8, "soft_punish_cache": 2}),
+            json!({"kind": "code", "time_limit": 2.0, "sandbox": "none"}),
             json!({"kind": "reward_model", "path": TINY_REWARD_MODEL, "device": "cpu", "dtype": "f32"}),
             json!({"kind": "composite", "parts": [{"clip": [0.0, 1.0], "reward": {"kind": "exact"}}]}),
         ]

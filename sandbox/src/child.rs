@@ -28,7 +28,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
 };
 use rustix::process::{
-    DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid, chdir, dumpable_behavior, pivot_root,
+    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, dumpable_behavior, pivot_root,
     set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid, umask,
 };
 use rustix::thread::{
@@ -107,9 +107,9 @@ struct Shared<'a> {
     failure: Option<Failure>,
 }
 
-/// Makes the process; it has become the program when this returns. Its handle is to be waited for by the same
-/// thread, whose end kills it.
-pub(crate) fn start(setup: &Setup<'_>) -> Result<OwnedFd, Failure> {
+/// Makes the process; it has become the program when this returns. Its id and handle are to be waited for by the
+/// same thread, whose end kills it.
+pub(crate) fn start(setup: &Setup<'_>) -> Result<(Pid, OwnedFd), Failure> {
     let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     flags |=
         libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
@@ -141,7 +141,7 @@ pub(crate) fn start(setup: &Setup<'_>) -> Result<OwnedFd, Failure> {
             ptr::null_mut::<c_void>(),
             ptr::null_mut::<c_int>(),
         );
-        let made = if made < 0 { Err(last_error()) } else { Ok(()) };
+        let made = if made < 0 { Err(last_error()) } else { Ok(made) };
         libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut());
         made
     };
@@ -149,12 +149,14 @@ pub(crate) fn start(setup: &Setup<'_>) -> Result<OwnedFd, Failure> {
         // The kernel refuses what only it may set; then there is nothing to restore.
         let _ = set_dumpable_behavior(dumpable);
     }
-    made.at("making a process in namespaces of its own")?;
+    let made = made.at("making a process in namespaces of its own")?;
     // SAFETY: the kernel has just made it for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     // SAFETY: the process wrote it through a pointer that the compiler cannot follow.
     match unsafe { ptr::read_volatile(&raw const shared.failure) } {
-        None => Ok(pidfd),
+        None => {
+            Ok((Pid::from_raw(made).ok_or(Failure { step: "making a process", errno: Errno::SRCH })?, pidfd))
+        }
         Some(failure) => {
             let _ = rustix::process::waitid(
                 rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
@@ -181,6 +183,8 @@ extern "C" fn enter(shared: *mut c_void) -> c_int {
 fn become_the_program(setup: &Setup<'_>) -> Result<(), Failure> {
     forget_signals();
     umask(Mode::from_raw_mode(0o022));
+    // Where the machine runs out of memory, this goes before us. Where it may not be said, nothing is lost.
+    let _ = write_file(c"/proc/self/oom_score_adj", b"1000", OFlags::empty());
     if let Identity::Namespace { uid, gid } = setup.plan.identity {
         name_users(uid, gid)?;
     }
@@ -194,7 +198,7 @@ fn become_the_program(setup: &Setup<'_>) -> Result<(), Failure> {
     give_up_rights(setup)?;
     chdir(c"/tmp").at("entering the working folder")?;
     for (name, content) in &setup.files {
-        write_file(name, content, OFlags::CREATE | OFlags::EXCL).at("writing a file for the program")?;
+        write_file(name, content, OFlags::CREATE | OFlags::EXCL).at(WRITING)?;
     }
     standard_files(setup)?;
     // Killed with the thread that started us; unless that has ended by now.
@@ -219,6 +223,8 @@ fn become_the_program(setup: &Setup<'_>) -> Result<(), Failure> {
 
 /// The step that fails when it is the program's fault.
 pub(crate) const EXECUTING: &str = "executing the program";
+/// The step that fails when files are larger than `/tmp` may be.
+pub(crate) const WRITING: &str = "writing a file for the program";
 const NOW: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Our handlers are no code of the program, and what we ignore it need not; none is left blocked.

@@ -5,7 +5,8 @@
 //!
 //! - `clone3`, whose flags a filter cannot read, `unshare`, `setns`, and `clone` with a new namespace: within
 //!   one of its own a program would be root, and would reach much more of the kernel;
-//! - sockets other than Unix ones: other families (vsock, netlink) do not all stay in the network namespace;
+//! - sockets but for connected pairs: families such as vsock do not stay in the network namespace, and a Unix
+//!   socket in a folder that the program can read would lead out of it;
 //! - `ptrace`, `process_vm_*`, `pidfd_getfd`, `kcmp`: reaching into other processes;
 //! - `memfd_create`, System V and POSIX queues and shared memory, `io_setup`, `vmsplice`: memory that the limit
 //!   on address space does not count;
@@ -68,9 +69,9 @@ const COMMON: &[libc::c_long] = &calls! {
     // Who one is; without capabilities nobody can become another.
     SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups SYS_setuid SYS_setgid
     SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid
-    // Unix sockets, once there is one.
-    SYS_bind SYS_connect SYS_listen SYS_accept SYS_accept4 SYS_getsockname SYS_getpeername SYS_sendto SYS_recvfrom
-    SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_setsockopt SYS_getsockopt SYS_shutdown
+    // Pairs of connected sockets.
+    SYS_getsockname SYS_getpeername SYS_sendto SYS_recvfrom SYS_sendmsg SYS_recvmsg SYS_setsockopt SYS_getsockopt
+    SYS_shutdown
     // The machine.
     SYS_uname SYS_sysinfo SYS_getrandom
 };
@@ -108,16 +109,20 @@ impl Filter {
 }
 
 fn compile() -> Result<BpfProgram, seccompiler::BackendError> {
+    let condition = SeccompCondition::new;
     let rule = |argument, length, operator, value| {
-        let condition = SeccompCondition::new(argument, length, operator, value)?;
-        SeccompRule::new(vec![condition])
+        SeccompRule::new(vec![condition(argument, length, operator, value)?])
     };
-    let unix = || rule(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
+    // Streams only: a message may be sent to any address, whatever its socket is connected with.
+    let kind = SeccompCmpOp::MaskedEq(0xf);
+    let unix_stream = SeccompRule::new(vec![
+        condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?,
+        condition(1, SeccompCmpArgLen::Dword, kind, libc::SOCK_STREAM as u64)?,
+    ])?;
     let no_namespace = SeccompCmpOp::MaskedEq(NEW_NAMESPACES as u64);
     let not_orphaned = libc::PR_SET_PDEATHSIG as u64;
     let conditional = [
-        (libc::SYS_socket, unix()?),
-        (libc::SYS_socketpair, unix()?),
+        (libc::SYS_socketpair, unix_stream),
         (libc::SYS_clone, rule(0, SeccompCmpArgLen::Qword, no_namespace, 0)?),
         (libc::SYS_prctl, rule(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, not_orphaned)?),
     ];

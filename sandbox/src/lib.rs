@@ -7,6 +7,7 @@
 //! - `child`: the steps from a new process to the program, and the only module with unsafe code;
 //! - `filter`: the system calls that a program may make;
 //! - `watch`: reads what the program writes, and ends it when a limit is reached;
+//! - `memory`: what all of a program's processes take up;
 //! - `unconfined`: the same interface without any of this, for those who ask for it.
 //!
 //! # What holds
@@ -25,6 +26,8 @@ mod child;
 #[cfg(target_os = "linux")]
 mod filter;
 #[cfg(target_os = "linux")]
+mod memory;
+#[cfg(target_os = "linux")]
 mod plan;
 mod python;
 mod unconfined;
@@ -42,7 +45,8 @@ pub use python::Python;
 pub struct Limits {
     /// Time by the clock, from start to end. Default 10 s.
     pub time: Duration,
-    /// Bytes of address space, of each process. Default 1 GiB.
+    /// Bytes of address space of each process, and of memory that all have together; that is looked at 20 times a
+    /// second. Default 1 GiB.
     pub memory: u64,
     /// Processes and threads at one time, with the first. Default 16.
     pub processes: u64,
@@ -109,6 +113,8 @@ pub enum Ending {
     TimedOut,
     /// It was killed when it had written more than it may.
     TooMuchOutput,
+    /// It was killed when its processes had more memory together than they may.
+    TooMuchMemory,
 }
 
 /// What came of a program.

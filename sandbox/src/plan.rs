@@ -13,7 +13,7 @@ use crate::{SCRATCH, SandboxError};
 
 /// Programs and libraries, where they are there. What is a symbolic link stays one.
 const SYSTEM: &[&str] =
-    &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store"];
+    &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"];
 /// What programs need of `/etc`: where libraries are, what `python3` or `cc` mean, and the time zone.
 const SETTINGS: &[&str] = &["/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"];
 /// The devices.

@@ -48,12 +48,13 @@ impl Python {
         Ok(Python { executable: executable.into(), folders, version: version.to_string() })
     }
 
-    /// A job of this interpreter: isolated from its user's settings, with hashes and threads that are the same in
-    /// every run.
+    /// A job of this interpreter: without its user's own packages, with hashes (and so sets' orders) that are the
+    /// same in every run, and libraries that start no threads.
     pub fn job<I: IntoIterator<Item = S>, S: Into<OsString>>(&self, arguments: I) -> Job {
-        let isolated = [self.executable.clone().into_os_string(), "-I".into(), "-B".into()];
+        let isolated = [self.executable.clone().into_os_string(), "-s".into(), "-B".into()];
         let mut job = Job::new(isolated.into_iter().chain(arguments.into_iter().map(Into::into)));
-        // Libraries for numbers start a thread for each core otherwise, each with its own share of the memory.
+        job.environment.push(("PYTHONHASHSEED".into(), "0".into()));
+        // Each thread of theirs would take its share of the memory, and of the processors that others use.
         for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"] {
             job.environment.push((name.into(), "1".into()));
         }

@@ -12,10 +12,11 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Resource, Signal, WaitId, WaitIdOptions, WaitIdStatus, getrlimit, pidfd_send_signal, waitid,
+    Pid, Resource, Signal, WaitId, WaitIdOptions, WaitIdStatus, getrlimit, pidfd_send_signal, waitid,
 };
 
-use crate::child::{self, EXECUTING, Failure, Program, Setup};
+use crate::child::{self, EXECUTING, Failure, Program, Setup, WRITING};
+use crate::memory;
 use crate::plan::{Identity, Plan};
 use crate::{Ending, Job, Limits, Outcome, SandboxError, resolve};
 
@@ -26,10 +27,15 @@ const SCRATCH_FILES: u64 = 4096;
 /// Bytes of memory that a program can keep from being swapped out.
 const LOCKED_MEMORY: u64 = 64 << 10;
 
+/// How often the memory of all processes is looked at.
+const MEMORY_EVERY: Duration = Duration::from_millis(50);
+
 /// Takes every step of a sandbox, but runs no program.
 pub(crate) fn probe(plan: &Plan) -> Result<(), SandboxError> {
+    memory::probe()?;
     let job = Job::default();
-    let limits = Limits::default();
+    // On a machine that is busy, or that was asleep, the first try may take its time.
+    let limits = Limits { time: Duration::from_secs(600), ..Limits::default() };
     let outcome = watch(plan, &job, &limits, None)?;
     match outcome.ending {
         Ending::Exited(0) => Ok(()),
@@ -78,7 +84,7 @@ fn explain(failure: Failure, program: Option<&Program>) -> SandboxError {
         };
         return SandboxError::Program { program, cause };
     }
-    if matches!(errno, Errno::NOSPC | Errno::FBIG) {
+    if step == WRITING && matches!(errno, Errno::NOSPC | Errno::FBIG) {
         return SandboxError::Job(format!("{step} failed: {errno}; allow more scratch"));
     }
     if matches!(errno, Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN) {
@@ -169,16 +175,18 @@ fn watch(plan: &Plan, job: &Job, limits: &Limits, program: Option<Program>) -> R
         alive: pipe()?,
     };
     let start = Instant::now();
-    let process = child::start(&setup).map_err(|failure| explain(failure, setup.program.as_ref()))?;
+    let (id, handle) = child::start(&setup).map_err(|failure| explain(failure, setup.program.as_ref()))?;
     // Ours would keep the pipes open.
     drop(setup);
-    let process = Process { handle: process, ended: false };
+    let process = Process { id, handle, ended: false };
     let mut outputs = [Output::new(stdout, limits.output), Output::new(stderr, limits.output)];
-    process.follow(&mut outputs, start, limits.time)
+    process.follow(&mut outputs, start, limits)
 }
 
 /// A program that runs, or has ended. Dropped, it is killed.
 struct Process {
+    /// Its own until it has been waited for.
+    id: Pid,
     handle: OwnedFd,
     ended: bool,
 }
@@ -188,17 +196,25 @@ impl Process {
         mut self,
         outputs: &mut [Output; 2],
         start: Instant,
-        limit: Duration,
+        limits: &Limits,
     ) -> Result<Outcome, SandboxError> {
         let mut reached = None;
+        let mut looked = start;
         loop {
-            let left = limit.saturating_sub(start.elapsed());
+            let left = limits.time.saturating_sub(start.elapsed());
             if left.is_zero() {
                 reached = Some(Ending::TimedOut);
                 break;
             }
-            if self.wait(outputs, left)? {
+            if self.wait(outputs, left.min(MEMORY_EVERY))? {
                 break;
+            }
+            if looked.elapsed() >= MEMORY_EVERY {
+                if memory::is_over(self.id, limits.memory) {
+                    reached = Some(Ending::TooMuchMemory);
+                    break;
+                }
+                looked = Instant::now();
             }
             if outputs.iter().any(|output| output.full) {
                 reached = Some(Ending::TooMuchOutput);

@@ -34,7 +34,7 @@ fn ready() -> Option<&'static Ready> {
 
 fn limits() -> Limits {
     Limits {
-        time: Duration::from_secs(20),
+        time: Duration::from_secs(60),
         memory: 256 << 20,
         processes: 8,
         scratch: 8 << 20,
@@ -55,7 +55,16 @@ fn run(program: &str) -> Option<Outcome> {
 
 /// Runs a program that prints a line for everything that worked and should not have, and ends with "done".
 fn nothing_works(program: &str) {
-    let Some(outcome) = run(&format!("{ATTEMPT}\n{program}\nprint('done')")) else { return };
+    nothing_works_beside(&[], program);
+}
+
+/// The same, where programs can read some more folders.
+fn nothing_works_beside(readable: &[PathBuf], program: &str) {
+    let Some(ready) = ready() else { return };
+    let folders: Vec<PathBuf> = ready.python.folders.iter().chain(readable).cloned().collect();
+    let sandbox = Sandbox::new(&folders).expect("there is a sandbox");
+    let job = ready.python.job(["-c", &format!("{ATTEMPT}\n{program}\nprint('done')")]);
+    let outcome = sandbox.run(&job, &limits()).expect("the sandbox works");
     let said = String::from_utf8_lossy(&outcome.stdout);
     let complaints = String::from_utf8_lossy(&outcome.stderr);
     assert_eq!((outcome.ending, &*said), (Ending::Exited(0), "done\n"), "{complaints}");
@@ -103,6 +112,8 @@ print(subprocess.run(['sh', '-c', 'echo $((6 * 7))'], capture_output=True, text=
 thread = threading.Thread(target=print, args=('thread',)); thread.start(); thread.join()
 with tempfile.NamedTemporaryFile() as file: file.write(b'x')
 asyncio.run(asyncio.sleep(0))
+import multiprocessing.connection
+one, two = multiprocessing.Pipe(); one.send([1]); assert two.recv() == [1]
 print(time.time() > 1e9)
 ")
     else {
@@ -146,6 +157,8 @@ fn unix_sockets_of_the_host_are_out_of_reach() {
     let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
     let _abstract = std::os::unix::net::UnixListener::bind_addr(&address).expect("a socket");
     let folder = tempfile::tempdir().expect("a folder");
+    let readable = folder.path().to_path_buf();
+    std::fs::write(readable.join("file"), "content").expect("written");
     let path = folder.path().join("socket");
     let _named = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
     let program = format!(
@@ -153,13 +166,21 @@ fn unix_sockets_of_the_host_are_out_of_reach() {
 def connect(address):
     socket.socket(socket.AF_UNIX).connect(address)
 attempt("abstract", lambda: connect("\0{name}"))
-attempt("named", lambda: connect("{}"))
+def send(address):
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    one.sendto(b"x", address)
+attempt("named", lambda: connect("{0}"))
+attempt("datagram", lambda: send("{0}"))
+attempt("bound", lambda: socket.socket(socket.AF_UNIX).bind("/tmp/socket"))
 attempt("D-Bus", lambda: connect("/run/dbus/system_bus_socket"))
 attempt("Docker", lambda: connect("/var/run/docker.sock"))
 "#,
         path.display()
     );
-    nothing_works(&program);
+    // The socket can be seen: its folder is readable.
+    let seen =
+        format!("if not os.path.exists({:?}): print('no socket')\n{program}", path.display().to_string());
+    nothing_works_beside(&[readable], &seen);
     works_outside(&program, &["abstract", "named"]);
 }
 
@@ -183,8 +204,8 @@ for folder in ["/home", "/var", "/run", "/mnt", "/proc", "/sys", "/srv", "/old-r
     attempt(folder, lambda: os.listdir(folder))
 # Where the interpreter is in a home folder, the way to it is there, and nothing beside it.
 for root, folders, files in os.walk("{0}"):
-    if files and not any(root.startswith(prefix) for prefix in (sys.prefix, sys.base_prefix)):
-        print("found", root, files[:3])
+    folders[:] = [one for one in folders if os.path.join(root, one) not in (sys.prefix, sys.base_prefix)]
+    if files: print("found", root, files[:3])
 "#,
         home.display(),
         me,
@@ -204,7 +225,7 @@ fn our_environment_and_open_files_do_not_come_along() {
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).expect("it stays open");
     nothing_works(
         r#"
-allowed = {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
+allowed = {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED"}
 for name in os.environ:
     if name not in allowed: print("variable", name)
 for number in range(3, 256):
@@ -339,6 +360,30 @@ while True: data.append(b'x' * (1 << 20) + bytes([len(data) % 256]))
     assert_eq!(stdout(&outcome), "refused\n");
     assert_eq!(outcome.ending, Ending::Exited(1));
     assert!(String::from_utf8_lossy(&outcome.stderr).contains("MemoryError"));
+}
+
+#[test]
+fn many_processes_have_no_more_memory_than_one() {
+    let fork = |child: &str| {
+        format!(
+            "
+import os, time
+mine = bytearray(b'x') * (100 << 20)
+for _ in range(6):
+    if os.fork() == 0:
+        {child}
+        time.sleep(1)
+        os._exit(0)
+for _ in range(6): os.wait()
+print('all')
+"
+        )
+    };
+    let Some(outcome) = run(&fork("own = bytearray(b'y') * (100 << 20)")) else { return };
+    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::TooMuchMemory, ""));
+    // What they share counts once.
+    let Some(outcome) = run(&fork("pass")) else { return };
+    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Exited(0), "all\n"));
 }
 
 #[test]
@@ -557,10 +602,10 @@ fn without_a_sandbox_time_and_output_are_limited() {
         let limits = Limits { time: Duration::from_millis(time), ..limits() };
         Sandbox::none().run(&job, &limits).expect("it runs")
     };
-    let outcome = run("import sys; print(input()); sys.exit(2)", 20_000);
+    let outcome = run("import sys; print(input()); sys.exit(2)", 60_000);
     assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Exited(2), "in\n"));
     assert_eq!(run("while True: pass", 300).ending, Ending::TimedOut);
-    let outcome = run("while True: print('x' * 1000)", 20_000);
+    let outcome = run("while True: print('x' * 1000)", 60_000);
     assert_eq!((outcome.ending, outcome.stdout.len()), (Ending::TooMuchOutput, 64 << 10));
-    assert_eq!(run("import os; os.kill(os.getpid(), 9)", 20_000).ending, Ending::Signalled(9));
+    assert_eq!(run("import os; os.kill(os.getpid(), 9)", 60_000).ending, Ending::Signalled(9));
 }
