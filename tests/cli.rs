@@ -352,12 +352,15 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
 /// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
 #[test]
 fn ctrl_c_at_any_moment_ends_the_run() {
-    for delay in (0..20).map(|index| Duration::from_millis(100 + 83 * index)) {
+    for (index, delay) in (0..20).map(|index| (index, Duration::from_millis(100 + 83 * index))) {
         let workplace = Workplace::new();
+        let mode: &[&str] =
+            if index % 2 == 0 { &["mode=lockstep"] } else { &["mode=async", "max_staleness=9"] };
         let mut command = arriero();
         command
             .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
             .arg(workplace.runs());
+        mode.iter().for_each(|assignment| drop(command.args(["--set", assignment])));
         // One step a stage; the second arm comes soon.
         command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");

@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 use std::sync::Arc;
 
-use arriero_actors::experiment::{Plan, Split};
+use arriero_actors::experiment::{ArmStage, Plan, Split};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::checkpoint::write_hf;
 use arriero_policy::device::Compute;
@@ -19,7 +19,7 @@ use support::Workplace;
 /// What the loop is told by the same experiment.
 fn settings(plan: &Plan) -> Settings {
     let [arm] = &plan.arms[..] else { panic!("one arm") };
-    let [stage] = &arm.stages[..] else { panic!("one stage") };
+    let [ArmStage::Train(stage)] = &arm.stages[..] else { panic!("one stage") };
     Settings {
         algorithm: stage.algorithm.clone(),
         training: stage.training.clone(),

@@ -177,6 +177,14 @@ pub enum PolicyError {
         /// What was expected, and what was found.
         cause: String,
     },
+    /// A model that has no mean with others.
+    #[error("{name} cannot be averaged with the others: {cause}; average models of one shape and vocabulary")]
+    CannotAverage {
+        /// Which.
+        name: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
     /// Weights of another version than the one asked for.
     #[error("weights of version {asked} were asked for, but version {held} is held")]
     WrongVersion {
