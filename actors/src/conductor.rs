@@ -60,6 +60,8 @@ pub(crate) enum ConductorMessage {
     Generated { tokens: u64, reused: u64, seconds: f64 },
     /// A group was scored.
     Scored(GroupSummary),
+    /// Completions that have no score, and why.
+    Unscored { causes: Vec<String> },
     /// Its tree is in the buffer.
     Accepted { prompt_id: u64 },
     /// It will not be used.
@@ -132,6 +134,8 @@ struct SamplingPhase {
     generated: bool,
     /// Since when nothing else goes on, where the phase began while the learner was at work.
     waited_for: Option<Instant>,
+    /// Completions without a score.
+    unscored: usize,
 }
 
 /// Figures of the arm that is running.
@@ -283,6 +287,7 @@ impl ConductorState {
                     sampling.metrics.add(&group);
                 }
             }
+            ConductorMessage::Unscored { causes } => self.unscored(&causes),
             ConductorMessage::Accepted { prompt_id } => self.settle(prompt_id, None)?,
             ConductorMessage::Dropped { prompt_id, reason } => {
                 self.restarts.remove(&Role::RewardWorker);

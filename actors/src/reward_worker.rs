@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use arriero_buffers::{Group, Leased, Score, ScoredGroup};
+use arriero_buffers::{Group, Leased, ScoredGroup};
 use arriero_policy::snapshot::Snapshot;
-use arriero_reward::Scorer;
 use arriero_reward::scorer::reward_model::RewardModelScorer;
+use arriero_reward::{Outcomes, RewardError, Scorer};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -48,7 +48,8 @@ impl ThreadLocalActor for RewardWorker {
         myself: ActorRef<Self::Msg>,
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let scorer = wiring.plan.reward.build()?;
+        let mut scorer = wiring.plan.reward.build()?;
+        scorer.heed(wiring.shutdown.watch());
         myself.cast(RewardWorkerMessage::Work)?;
         Ok(RewardWorkerState { wiring, scorer, reward_model: None })
     }
@@ -80,46 +81,54 @@ impl RewardWorkerState {
             return Ok(());
         }
         self.wiring.faults.begin(Role::RewardWorker);
-        match self.score(&lease.item) {
-            Ok(scores) => {
+        let outcomes = self.score(&lease.item);
+        match outcomes.and_then(|outcomes| self.wiring.plan.unscored.settle(outcomes)) {
+            Ok((scores, causes)) => {
+                if !causes.is_empty() {
+                    self.wiring.tell(ConductorMessage::Unscored { causes });
+                }
                 let scored = ScoredGroup { group: (*lease.item).clone(), scores };
                 self.wiring.push(&self.wiring.scored, Arc::new(scored))?;
                 self.wiring.completed.done(WORKER);
             }
-            Err(cause) => {
+            Err(RewardError::Interrupted) => self.wiring.completed.drop_leased(WORKER, "interrupted"),
+            Err(error) => {
                 // The scorer's word is final: scoring again would say the same.
                 self.wiring.completed.drop_leased(WORKER, "scorer_failed");
-                self.wiring.tell(ConductorMessage::Failed { role: Role::RewardWorker, cause });
+                let (role, cause) = (Role::RewardWorker, error.to_string());
+                self.wiring.tell(ConductorMessage::Failed { role, cause });
             }
         }
         Ok(())
     }
 
     /// Scores a group with what the phase's stage names.
-    fn score(&mut self, group: &Group) -> Result<Vec<Score>, String> {
+    fn score(&mut self, group: &Group) -> Result<Outcomes, RewardError> {
         let scored_by = self.wiring.selection.get().map(|job| job.recipe.scored_by);
-        let scores = match scored_by {
-            Some(ScoredBy::RewardModel) => self.reward_model()?.score(group),
-            Some(ScoredBy::Experiment) | None => self.scorer.score(group),
+        let mut outcomes = match scored_by {
+            Some(ScoredBy::RewardModel) => self.reward_model()?.score_groups(&[group]),
+            Some(ScoredBy::Experiment) | None => self.scorer.score_groups(&[group]),
         };
-        scores.map_err(|error| error.to_string())
+        Ok(outcomes.remove(0))
     }
 
     /// A scorer of the arm's newest reward model.
-    fn reward_model(&mut self) -> Result<&mut RewardModelScorer, String> {
-        let newest = self.wiring.reward_model.pull().ok_or(
-            "the stage scores with the arm's reward model, but there is none yet: the stage that trains it had nothing \
-             to learn from",
-        )?;
+    fn reward_model(&mut self) -> Result<&mut RewardModelScorer, RewardError> {
+        let newest = self.wiring.reward_model.pull().ok_or_else(|| {
+            RewardError::Config(
+                "the stage scores with the arm's reward model, but there is none yet: the stage that trains it had \
+                 nothing to learn from"
+                    .to_string(),
+            )
+        })?;
         let known = self.reward_model.take().filter(|(of, _)| Arc::ptr_eq(of, &newest));
         let scorer = match known {
             Some((_, scorer)) => scorer,
             None => {
                 // It reads as much as the reference does, and takes turns with it.
                 let model = newest.in_precision(self.wiring.computes.reference).model();
-                let model = model.map_err(|error| error.to_string())?;
-                RewardModelScorer::new(model, self.wiring.tokenizer.clone(), BATCH_TOKENS)
-                    .map_err(|error| error.to_string())?
+                let model = model.map_err(|error| RewardError::Config(error.to_string()))?;
+                RewardModelScorer::new(model, self.wiring.tokenizer.clone(), BATCH_TOKENS)?
             }
         };
         Ok(&mut self.reward_model.insert((newest, scorer)).1)

@@ -71,7 +71,10 @@ impl ExperienceBuffer {
     /// Drops the trees of which weights before `version` drew a token; returns their prompts.
     pub fn drop_before(&mut self, version: u32) -> Vec<u64> {
         let is_older = |tree: &Tree| tree.version.is_some_and(|own| own < version);
-        self.trees.extract_if(.., |_, tree| is_older(tree)).map(|(prompt_id, _)| prompt_id).collect()
+        let older = self.trees.values().filter(|tree| is_older(tree)).map(|tree| tree.prompt_id);
+        let older: Vec<u64> = older.collect();
+        older.iter().for_each(|prompt_id| drop(self.trees.remove(prompt_id)));
+        older
     }
 
     /// Trees stored.

@@ -127,6 +127,7 @@ impl ConductorState {
             outcomes: BTreeMap::new(),
             generated: false,
             waited_for: None,
+            unscored: 0,
         })
     }
 
@@ -151,6 +152,22 @@ impl ConductorState {
             reward: sampling.metrics.mean_reward(),
             rate: sampling.metrics.tokens_per_second(),
         });
+    }
+
+    /// Notes completions without a score. While sampling, too many of them end the run as soon as it is certain.
+    pub(super) fn unscored(&mut self, causes: &[String]) {
+        for cause in causes {
+            self.note(EventLevel::Warning, "reward worker", format!("left out: {cause}"));
+        }
+        let Some(sampling) = self.sampling() else { return };
+        sampling.unscored += causes.len();
+        let recipe = &sampling.job.recipe;
+        let samples = recipe.generator.samples + usize::from(recipe.greedy_baseline);
+        let (unscored, all) = (sampling.unscored, sampling.job.prompts.len() * samples);
+        let last = causes.last().map_or("", String::as_str);
+        if let Some(cause) = self.context.plan.unscored.too_many(unscored, all, last) {
+            self.end(Status::Failed, Some(cause));
+        }
     }
 
     /// Notes what became of a group. A group that is reported twice, because an actor died between
