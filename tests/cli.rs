@@ -392,12 +392,15 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
 /// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
 #[test]
 fn ctrl_c_at_any_moment_ends_the_run() {
-    for delay in (0..20).map(|index| Duration::from_millis(100 + 83 * index)) {
+    for (index, delay) in (0..20).map(|index| (index, Duration::from_millis(100 + 83 * index))) {
         let workplace = Workplace::new();
+        let mode: &[&str] =
+            if index % 2 == 0 { &["mode=lockstep"] } else { &["mode=async", "max_staleness=9"] };
         let mut command = arriero();
         command
             .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
             .arg(workplace.runs());
+        mode.iter().for_each(|assignment| drop(command.args(["--set", assignment])));
         // One step a stage; the second arm comes soon.
         command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
@@ -708,8 +711,8 @@ fn every_algorithm_is_described_documented_and_has_an_experiment() {
 
         let plan = arriero_actors::experiment::load(&root.join(&experiment), &[]);
         let plan = plan.unwrap_or_else(|error| panic!("{error}"));
-        let mut stages = plan.arms.iter().flat_map(|arm| &arm.stages);
-        assert!(stages.any(|stage| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
+        let mut stages = plan.arms.iter().flat_map(|arm| arm.trainings());
+        assert!(stages.any(|(_, stage)| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
 
         let row = index.lines().find(|row| row.starts_with(&format!("| `{kind}` |")));
         let row = row.unwrap_or_else(|| panic!("docs/algorithms.md does not list {kind}"));

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arriero_actors::experiment::{Plan, Split};
+use arriero_actors::experiment::{ArmStage, Plan, Split};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::checkpoint::write_hf;
 use arriero_policy::device::Compute;
@@ -20,7 +20,7 @@ use support::{Workplace, fixture};
 /// What the loop is told by the same experiment.
 fn settings(plan: &Plan) -> Settings {
     let [arm] = &plan.arms[..] else { panic!("one arm") };
-    let [stage] = &arm.stages[..] else { panic!("one stage") };
+    let [ArmStage::Train(stage)] = &arm.stages[..] else { panic!("one stage") };
     Settings {
         algorithm: stage.algorithm.clone(),
         training: stage.training.clone(),

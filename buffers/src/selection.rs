@@ -334,9 +334,11 @@ pub fn select(
             truncated: completion.finish == Finish::Length,
         }
     };
+    let versions = |index: &usize| scored.group.completions[*index].weight_versions.iter().copied();
     Selection::Accepted(Tree {
         prompt_id: scored.group.prompt.id,
         prompt: scored.group.prompt_tokens.clone(),
+        version: chosen.iter().flat_map(versions).min(),
         branches: chosen.into_iter().map(branch).collect(),
         greedy_reward,
         rival_rewards,

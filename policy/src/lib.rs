@@ -16,6 +16,7 @@
 //! - [`pass`]: a forward pass that can be gone back through;
 //! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
+//! - [`average`]: weighted means of models;
 //! - [`trainer`]: one training step through all of these;
 //! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
 //! - [`teacher`]: a model of the same vocabulary that the policy is compared with;
@@ -27,6 +28,7 @@
 //! This is the only crate that names tch.
 
 pub mod allocator;
+pub mod average;
 pub mod cache;
 pub mod chat;
 pub mod checkpoint;
