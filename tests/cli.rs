@@ -400,7 +400,9 @@ fn ctrl_c_at_any_moment_ends_the_run() {
         command
             .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
             .arg(workplace.runs());
-        mode.iter().for_each(|assignment| drop(command.args(["--set", assignment])));
+        for assignment in mode {
+            command.args(["--set", assignment]);
+        }
         // One step a stage; the second arm comes soon.
         command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
