@@ -52,9 +52,11 @@ fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
     let plainly = |kind: &str| format!("{{ kind = \"{kind}\" }}");
     let taught = format!("{{ kind = \"distill\", teacher = \"{}\" }}", another_tiny().display());
     let (xpo, nash_md) = (plainly("xpo"), plainly("nash_md"));
-    for algorithm in
-        [plainly("sft"), plainly("dpo"), plainly("remax"), corrected.to_string(), xpo, nash_md, taught]
-    {
+    // A reference that follows the policy, and KTO's KL, which a reference of the trainer's own estimates.
+    let synced = "{ kind = \"dpo\", sync_ref_model = true, ref_model_sync_steps = 2 }".to_string();
+    let corrected = corrected.to_string();
+    let (sft, dpo, kto, remax) = (plainly("sft"), plainly("dpo"), plainly("kto"), plainly("remax"));
+    for algorithm in [sft, dpo, kto, synced, remax, corrected, xpo, nash_md, taught] {
         let workplace = Workplace::new();
         let set = [
             "rounds=2".to_string(),

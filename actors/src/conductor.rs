@@ -58,6 +58,8 @@ pub(crate) enum ConductorMessage {
     Generated { tokens: u64, reused: u64, seconds: f64 },
     /// A group was scored.
     Scored(GroupSummary),
+    /// Completions that have no score, and why.
+    Unscored { causes: Vec<String> },
     /// Its tree is in the buffer.
     Accepted { prompt_id: u64 },
     /// It will not be used.
@@ -97,7 +99,8 @@ enum Phase {
 
 enum AfterCheckpoint {
     NextArm,
-    End(Status),
+    /// The run is over, for this cause.
+    End(Status, String),
 }
 
 struct SamplingPhase {
@@ -108,6 +111,8 @@ struct SamplingPhase {
     /// What became of each prompt's group: `None` is accepted.
     outcomes: BTreeMap<u64, Option<&'static str>>,
     generated: bool,
+    /// Completions without a score.
+    unscored: usize,
 }
 
 /// Figures of the arm that is running.
@@ -186,12 +191,12 @@ impl Actor for Conductor {
         match message {
             ConductorMessage::Interrupt => state.interrupt(),
             ConductorMessage::Failed { role, cause } => {
-                state.end(Status::Failed, Some(format!("the {} failed: {cause}", role.as_str())));
+                state.fail(format!("the {} failed: {cause}", role.as_str()));
             }
             message => {
                 // Only a message to an actor that has just died can fail; its death is on the way, too.
                 if let Err(error) = state.proceed(message) {
-                    state.end(Status::Failed, Some(one_line(&error.to_string())));
+                    state.fail(one_line(&error.to_string()));
                 }
             }
         }
@@ -253,6 +258,7 @@ impl ConductorState {
                     sampling.metrics.add(&group);
                 }
             }
+            ConductorMessage::Unscored { causes } => self.unscored(&causes),
             ConductorMessage::Accepted { prompt_id } => self.settle(prompt_id, None)?,
             ConductorMessage::Dropped { prompt_id, reason } => {
                 self.restarts.remove(&Role::RewardWorker);

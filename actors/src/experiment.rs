@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::devices::DevicePlan;
+use crate::scoring::Unscored;
 use document::{Document, Section};
 
 pub use data::{DataPlan, LessonConfig, TooLong};
@@ -56,6 +57,8 @@ pub struct Plan {
     pub prompts: Prompts,
     /// What is optimised. Default `constraints`.
     pub reward: RewardConfig,
+    /// What completions that cannot be scored do.
+    pub unscored: Unscored,
     /// How experience is sampled.
     pub generator: GeneratorPlan,
     /// What is worth training on.
@@ -205,7 +208,7 @@ pub fn read_reward(
     path: Option<&Path>,
     kind: Option<&str>,
     set: &[String],
-) -> Result<RewardConfig, ExperimentError> {
+) -> Result<(RewardConfig, Unscored), ExperimentError> {
     let text = path.map_or(Ok(String::new()), |path| {
         std::fs::read_to_string(path)
             .map_err(|cause| ExperimentError::Unreadable { path: path.to_path_buf(), cause })
@@ -231,7 +234,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let devices: DevicePlan = root.child("devices")?.read_whole(&DevicePlan::all(model.device))?;
     let generator = generator(root.child("generator")?)?;
     let evaluation = evaluation(root.child("evaluation")?, &generator)?;
-    let reward = reward(root.child("reward")?)?;
+    let (reward, unscored) = reward(root.child("reward")?)?;
     let selection = selection(root.child("selection")?)?;
     let checkpoint: CheckpointPlan = root.child("checkpoint")?.read_whole(&CheckpointPlan::default())?;
     let shared = if root.has("data") { Some(Arc::new(data::data(root.child("data")?)?)) } else { None };
@@ -253,6 +256,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
         devices,
         prompts,
         reward,
+        unscored,
         generator,
         selection,
         evaluation,
@@ -325,13 +329,15 @@ fn selection(mut section: Section<'_>) -> Result<SelectionConfig, ExperimentErro
     Ok(selection)
 }
 
-fn reward(mut section: Section<'_>) -> Result<RewardConfig, ExperimentError> {
+fn reward(mut section: Section<'_>) -> Result<(RewardConfig, Unscored), ExperimentError> {
+    let unscored: Unscored = section.read(&Unscored::default())?;
+    section.check(unscored.validate())?;
     let default = RewardConfig::default();
     let reward: RewardConfig =
         section.read_kind(RewardConfig::KINDS, RewardConfig::option_names, Some(default.kind()))?;
     section.check(reward.validate())?;
     section.finish()?;
-    Ok(reward)
+    Ok((reward, unscored))
 }
 
 fn capacities(mut section: Section<'_>, most_trees: usize) -> Result<(usize, usize), ExperimentError> {
@@ -463,7 +469,7 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         put("model", Value::Table(model));
         put("devices", Value::try_from(plan.devices)?);
         put("prompts", Value::Table(plan.prompts.to_table()?));
-        put("reward", Value::try_from(&plan.reward)?);
+        put("reward", merged(&[Table::try_from(&plan.reward)?, Table::try_from(plan.unscored)?]));
         let GeneratorPlan { samples, batch, cache_memory, .. } = plan.generator;
         let sizes = GeneratorSizes { samples, batch, cache_memory };
         put("generator", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.generator.sampling)?]));

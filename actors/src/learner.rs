@@ -24,6 +24,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 
 use crate::conductor::ConductorMessage;
+use crate::data_reader::FILE_IDS;
 use crate::experiment::Stage;
 use crate::faults::Role;
 use crate::recorder::Record;
@@ -105,6 +106,8 @@ pub(crate) struct LearnerState {
     objectives: BTreeMap<String, Box<dyn Objective>>,
     /// Critics of the arm's stages, f32.
     critics: BTreeMap<String, Weights>,
+    /// References of the arm's stages that follow the policy, f32.
+    references: BTreeMap<String, Weights>,
     /// The reward model that the arm trained last, f32.
     reward_model: Option<(ModelConfig, Weights)>,
     adapting: Option<Adapting>,
@@ -204,6 +207,7 @@ impl ThreadLocalActor for Learner {
             stage: String::new(),
             objectives: BTreeMap::new(),
             critics: BTreeMap::new(),
+            references: BTreeMap::new(),
             reward_model: None,
             adapting: None,
             teacher: None,
@@ -248,6 +252,7 @@ impl LearnerState {
         self.trainer = None;
         self.objectives.clear();
         self.critics.clear();
+        self.references.clear();
         self.reward_model = None;
         self.wiring.reward_model.publish(None);
         self.adapting = None;
@@ -283,7 +288,8 @@ impl LearnerState {
         }
         let own_steps = job.portion.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
         let steps = job.portion.total_steps.unwrap_or(own_steps);
-        let statistics = objective.needs().statistics;
+        let needs = objective.needs();
+        let statistics = needs.statistics;
         let (compute, plan) = (self.compute, Arc::clone(&self.wiring.plan));
         let trainer = if statistics == Statistics::Scores {
             let (tokenizer, weights) = (&self.wiring.tokenizer, self.masters.weights());
@@ -321,6 +327,15 @@ impl LearnerState {
                 }
             }
         }
+        if let Some(needs) = needs.keeps_reference().then_some(needs) {
+            // One that follows the policy goes on from round to round.
+            let weights = match self.references.get(&job.stage.name) {
+                Some(reference) => handles(reference),
+                None if needs.sync.is_some() => self.masters.weights(),
+                None => self.wiring.initial.weights(),
+            };
+            trainer = trainer.with_reference(&weights)?;
+        }
         self.stage.clone_from(&job.stage.name);
         self.work = Some(Work::new(job, experience, &mut trainer));
         self.trainer = Some(trainer);
@@ -354,8 +369,20 @@ impl LearnerState {
     /// One optimiser step; false when there is no more to do.
     fn step(&mut self) -> Result<bool, ActorProcessingErr> {
         let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
-        let failed =
-            |cause: PolicyError| ConductorMessage::Failed { role: Role::Learner, cause: cause.to_string() };
+        let data = work.job.stage.data.clone();
+        let failed = |error: PolicyError| {
+            let rows = match (&data, &error) {
+                (Some(data), PolicyError::NotFinite { sequences, .. }) => {
+                    let is_further = sequences.iter().any(|&(prompt, _)| prompt >= FILE_IDS);
+                    let more = format!(", and {FILE_IDS} more for each file before its own");
+                    let more = if is_further { more } else { String::new() };
+                    format!("; a prompt's number is its row's in {}{more}", data.rows.path)
+                }
+                _ => String::new(),
+            };
+            let cause = format!("{error}{rows}");
+            ConductorMessage::Failed { role: Role::Learner, cause }
+        };
         match work.score(trainer) {
             Ok(false) => {}
             Ok(true) => return Ok(true),
@@ -404,6 +431,9 @@ impl LearnerState {
             }
             if let Some(critic) = trainer.critic() {
                 self.critics.insert(work.job.stage.name.clone(), critic);
+            }
+            if let Some(reference) = trainer.reference() {
+                self.references.insert(work.job.stage.name.clone(), reference);
             }
             self.wiring.weights.publish(trainer.snapshot(self.version));
         }

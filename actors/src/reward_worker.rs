@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arriero_buffers::ScoredGroup;
-use arriero_reward::Scorer;
+use arriero_reward::{RewardError, Scorer};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -40,7 +40,8 @@ impl ThreadLocalActor for RewardWorker {
         myself: ActorRef<Self::Msg>,
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let scorer = wiring.plan.reward.build()?;
+        let mut scorer = wiring.plan.reward.build()?;
+        scorer.heed(wiring.shutdown.watch());
         myself.cast(RewardWorkerMessage::Work)?;
         Ok(RewardWorkerState { wiring, scorer })
     }
@@ -61,12 +62,17 @@ impl ThreadLocalActor for RewardWorker {
                 });
             } else {
                 wiring.faults.begin(Role::RewardWorker);
-                match scorer.score(&lease.item) {
-                    Ok(scores) => {
+                let outcomes = scorer.score_groups(&[&lease.item]).remove(0);
+                match wiring.plan.unscored.settle(outcomes) {
+                    Ok((scores, causes)) => {
+                        if !causes.is_empty() {
+                            wiring.tell(ConductorMessage::Unscored { causes });
+                        }
                         let scored = ScoredGroup { group: (*lease.item).clone(), scores };
                         wiring.push(&wiring.scored, Arc::new(scored))?;
                         wiring.completed.done(WORKER);
                     }
+                    Err(RewardError::Interrupted) => wiring.completed.drop_leased(WORKER, "interrupted"),
                     Err(error) => {
                         // The scorer's word is final: scoring again would say the same.
                         wiring.completed.drop_leased(WORKER, "scorer_failed");

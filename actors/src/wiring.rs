@@ -2,7 +2,6 @@
 //! conductor.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use arriero_buffers::{ExperienceBuffer, Group, PushError, Queue, ScoredGroup};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::snapshot::{Snapshot, WeightCell};
 use arriero_policy::tokenizer::Tokenizer;
+use arriero_reward::Watch;
 use ractor::ActorRef;
 
 use crate::conductor::ConductorMessage;
@@ -60,14 +60,21 @@ pub(crate) struct Wiring {
 impl Wiring {
     /// Puts an item on a queue. A queue that is closed because the run ends takes nothing, and that
     /// is no error; a queue that stays full is one.
-    pub fn push<T: Clone>(&self, queue: &Queue<T>, item: T) -> Result<(), String> {
-        match queue.push(item, PUSH_PATIENCE) {
-            Ok(()) | Err(PushError::Closed(_)) => Ok(()),
-            Err(PushError::Full(_)) => Err(format!(
-                "the queue \"{}\" was full for {} s: its consumer is stuck",
-                queue.name(),
-                PUSH_PATIENCE.as_secs()
-            )),
+    pub fn push<T: Clone>(&self, queue: &Queue<T>, mut item: T) -> Result<(), String> {
+        loop {
+            let before = self.shutdown.watch().activity();
+            match queue.push(item, PUSH_PATIENCE) {
+                Ok(()) | Err(PushError::Closed(_)) => return Ok(()),
+                // A scorer that waits for a slow judge is not stuck as long as there are answers.
+                Err(PushError::Full(back)) if self.shutdown.watch().activity() != before => item = back,
+                Err(PushError::Full(_)) => {
+                    return Err(format!(
+                        "the queue \"{}\" was full for {} s: its consumer is stuck",
+                        queue.name(),
+                        PUSH_PATIENCE.as_secs()
+                    ));
+                }
+            }
         }
     }
 
@@ -130,16 +137,22 @@ impl InitialGroups {
     }
 }
 
-/// Set once, when the run is to end early; whoever works in steps looks at it between two.
+/// Set once, when the run is to end early; whoever works in steps looks at it between two, and scorers that wait for
+/// others stop waiting.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shutdown(Arc<AtomicBool>);
+pub(crate) struct Shutdown(Watch);
 
 impl Shutdown {
     pub fn begin(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.stop();
     }
 
     pub fn has_begun(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is_stopped()
+    }
+
+    /// What scorers heed.
+    pub fn watch(&self) -> &Watch {
+        &self.0
     }
 }

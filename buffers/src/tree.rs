@@ -28,6 +28,10 @@ pub struct Branch {
     /// drawn in. Empty where there is no critic.
     #[serde(default)]
     pub old_values: Vec<f32>,
+    /// log π(y' | x) − log π_ref(y' | x) of another prompt's response y' behind this prompt, as the trainer finds it in a
+    /// step: what KTO's KL is estimated from. `None` where the algorithm does not need it.
+    #[serde(default)]
+    pub mismatched_ratio: Option<f32>,
     /// The scorer's reward.
     pub reward: f32,
     /// True where the token limit cut the response short.

@@ -51,7 +51,7 @@ pub fn plain_loop(
     let reference: Model = initial.model()?;
     let mut scorer: Box<dyn Scorer> = settings.reward.build()?;
     let (mut weights, mut newest, mut version) = (masters.weights(), Arc::clone(&initial), 0);
-    let (mut objective, mut critic) = (settings.algorithm.objective(), None);
+    let (mut objective, mut critic, mut own_reference) = (settings.algorithm.objective(), None, None);
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
             Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
@@ -91,6 +91,10 @@ pub fn plain_loop(
         if let Some(path) = settings.algorithm.teacher() {
             trainer = trainer.with_teacher(teacher::open(path, &config, &tokenizer, compute)?.into())?;
         }
+        if needs.keeps_reference() {
+            // One that follows the policy goes on from round to round.
+            trainer = trainer.with_reference(&own_reference.unwrap_or_else(|| masters.weights()))?;
+        }
         for tree in &mut trees {
             trainer.score_old(tree)?;
             buffer.replace(tree.clone());
@@ -107,6 +111,7 @@ pub fn plain_loop(
         weights = trainer.weights();
         newest = trainer.snapshot(version);
         critic = trainer.critic();
+        own_reference = trainer.reference();
         objective = trainer.into_objective();
     }
     Ok(weights)

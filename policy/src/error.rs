@@ -234,17 +234,37 @@ pub enum PolicyError {
         /// The budget.
         budget: usize,
     },
+    /// An objective wants a reference in the step, and the trainer has none.
+    #[error(
+        "the objective wants a reference in every step, and the trainer was given none; see Trainer::with_reference"
+    )]
+    NoReference,
     /// A number overflowed or was never one.
     #[error(
-        "the {what} is not finite on a batch with the prompts {prompt_ids:?}; no weight was changed. A lower \
-         learning_rate or dtype = \"f32\" may help"
+        "the {what} is not finite because of {}; no weight was changed. A lower learning_rate or dtype = \"f32\" may \
+         help, or leaving these out",
+        listed(sequences)
     )]
     NotFinite {
         /// Which number.
         what: &'static str,
-        /// The prompts of the batch.
-        prompt_ids: Vec<u64>,
+        /// Where it comes from: the numbers of a prompt and of one of its responses each.
+        sequences: Vec<(u64, u32)>,
     },
+}
+
+/// Sequences that an error names one by one.
+const NAMED: usize = 16;
+
+/// `prompt 3 (response 0), prompt 8 (response 1), …`.
+fn listed(sequences: &[(u64, u32)]) -> String {
+    let named = sequences.iter().take(NAMED);
+    let named: Vec<String> =
+        named.map(|(prompt, response)| format!("prompt {prompt} (response {response})")).collect();
+    match sequences.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
 }
 
 impl PolicyError {

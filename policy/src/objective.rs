@@ -17,6 +17,7 @@ mod describe;
 pub mod group;
 pub mod kl;
 mod pairs;
+pub mod sync;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,6 +29,7 @@ use serde_aux::serde_introspection::serde_introspect;
 use tch::{Kind, Tensor};
 
 pub use describe::{Description, OptionDescription};
+pub use sync::ReferenceSync;
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.
 pub trait AlgorithmConfig {
@@ -173,6 +175,12 @@ pub struct Needs {
     pub old: bool,
     /// What is computed of each response token.
     pub statistics: Statistics,
+    /// How the reference follows the policy; the trainer then keeps it and scores each batch in its step, so that
+    /// `reference` is false. `None` where it stays as it is.
+    pub sync: Option<ReferenceSync>,
+    /// True if every branch must carry [`Branch::mismatched_ratio`], which the trainer finds in the step with a
+    /// reference of its own.
+    pub mismatched: bool,
 }
 
 impl Needs {
@@ -184,7 +192,14 @@ impl Needs {
             whole_batch: false,
             old: false,
             statistics: Statistics::Probabilities,
+            sync: None,
+            mismatched: false,
         }
+    }
+
+    /// True if the trainer must keep a reference of its own: see [`crate::trainer::Trainer::with_reference`].
+    pub fn keeps_reference(&self) -> bool {
+        self.sync.is_some() || self.mismatched
     }
 }
 

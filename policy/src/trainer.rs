@@ -1,11 +1,12 @@
 //! One training step: pack, forward, statistics, objective, gradient, update.
 //!
-//! `parameters` has what is trained with its optimiser, `critic` what gives values, `measure` what is computed without
-//! training.
+//! `parameters` has what is trained with its optimiser, `critic` what gives values, `reference` a reference that the trainer
+//! keeps itself, `measure` what is computed without training.
 
 mod critic;
 mod measure;
 mod parameters;
+mod reference;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -22,7 +23,7 @@ use crate::forest::{Forest, ReadAt, micro_batches};
 use crate::head::{self, StatisticGradients, divergence};
 use crate::lora::{Adapter, LoraConfig};
 use crate::model::Model;
-use crate::objective::{Metrics, MicroBatch, Objective, Statistics, Totals};
+use crate::objective::{Metrics, MicroBatch, Objective, Statistics, TokenStatistics, Totals};
 use crate::optim::TrainingConfig;
 use crate::pass::Pass;
 use crate::scoring::to_host;
@@ -31,6 +32,7 @@ use crate::teacher;
 use critic::Critic;
 pub use critic::VALUE_HEAD;
 use parameters::Parameters;
+use reference::OwnReference;
 
 /// Weights that adapters are trained on; nobody writes to them.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub struct Trainer {
     critic: Option<Critic>,
     /// What the policy is compared with, frozen.
     teacher: Option<Rc<Model>>,
+    /// See [`Trainer::with_reference`].
+    reference: Option<OwnReference>,
     objective: Box<dyn Objective>,
     training: TrainingConfig,
     total_steps: usize,
@@ -113,6 +117,33 @@ fn behaviour_metrics(differences: &[f32]) -> BTreeMap<String, f64> {
     ]
     .map(|(name, value)| (name.to_string(), value))
     .into()
+}
+
+/// Each response by the numbers of its prompt and of itself.
+fn names_of(trees: &[&Tree]) -> Vec<(u64, u32)> {
+    let names = |tree: &&Tree| {
+        let prompt = tree.prompt_id;
+        tree.branches.iter().map(move |branch| (prompt, branch.sample)).collect::<Vec<_>>()
+    };
+    trees.iter().flat_map(names).collect()
+}
+
+/// The responses of which the model itself gives a number that is not finite; all, where it gives none.
+fn broken(statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Vec<(u64, u32)> {
+    let all = names_of(batch.trees);
+    let numbers = [Some(&statistics.logps), statistics.values.as_ref()].into_iter().flatten();
+    let is_sound: Vec<bool> = numbers.fold(vec![true; all.len()], |sound, numbers| {
+        // The scores of a reward model stand without probabilities of tokens.
+        if numbers.numel() == 0 {
+            return sound;
+        }
+        let sums = to_host(&batch.sum_per_response(&numbers.detach()));
+        sound.iter().zip(sums).map(|(sound, sum)| *sound && sum.is_finite()).collect()
+    });
+    if is_sound.iter().all(|&sound| sound) {
+        return all;
+    }
+    all.into_iter().zip(is_sound).filter(|(_, sound)| !sound).map(|(name, _)| name).collect()
 }
 
 impl Trainer {
@@ -204,6 +235,7 @@ impl Trainer {
             base,
             critic,
             teacher: None,
+            reference: None,
             objective,
             training,
             total_steps,
@@ -243,13 +275,13 @@ impl Trainer {
     /// One optimiser step on `batch`.
     ///
     /// # Errors
-    /// If a sequence does not fit the model, or the loss is not finite: then no weight has changed,
-    /// and the error names the prompts of the micro-batch.
+    /// If a sequence does not fit the model, or the loss or the gradient is not finite: then no weight has changed,
+    /// and the error names the responses that are to blame.
     pub fn step(&mut self, batch: &[&Tree]) -> Result<StepReport> {
-        self.parameters.zero();
-        if let Some(critic) = &mut self.critic {
-            critic.parameters.zero();
-        }
+        let scored = self.with_reference_scores(batch)?;
+        let views: Option<Vec<&Tree>> = scored.as_ref().map(|trees| trees.iter().collect());
+        let batch = views.as_deref().unwrap_or(batch);
+        self.zero_gradients();
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
         let mut differences = Vec::new();
@@ -257,7 +289,11 @@ impl Trainer {
         for trees in self.pieces(batch)? {
             let forest = self.pack(trees)?;
             tokens += forest.len() as u64;
-            let (piece, of_its_tokens) = self.accumulate(&forest, &MicroBatch { trees, totals, batch })?;
+            let accumulated = self.accumulate(&forest, &MicroBatch { trees, totals, batch });
+            let (piece, of_its_tokens) = match accumulated {
+                Err(PolicyError::NotFinite { what, .. }) => return Err(self.blame(what, batch)),
+                accumulated => accumulated?,
+            };
             metrics.merge(&piece);
             differences.extend(of_its_tokens);
         }
@@ -270,8 +306,7 @@ impl Trainer {
         for (name, norm) in norms {
             let Some(norm) = norm else { continue };
             if !norm.is_finite() {
-                let prompt_ids = batch.iter().map(|tree| tree.prompt_id).collect();
-                return Err(PolicyError::NotFinite { what: "gradient norm", prompt_ids });
+                return Err(self.blame("gradient norm", batch));
             }
             metrics.insert(name.to_string(), norm);
         }
@@ -281,10 +316,45 @@ impl Trainer {
             critic.parameters.step(critic.learning_rate(rate, self.training.learning_rate), &self.training);
         }
         self.step += 1;
+        self.update_reference(self.step)?;
         metrics.extend(behaviour_metrics(&differences));
         metrics.insert("learning_rate".to_string(), rate);
         self.objective.stepped(&metrics);
         Ok(StepReport { metrics, tokens })
+    }
+
+    fn zero_gradients(&mut self) {
+        self.parameters.zero();
+        if let Some(critic) = &mut self.critic {
+            critic.parameters.zero();
+        }
+    }
+
+    /// The error of a batch whose `what` is not finite: it names the responses of the trees whose share of the loss, or its
+    /// gradient, is not finite on its own. Where each is finite alone, it names all.
+    fn blame(&mut self, what: &'static str, batch: &[&Tree]) -> PolicyError {
+        let totals = Totals::of(batch);
+        let mut sequences = Vec::new();
+        for tree in batch {
+            self.zero_gradients();
+            let trees = [*tree];
+            let alone = self
+                .pack(&trees)
+                .and_then(|forest| self.accumulate(&forest, &MicroBatch { trees: &trees, totals, batch }));
+            let norms =
+                [Some(&mut self.parameters), self.critic.as_mut().map(|critic| &mut critic.parameters)];
+            let is_finite = norms.into_iter().flatten().all(|one| one.clip(f64::INFINITY).is_finite());
+            match alone {
+                Err(PolicyError::NotFinite { sequences: own, .. }) => sequences.extend(own),
+                _ if !is_finite => sequences.extend(names_of(&trees)),
+                _ => {}
+            }
+        }
+        self.zero_gradients();
+        if sequences.is_empty() {
+            sequences = names_of(batch);
+        }
+        PolicyError::NotFinite { what, sequences }
     }
 
     /// The micro-batches of a batch.
@@ -326,8 +396,7 @@ impl Trainer {
         let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref(), teacher.as_ref());
         let loss = self.objective.loss(&statistics, batch);
         if !loss.value.double_value(&[]).is_finite() {
-            let prompt_ids = batch.trees.iter().map(|tree| tree.prompt_id).collect();
-            return Err(PolicyError::NotFinite { what: "loss", prompt_ids });
+            return Err(PolicyError::NotFinite { what: "loss", sequences: broken(&statistics, batch) });
         }
         loss.value.backward();
         let gradient = |statistic: &Tensor| {

@@ -6,10 +6,12 @@
 //!   and which others it cannot stand beside;
 //! - [`ifeval`]: IFEval's own 25 kinds of instructions, with its official checker's verdicts;
 //! - [`math`]: the final answer of a completion, and whether two answers are equal;
+//! - [`code`]: whether a completion's code does what tests ask, run in a sandbox;
 //! - `checks`: what a prompt gives scorers to check;
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
 //! - [`rows`], [`mod@score_file`]: rows of a file of completions, and scoring the whole file;
+//! - [`watch`]: ends a scorer's waiting; `client`: JSON over HTTP;
 //! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
 //! - [`error`]: what can go wrong ([`RewardError`]).
 //!
@@ -18,6 +20,8 @@
 //! answer. They judge the form of an answer and never its content.
 
 mod checks;
+mod client;
+pub mod code;
 pub mod constraint;
 pub mod error;
 pub mod ifeval;
@@ -26,6 +30,7 @@ pub mod math;
 pub mod rows;
 pub mod score_file;
 pub mod scorer;
+pub mod watch;
 
 pub use constraint::{Constraint, Relation};
 pub use error::RewardError;
@@ -33,4 +38,6 @@ pub use instructions::{InstructionsConfig, Split, generate};
 pub use score_file::{FileError, FileOptions, FileReport, OnError, score_file};
 pub use scorer::constraints::{ConstraintsConfig, Verdict, verdicts};
 pub use scorer::contains::ContainsConfig;
-pub use scorer::{RewardConfig, Scorer};
+pub use scorer::judge::Judge;
+pub use scorer::{Outcomes, RewardConfig, Scorer};
+pub use watch::Watch;

@@ -18,6 +18,9 @@ use crate::summary::Status;
 /// Times that an actor may be started again without getting anything done in between.
 const RESTARTS: u32 = 3;
 
+/// Why a run ends that was interrupted.
+const CTRL_C: &str = "ctrl-c";
+
 /// How long the recorder may take to write what waits when a run ends.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -31,18 +34,43 @@ impl ConductorState {
         self.note(EventLevel::Warning, "conductor", message.to_string());
         self.wiring.shutdown.begin();
         if let Phase::Checkpointing { then } = &mut self.phase {
-            *then = AfterCheckpoint::End(Status::Interrupted);
+            *then = AfterCheckpoint::End(Status::Interrupted, CTRL_C.to_string());
             return;
         }
         self.close_arm("interrupted");
         // A first step that is under way will have been taken when the learner gets to the checkpoint.
         let has_learned = self.progress.version > 0 || matches!(self.phase, Phase::Training { .. });
+        self.keep_weights(has_learned, Status::Interrupted, CTRL_C.to_string());
+    }
+
+    /// Ends the run because something in it failed; what the running arm has learned before is kept.
+    pub(super) fn fail(&mut self, cause: String) {
+        if let Phase::Checkpointing { then } = &self.phase {
+            let cause = match then {
+                AfterCheckpoint::End(_, first) => format!("{first}; besides, {cause}"),
+                AfterCheckpoint::NextArm => cause,
+            };
+            return self.end(Status::Failed, Some(cause));
+        }
+        if self.wiring.shutdown.has_begun() {
+            return self.end(Status::Failed, Some(cause));
+        }
+        // Steps of a reward model are no versions of the policy.
+        let has_learned =
+            self.progress.version > 0 || matches!(self.phase, Phase::Training { done, .. } if done > 0);
+        self.close_arm("run_failed");
+        self.wiring.shutdown.begin();
+        self.keep_weights(has_learned, Status::Failed, cause);
+    }
+
+    /// Writes the running arm's weights, if it has learned something that is not written yet, and then ends the run.
+    fn keep_weights(&mut self, has_learned: bool, status: Status, cause: String) {
         if has_learned && !self.progress.checkpointed {
-            if self.checkpoint(AfterCheckpoint::End(Status::Interrupted)).is_err() {
-                self.end(Status::Interrupted, Some("ctrl-c; the learner was gone already".to_string()));
+            if self.checkpoint(AfterCheckpoint::End(status, cause.clone())).is_err() {
+                self.end(status, Some(format!("{cause}; the learner was gone already")));
             }
         } else {
-            self.end(Status::Interrupted, Some("ctrl-c".to_string()));
+            self.end(status, Some(cause));
         }
     }
 
@@ -95,8 +123,7 @@ impl ConductorState {
             return self.end(Status::Failed, Some(cause));
         }
         if restarts > RESTARTS {
-            let cause = format!("the {name} died {restarts} times, the last time of: {cause}");
-            return self.end(Status::Failed, Some(cause));
+            return self.fail(format!("the {name} died {restarts} times, the last time of: {cause}"));
         }
         self.note(
             EventLevel::Warning,
@@ -111,7 +138,7 @@ impl ConductorState {
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = again {
-            self.end(Status::Failed, Some(format!("the {name} could not be started again: {error}")));
+            self.fail(format!("the {name} could not be started again: {error}"));
         }
     }
 

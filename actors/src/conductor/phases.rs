@@ -19,6 +19,9 @@ use crate::rejection_sampler::SelectionJob;
 use crate::sampling_metrics::SamplingMetrics;
 use crate::summary::{ArmSummary, Status, change, held_out};
 
+/// Completions without a score that a phase shows; the others are recorded only.
+const SHOWN: usize = 10;
+
 impl ConductorState {
     /// The first thing to do after a stage's training.
     pub(super) fn advance(&mut self) -> Result<(), ActorProcessingErr> {
@@ -96,6 +99,7 @@ impl ConductorState {
             metrics: SamplingMetrics::default(),
             outcomes: BTreeMap::new(),
             generated: false,
+            unscored: 0,
         }));
         Ok(())
     }
@@ -121,6 +125,29 @@ impl ConductorState {
             reward: sampling.metrics.mean_reward(),
             rate: sampling.metrics.tokens_per_second(),
         });
+    }
+
+    /// Notes completions without a score. While sampling, too many of them end the run as soon as it is certain.
+    pub(super) fn unscored(&mut self, causes: &[String]) {
+        let before = if let Phase::Sampling(sampling) = &self.phase { sampling.unscored } else { 0 };
+        for (place, cause) in (before..).zip(causes) {
+            let (level, actor, message) =
+                (EventLevel::Warning, "reward worker", format!("left out: {cause}"));
+            if place < SHOWN {
+                self.note(level, actor, message);
+            } else {
+                self.record(Record::Event { arm: None, level, actor, message });
+            }
+        }
+        let Phase::Sampling(sampling) = &mut self.phase else { return };
+        sampling.unscored += causes.len();
+        let samples =
+            self.context.plan.generator.samples + usize::from(sampling.selection.rule.wants_greedy());
+        let all = sampling.job.prompts.len() * samples;
+        let last = causes.last().map_or("", String::as_str);
+        if let Some(cause) = self.context.plan.unscored.too_many(sampling.unscored, all, last) {
+            self.end(Status::Failed, Some(cause));
+        }
     }
 
     /// Notes what became of a group. A group that is reported twice, because an actor died between
@@ -333,7 +360,7 @@ impl ConductorState {
             summary.steps = version.into();
         }
         match then {
-            AfterCheckpoint::End(status) => self.end(status, Some("ctrl-c".to_string())),
+            AfterCheckpoint::End(status, cause) => self.end(status, Some(cause)),
             AfterCheckpoint::NextArm => {
                 self.context.emit(RunEvent::ArmDone { arm });
                 if self.arm + 1 < self.context.plan.arms.len() {

@@ -81,6 +81,9 @@ impl Trainer {
     /// # Errors
     /// If a sequence does not fit the model.
     pub fn evaluate(&self, batch: &[&Tree]) -> Result<BTreeMap<String, f64>> {
+        let scored = self.with_reference_scores(batch)?;
+        let views: Option<Vec<&Tree>> = scored.as_ref().map(|trees| trees.iter().collect());
+        let batch = views.as_deref().unwrap_or(batch);
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
         for trees in self.pieces(batch)? {
