@@ -101,9 +101,9 @@ fn assert_rows_close(what: &str, found: &Tensor, expected: &Tensor) {
     let lengths = |rows: &Tensor| entries(&rows.square().sum_dim_intlist(1, false, Kind::Double).sqrt());
     let errors = lengths(&(found.to_kind(Kind::Double) - expected));
     let sizes = lengths(expected);
-    let largest = sizes.iter().copied().fold(0.0, f64::max);
     for (row, (error, size)) in errors.iter().zip(sizes).enumerate() {
-        assert!(*error <= 1e-5 * size.max(1e-3 * largest), "{what}, row {row}: off by {error} of {size}");
+        // Where both models are certain, the gradient is 0 but for the rounding of numbers around 1.
+        assert!(*error <= 1e-5 * size.max(0.01), "{what}, row {row}: off by {error} of {size}");
     }
 }
 

@@ -44,8 +44,12 @@ def divergence_data():
     rng = random.Random(3)
     rows, width, vocab, teacher_width = 11, 4, 17, 6
 
+    # Multiples of 1/64, so that logits are exact in f32, too: where they are large, their rounding alone would cost 1e-4.
+    def exact(value):
+        return round(value * 64) / 64
+
     def matrix(height, width, scale):
-        return [[f32(rng.gauss(0, scale)) for _ in range(width)] for _ in range(height)]
+        return [[exact(rng.gauss(0, scale)) for _ in range(width)] for _ in range(height)]
 
     data = {
         "hidden": matrix(rows, width, 1.0),
@@ -56,10 +60,10 @@ def divergence_data():
         "weights": [f32(rng.gauss(0, 1)) for _ in range(rows)],
     }
     # Extremes: a policy, a teacher and both that are nearly certain; a policy that knows nothing.
-    data["hidden"][0] = [f32(value * 20) for value in data["hidden"][0]]
-    data["teacher_hidden"][1] = [f32(value * 20) for value in data["teacher_hidden"][1]]
-    data["hidden"][2] = [f32(value * 15) for value in data["hidden"][2]]
-    data["teacher_hidden"][2] = [f32(value * 15) for value in data["teacher_hidden"][2]]
+    data["hidden"][0] = [value * 20 for value in data["hidden"][0]]
+    data["teacher_hidden"][1] = [value * 20 for value in data["teacher_hidden"][1]]
+    data["hidden"][2] = [value * 15 for value in data["hidden"][2]]
+    data["teacher_hidden"][2] = [value * 15 for value in data["teacher_hidden"][2]]
     data["hidden"][3] = [0.0] * width
     return data
 
