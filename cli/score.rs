@@ -29,12 +29,12 @@ pub struct Arguments {
     /// Where to write the rows with their rewards.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// What a line that cannot be scored does: stop the run, or be skipped and counted.
-    #[arg(long, value_name = "stop|skip", value_parser = on_error, default_value = "stop")]
-    on_error: OnError,
-    /// The greatest share of lines that may be skipped, from 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
-    max_skipped: f64,
+    /// What a line that cannot be scored does: stop the run (the default), or be skipped and counted.
+    #[arg(long, value_name = "stop|skip", value_parser = on_error)]
+    on_error: Option<OnError>,
+    /// The greatest share of lines that may be skipped, from 0 to 1; by default 0.1.
+    #[arg(long, value_name = "SHARE")]
+    max_skipped: Option<f64>,
     /// The field of the completion; without it: completion, response or text.
     #[arg(long, value_name = "FIELD")]
     completion_field: Option<String>,
@@ -54,10 +54,11 @@ fn on_error(word: &str) -> Result<OnError, String> {
 /// Scores and writes.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { reward, config, set, input, output, .. } = arguments;
-    let config = read_reward(config.as_deref(), reward.as_deref(), &set).map_err(Failure::input)?;
+    let (config, unscored) =
+        read_reward(config.as_deref(), reward.as_deref(), &set).map_err(Failure::input)?;
     let options = FileOptions {
-        on_error: arguments.on_error,
-        max_skipped: arguments.max_skipped,
+        on_error: arguments.on_error.unwrap_or(unscored.on_error),
+        max_skipped: arguments.max_skipped.unwrap_or(unscored.max_skipped),
         fields: Fields { completion: arguments.completion_field, answer: arguments.answer_field },
     };
     let rows = File::open(&input)
@@ -94,7 +95,9 @@ fn summary(report: &FileReport) -> String {
     if report.skipped > 0 {
         text += &format!("{:<24}{}\n", "rows skipped", report.skipped);
     }
-    text += &format!("{:<24}{:.4}\n", "reward", report.reward);
+    if report.scored > 0 {
+        text += &format!("{:<24}{:.4}\n", "reward", report.reward);
+    }
     for (name, mean) in &report.components {
         text += &format!("{:<24}{mean:.4}\n", format!("  {name}"));
     }

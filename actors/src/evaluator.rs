@@ -36,7 +36,7 @@ pub struct PromptOutcome {
     pub instructions: usize,
     /// Those that the response follows.
     pub followed: usize,
-    /// The scorer's reward.
+    /// The scorer's reward; no number if it could not give one.
     pub reward: f32,
     /// Tokens of the response.
     pub tokens: usize,
@@ -92,7 +92,8 @@ impl ThreadLocalActor for Evaluator {
         _myself: ActorRef<Self::Msg>,
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let scorer = wiring.plan.reward.build()?;
+        let mut scorer = wiring.plan.reward.build()?;
+        scorer.heed(wiring.shutdown.watch());
         Ok(EvaluatorState { wiring, scorer, work: None })
     }
 
@@ -155,7 +156,9 @@ fn finish(wiring: &Wiring, scorer: &mut dyn Scorer, work: Work) -> Result<Evalua
     let tokens = engine.sampled_tokens();
     drop(engine);
     groups.sort_by_key(|group| group.prompt.id);
-    let outcomes = groups.iter().map(|group| outcome(scorer, group)).collect::<Result<Vec<_>, String>>()?;
+    let scores = rewards(wiring, scorer, &groups)?;
+    let outcomes = groups.iter().zip(scores).map(|(group, reward)| outcome(group, reward));
+    let outcomes = outcomes.collect::<Result<Vec<_>, String>>()?;
     let kl = match job.version {
         0 => 0.0, // These are the reference's weights.
         version => {
@@ -169,9 +172,26 @@ fn finish(wiring: &Wiring, scorer: &mut dyn Scorer, work: Work) -> Result<Evalua
     Ok(Evaluation { version: job.version, outcomes, kl, tokens, seconds: began.elapsed().as_secs_f64() })
 }
 
-fn outcome(scorer: &mut dyn Scorer, group: &Group) -> Result<PromptOutcome, String> {
-    let scores = scorer.score(group).map_err(|error| error.to_string())?;
-    let (Some(completion), Some(score)) = (group.completions.first(), scores.first()) else {
+/// The reward of each group's one completion; no number where there is none.
+fn rewards(wiring: &Wiring, scorer: &mut dyn Scorer, groups: &[Group]) -> Result<Vec<f32>, String> {
+    if wiring.plan.reward.needs_several() {
+        return Ok(vec![f32::NAN; groups.len()]);
+    }
+    let all = scorer.score_groups(&groups.iter().collect::<Vec<_>>()).into_iter().flatten().collect();
+    let (scores, causes) = wiring.plan.unscored.settle(all).map_err(|error| error.to_string())?;
+    let too_many =
+        causes.last().and_then(|last| wiring.plan.unscored.too_many(causes.len(), scores.len(), last));
+    if !causes.is_empty() {
+        wiring.tell(ConductorMessage::Unscored { causes });
+    }
+    match too_many {
+        Some(cause) => Err(cause),
+        None => Ok(scores.iter().map(|score| score.reward).collect()),
+    }
+}
+
+fn outcome(group: &Group, reward: f32) -> Result<PromptOutcome, String> {
+    let Some(completion) = group.completions.first() else {
         return Err(format!("held-out prompt {} has no completion", group.prompt.id));
     };
     let verdicts = verdicts(&group.prompt, &completion.text).map_err(|error| error.to_string())?;
@@ -179,7 +199,7 @@ fn outcome(scorer: &mut dyn Scorer, group: &Group) -> Result<PromptOutcome, Stri
         prompt_id: group.prompt.id,
         instructions: verdicts.len(),
         followed: verdicts.iter().filter(|verdict| verdict.passed).count(),
-        reward: score.reward,
+        reward,
         tokens: completion.tokens.len(),
     })
 }

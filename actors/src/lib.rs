@@ -9,6 +9,7 @@
 //! - the caravan, in the order of the data: `generator` → `reward_worker` → `rejection_sampler` →
 //!   the shared buffer → `reference` → `learner`; beside it `evaluator` and `recorder`;
 //! - `data_reader`: fills the buffer from a dataset in place of the first three; `lessons`: rows as trees;
+//! - [`scoring`]: what becomes of completions that cannot be scored;
 //! - `wiring`: the bounded queues, the buffer and the published weights that they share;
 //! - [`statistics`], [`summary`]: estimates with intervals, and what the final table shows;
 //! - [`event`]: what a spectator is told; [`faults`]: panics on purpose.
@@ -33,6 +34,7 @@ mod rejection_sampler;
 mod reward_worker;
 pub mod run;
 mod sampling_metrics;
+pub mod scoring;
 pub mod statistics;
 pub mod summary;
 mod wiring;

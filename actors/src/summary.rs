@@ -49,7 +49,7 @@ pub struct HeldOut {
     pub prompt_accuracy: Option<Estimate>,
     /// Share of instructions followed; the interval treats prompts as clusters.
     pub instruction_accuracy: Option<Estimate>,
-    /// Mean reward.
+    /// Mean reward of the responses that have one.
     pub reward: Option<Estimate>,
     /// Mean tokens of a response.
     pub mean_length: f64,
@@ -108,12 +108,13 @@ fn figures(pairs: &[(&PromptOutcome, Option<&PromptOutcome>)]) -> HeldOut {
         |outcome: &PromptOutcome| f64::from(u8::from(outcome.followed == outcome.instructions));
     let followed = |outcome: &PromptOutcome| outcome.followed as f64;
     let checked = || pairs.iter().filter(|pair| pair.0.instructions > 0);
+    let rewards = pairs.iter().map(|pair| difference(&|outcome| f64::from(outcome.reward), pair));
     HeldOut {
         prompt_accuracy: mean(checked().map(|pair| difference(&all_followed, pair))),
         instruction_accuracy: ratio(
             checked().map(|pair| (difference(&followed, pair), pair.0.instructions as f64)),
         ),
-        reward: mean(pairs.iter().map(|pair| difference(&|outcome| f64::from(outcome.reward), pair))),
+        reward: mean(rewards.filter(|reward| reward.is_finite())),
         mean_length: pairs.iter().map(|pair| difference(&|outcome| outcome.tokens as f64, pair)).sum::<f64>()
             / pairs.len().max(1) as f64,
     }

@@ -4,12 +4,12 @@
 //! to it until it says [`Queue::done`], so that the item outlives a worker that dies over it. And
 //! every item is counted in and out, so that nothing can be lost without showing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, SendTimeoutError, Sender, bounded};
+use crossbeam::channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
 /// How often a blocked producer looks whether the queue was closed.
 const POLL: Duration = Duration::from_millis(50);
@@ -68,11 +68,34 @@ struct Shared<T> {
     name: &'static str,
     sender: Sender<T>,
     receiver: Receiver<T>,
-    leases: Mutex<HashMap<String, Leased<T>>>,
+    leases: Mutex<Leases<T>>,
     dropped: Mutex<BTreeMap<&'static str, u64>>,
     pushed: AtomicU64,
     done: AtomicU64,
     closed: AtomicBool,
+}
+
+/// What each worker that ever took an item has in hand. There are few workers, so that looking through them is faster than
+/// hashing their names.
+#[derive(Debug)]
+struct Leases<T>(Vec<(String, Option<Leased<T>>)>);
+
+impl<T> Leases<T> {
+    fn of(&mut self, worker: &str) -> Option<&mut Option<Leased<T>>> {
+        self.0.iter_mut().find(|(name, _)| name == worker).map(|(_, lease)| lease)
+    }
+
+    fn give(&mut self, worker: &str, lease: Leased<T>) {
+        match self.of(worker) {
+            Some(slot) => *slot = Some(lease),
+            None => self.0.push((worker.to_string(), Some(lease))),
+        }
+    }
+
+    /// The worker's item, which it has no longer.
+    fn end(&mut self, worker: &str) -> Option<Leased<T>> {
+        self.of(worker)?.take()
+    }
 }
 
 impl<T: Clone> Queue<T> {
@@ -88,7 +111,7 @@ impl<T: Clone> Queue<T> {
                 name,
                 sender,
                 receiver,
-                leases: Mutex::default(),
+                leases: Mutex::new(Leases(Vec::new())),
                 dropped: Mutex::default(),
                 pushed: AtomicU64::new(0),
                 done: AtomicU64::new(0),
@@ -106,7 +129,17 @@ impl<T: Clone> Queue<T> {
     ///
     /// # Errors
     /// With the item, if there was no room in time or the queue is or becomes closed.
-    pub fn push(&self, mut item: T, patience: Duration) -> Result<(), PushError<T>> {
+    pub fn push(&self, item: T, patience: Duration) -> Result<(), PushError<T>> {
+        if self.is_closed() {
+            return Err(PushError::Closed(item));
+        }
+        let mut item = match self.shared.sender.try_send(item) {
+            Ok(()) => {
+                self.shared.pushed.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => back,
+        };
         let deadline = Instant::now() + patience;
         loop {
             if self.is_closed() {
@@ -129,26 +162,27 @@ impl<T: Clone> Queue<T> {
     /// Leases the next item to `worker`, waiting for at most `patience`. A worker that still has a
     /// lease, because it died with it, gets that item again.
     pub fn take(&self, worker: &str, patience: Duration) -> Option<Leased<T>> {
-        if let Some(lease) = lock(&self.shared.leases).get_mut(worker) {
+        if let Some(Some(lease)) = lock(&self.shared.leases).of(worker) {
             lease.attempt += 1;
             return Some(lease.clone());
         }
-        let item = self.shared.receiver.recv_timeout(patience).ok()?;
+        let receiver = &self.shared.receiver;
+        let item = receiver.try_recv().or_else(|_| receiver.recv_timeout(patience)).ok()?;
         let lease = Leased { item, attempt: 1 };
-        lock(&self.shared.leases).insert(worker.to_string(), lease.clone());
+        lock(&self.shared.leases).give(worker, lease.clone());
         Some(lease)
     }
 
     /// Ends the worker's lease: its item was worked off.
     pub fn done(&self, worker: &str) {
-        if lock(&self.shared.leases).remove(worker).is_some() {
+        if lock(&self.shared.leases).end(worker).is_some() {
             self.shared.done.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Ends the worker's lease: its item is given up for `reason`, which is counted.
     pub fn drop_leased(&self, worker: &str, reason: &'static str) {
-        if lock(&self.shared.leases).remove(worker).is_some() {
+        if lock(&self.shared.leases).end(worker).is_some() {
             *lock(&self.shared.dropped).entry(reason).or_default() += 1;
         }
     }
@@ -179,7 +213,7 @@ impl<T: Clone> Queue<T> {
             pushed: self.shared.pushed.load(Ordering::Relaxed),
             done: self.shared.done.load(Ordering::Relaxed),
             dropped: lock(&self.shared.dropped).clone(),
-            leased: lock(&self.shared.leases).len() as u64,
+            leased: lock(&self.shared.leases).0.iter().filter(|(_, lease)| lease.is_some()).count() as u64,
             waiting: self.len() as u64,
         }
     }

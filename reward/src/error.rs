@@ -43,17 +43,20 @@ pub enum RewardError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The scorer was asked to stop while it waited for others.
+    #[error("scoring was interrupted")]
+    Interrupted,
     /// A program could not be run, for a reason that is not its own.
     #[error(transparent)]
     Sandbox(#[from] arriero_sandbox::SandboxError),
-    /// A completion lacks what the reward measures.
+    /// A completion lacks what the reward measures, or whoever was asked about it gave no reward.
     #[error("prompt {prompt}, sample {sample}: {cause}")]
     Completion {
         /// [`Prompt::id`](arriero_buffers::Prompt::id).
         prompt: u64,
         /// [`Completion::sample`](arriero_buffers::Completion::sample).
         sample: u32,
-        /// What it lacks.
+        /// What it lacks, or what went wrong.
         cause: String,
     },
 }
@@ -62,7 +65,7 @@ impl RewardError {
     /// What it says of a row of a file, whose line is named by the caller.
     pub(crate) fn of_row(&self) -> String {
         match self {
-            RewardError::Config(_) | RewardError::Sandbox(_) => self.to_string(),
+            RewardError::Config(_) | RewardError::Interrupted | RewardError::Sandbox(_) => self.to_string(),
             RewardError::Checks { cause, .. } => format!("what is to be checked cannot be read: {cause}"),
             RewardError::NoConstraints(_) => {
                 "no `constraints`; give it some, as in {\"constraints\": [{\"kind\": \"no_comma\"}]}"

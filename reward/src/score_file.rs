@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 
-use arriero_buffers::{Group, Score};
+use arriero_buffers::{Completion, Group, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -111,6 +111,12 @@ struct Pending {
     row: Map<String, Value>,
 }
 
+/// Rows of one prompt, which wait to be scored.
+struct Waiting {
+    group: Group,
+    rows: Vec<Pending>,
+}
+
 /// A file on its way.
 struct FileScorer<'a, W, S> {
     scorer: Box<dyn Scorer>,
@@ -125,7 +131,7 @@ struct FileScorer<'a, W, S> {
 /// Scores all rows of `input` and writes those that have a reward to `output`, in their order: each with
 /// `reward`, its `components`, and the scorer's details (for IFEval `strict`, `loose` and `instructions`).
 /// Where rewards are compared within a group, rows with the same prompt and checks that follow each other
-/// are one. `skipped` is told of each row that is left out.
+/// are one. A scorer that can do much at once is given many rows at once. `skipped` is told of each row that is left out.
 ///
 /// # Errors
 /// See [`FileError`]. What was written to `output` by then is not the whole.
@@ -152,7 +158,7 @@ pub fn score_file(
     };
     let checks = config.check_names();
     let grouped = config.compares_completions();
-    let mut pending: Option<(Group, Vec<Pending>)> = None;
+    let mut groups = Vec::new();
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
@@ -164,36 +170,29 @@ pub fn score_file(
         if bytes.trim_ascii().is_empty() {
             continue;
         }
-        let (group, row) = match read_row(line, bytes, &options.fields, &checks) {
-            Ok(row) => row,
+        match read_row(line, bytes, &options.fields, &checks) {
+            Ok((group, row)) => match groups.last_mut() {
+                Some(Waiting { group: first, rows }) if grouped && is_same_prompt(first, &group) => {
+                    let sample = first.completions.len() as u32;
+                    let completions = group.completions.into_iter();
+                    first
+                        .completions
+                        .extend(completions.map(|completion| Completion { sample, ..completion }));
+                    rows.push(row);
+                }
+                _ => {
+                    // The group before is complete.
+                    file.score_if_enough(&mut groups)?;
+                    groups.push(Waiting { group, rows: vec![row] });
+                }
+            },
             Err(cause) => {
+                file.score(&mut groups)?;
                 file.refuse(line, cause)?;
-                continue;
-            }
-        };
-        if !grouped {
-            file.score(&group, vec![row])?;
-            continue;
-        }
-        match &mut pending {
-            Some((first, rows)) if is_same_prompt(first, &group) => {
-                let sample = first.completions.len() as u32;
-                first.completions.extend(group.completions);
-                if let Some(last) = first.completions.last_mut() {
-                    last.sample = sample;
-                }
-                rows.push(row);
-            }
-            _ => {
-                if let Some((group, rows)) = pending.replace((group, vec![row])) {
-                    file.score(&group, rows)?;
-                }
             }
         }
     }
-    if let Some((group, rows)) = pending {
-        file.score(&group, rows)?;
-    }
+    file.score(&mut groups)?;
     file.finish()
 }
 
@@ -230,22 +229,41 @@ impl<W: Write, S: FnMut(u64, &str)> FileScorer<'_, W, S> {
         Ok(())
     }
 
-    fn score(&mut self, group: &Group, rows: Vec<Pending>) -> Result<(), FileError> {
-        let scored = self.scorer.score(group).and_then(|scores| Ok((scores, self.scorer.details(group)?)));
-        let (scores, details) = match scored {
-            Ok(scored) => scored,
-            Err(error) => {
-                let cause = error.of_row();
-                return rows.iter().try_for_each(|row| self.refuse(row.line, cause.clone()));
+    /// Scores what waits, if the scorer has use for as much at once.
+    fn score_if_enough(&mut self, waiting: &mut Vec<Waiting>) -> Result<(), FileError> {
+        let count: usize = waiting.iter().map(|waiting| waiting.rows.len()).sum();
+        if count >= self.scorer.batch() { self.score(waiting) } else { Ok(()) }
+    }
+
+    fn score(&mut self, waiting: &mut Vec<Waiting>) -> Result<(), FileError> {
+        let waiting = std::mem::take(waiting);
+        let groups: Vec<&Group> = waiting.iter().map(|waiting| &waiting.group).collect();
+        let outcomes = self.scorer.score_groups(&groups);
+        for (Waiting { group, rows }, outcomes) in waiting.into_iter().zip(outcomes) {
+            let details = match outcomes.iter().any(Result::is_ok) {
+                true => self.scorer.details(&group),
+                false => Ok(vec![Map::new(); rows.len()]),
+            };
+            let (details, broken) = match details {
+                Ok(details) => (details, None),
+                Err(error) => (vec![Map::new(); rows.len()], Some(error)),
+            };
+            for ((row, outcome), details) in rows.into_iter().zip(outcomes).zip(details) {
+                match broken.clone().map_or(outcome, Err) {
+                    // No row is at fault.
+                    Err(error @ (RewardError::Config(_) | RewardError::Interrupted)) => {
+                        return Err(error.into());
+                    }
+                    Err(error) => self.refuse(row.line, error.of_row())?,
+                    Ok(score) if !score.reward.is_finite() => {
+                        self.refuse(row.line, format!("the reward is {}, no finite number", score.reward))?;
+                    }
+                    Ok(score) => {
+                        self.count(&score, &details);
+                        self.write(row, score, details)?;
+                    }
+                }
             }
-        };
-        for ((row, score), details) in rows.into_iter().zip(scores).zip(details) {
-            if !score.reward.is_finite() {
-                self.refuse(row.line, format!("the reward is {}, no finite number", score.reward))?;
-                continue;
-            }
-            self.count(&score, &details);
-            self.write(row, score, details)?;
         }
         Ok(())
     }

@@ -9,22 +9,29 @@
 //!   repeats itself;
 //! - [`code`]: whether its code passes tests;
 //! - [`reward_model`]: a trained model's score;
+//! - [`program`], [`http`]: a program or an endpoint of the user's (`exchange` is what they are told and answer);
+//! - [`judge`]: an LLM that rates or compares;
 //! - [`composite`]: several of these, weighted.
 //!
-//! `per_completion` has what those share that look at one completion at a time.
+//! `per_completion` has what those share that look at one completion at a time. A new kind is a module
+//! with a [`ScorerConfig`], and one line in the registry of [`RewardConfig`].
 
 pub mod code;
 pub mod composite;
 pub mod constraints;
 pub mod contains;
 pub mod exact;
+pub mod exchange;
 pub mod format;
+pub mod http;
 pub mod ifeval;
 pub mod json;
+pub mod judge;
 pub mod length;
 pub mod math;
 pub mod pattern;
 pub mod per_completion;
+pub mod program;
 pub mod repetition;
 pub mod reward_model;
 
@@ -33,21 +40,11 @@ use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use serde_json::{Map, Value};
 
-use crate::checks::Checks;
 use crate::error::RewardError;
-use code::CodeConfig;
-use composite::CompositeConfig;
-use constraints::{ConstraintsConfig, ConstraintsScorer};
-use contains::{ContainsConfig, ContainsScorer};
-use exact::ExactConfig;
-use format::FormatConfig;
-use ifeval::{IfevalConfig, IfevalScorer};
-use json::JsonConfig;
-use length::{LengthConfig, SoftOverlongConfig};
-use math::MathConfig;
-use pattern::RegexConfig;
-use repetition::RepetitionConfig;
-use reward_model::RewardModelConfig;
+use crate::watch::Watch;
+
+/// A score for each completion of a group, in their order, or why it has none.
+pub type Outcomes = Vec<Result<Score, RewardError>>;
 
 /// Gives each completion of a group its reward.
 pub trait Scorer: Send {
@@ -60,6 +57,24 @@ pub trait Scorer: Send {
     /// If the prompt or a completion lacks what the scorer needs.
     fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError>;
 
+    /// Several groups at once, and each completion for itself: one that cannot be scored does not cost the others
+    /// their scores. By default one group after the other, each as a whole.
+    fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
+        let outcomes = |group: &&Group| match self.score(group) {
+            Ok(scores) => scores.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error); group.completions.len()],
+        };
+        groups.iter().map(outcomes).collect()
+    }
+
+    /// Completions that it likes to be given at once, where there are many. Default 1.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Lets others end its waiting, if it waits. By default it does not.
+    fn heed(&mut self, _watch: &Watch) {}
+
     /// What the scorer can say of each completion beyond numbers, for people to read; nothing by
     /// default.
     ///
@@ -70,186 +85,144 @@ pub trait Scorer: Send {
     }
 }
 
-/// Which scorer, and its options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum RewardConfig {
-    /// The share of the prompt's constraints that a completion follows.
-    Constraints(ConstraintsConfig),
-    /// Whether a completion contains a text.
-    Contains(ContainsConfig),
-    /// Whether a completion follows the prompt's IFEval instructions.
-    Ifeval(IfevalConfig),
-    /// Whether the final answer is the prompt's.
-    Math(MathConfig),
-    /// Whether a completion equals the prompt's answer.
-    Exact(ExactConfig),
-    /// Whether a completion matches a regular expression.
-    Regex(RegexConfig),
-    /// Whether a completion is JSON, and fits a schema.
-    Json(JsonConfig),
-    /// Whether a completion's length is within bounds.
-    Length(LengthConfig),
-    /// Whether a completion has a layout of tags.
-    Format(FormatConfig),
-    /// A penalty for repeated n-grams.
-    Repetition(RepetitionConfig),
-    /// DAPO's soft penalty for what is too long.
-    SoftOverlong(SoftOverlongConfig),
-    /// Whether a completion's code passes the prompt's tests.
-    Code(CodeConfig),
-    /// The score of a reward model.
-    RewardModel(RewardModelConfig),
-    /// Several scorers, weighted.
-    Composite(CompositeConfig),
-}
-
-impl Default for RewardConfig {
-    fn default() -> Self {
-        RewardConfig::Constraints(ConstraintsConfig::default())
-    }
-}
-
-impl RewardConfig {
-    /// Every value of `kind`.
-    pub const KINDS: &[&str] = &[
-        "constraints",
-        "contains",
-        "ifeval",
-        "math",
-        "exact",
-        "regex",
-        "json",
-        "length",
-        "format",
-        "repetition",
-        "soft_overlong",
-        "code",
-        "reward_model",
-        "composite",
-    ];
-
-    /// The value of `kind`.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            RewardConfig::Constraints(_) => "constraints",
-            RewardConfig::Contains(_) => "contains",
-            RewardConfig::Ifeval(_) => "ifeval",
-            RewardConfig::Math(_) => "math",
-            RewardConfig::Exact(_) => "exact",
-            RewardConfig::Regex(_) => "regex",
-            RewardConfig::Json(_) => "json",
-            RewardConfig::Length(_) => "length",
-            RewardConfig::Format(_) => "format",
-            RewardConfig::Repetition(_) => "repetition",
-            RewardConfig::SoftOverlong(_) => "soft_overlong",
-            RewardConfig::Code(_) => "code",
-            RewardConfig::RewardModel(_) => "reward_model",
-            RewardConfig::Composite(_) => "composite",
-        }
-    }
-
-    /// Names of the options of a `kind`; none for an unknown one.
-    pub fn option_names(kind: &str) -> &'static [&'static str] {
-        match kind {
-            "constraints" => serde_introspect::<ConstraintsConfig>(),
-            "contains" => serde_introspect::<ContainsConfig>(),
-            "ifeval" => serde_introspect::<IfevalConfig>(),
-            "math" => serde_introspect::<MathConfig>(),
-            "exact" => serde_introspect::<ExactConfig>(),
-            "regex" => serde_introspect::<RegexConfig>(),
-            "json" => serde_introspect::<JsonConfig>(),
-            "length" => serde_introspect::<LengthConfig>(),
-            "format" => serde_introspect::<FormatConfig>(),
-            "repetition" => serde_introspect::<RepetitionConfig>(),
-            "soft_overlong" => serde_introspect::<SoftOverlongConfig>(),
-            "code" => serde_introspect::<CodeConfig>(),
-            "reward_model" => serde_introspect::<RewardModelConfig>(),
-            "composite" => serde_introspect::<CompositeConfig>(),
-            _ => &[],
-        }
-    }
-
+/// The options of a kind of reward: what stands beside `kind` in an experiment file.
+pub trait ScorerConfig {
     /// Checks the options.
     ///
     /// # Errors
     /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
-        match self {
-            RewardConfig::Constraints(config) => config.validate(),
-            RewardConfig::Contains(config) => config.validate(),
-            RewardConfig::Ifeval(_) | RewardConfig::Exact(_) => Ok(()),
-            RewardConfig::Math(config) => config.validate(),
-            RewardConfig::Regex(config) => config.validate(),
-            RewardConfig::Json(config) => config.validate(),
-            RewardConfig::Length(config) => config.validate(),
-            RewardConfig::Format(config) => config.validate(),
-            RewardConfig::Repetition(config) => config.validate(),
-            RewardConfig::SoftOverlong(config) => config.validate(),
-            RewardConfig::Code(config) => config.validate(),
-            RewardConfig::RewardModel(config) => config.validate(),
-            RewardConfig::Composite(config) => config.validate(),
-        }
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
     }
 
     /// Checks that a prompt has what this reward needs, before anything is sampled for it.
     ///
     /// # Errors
     /// If its `checks` cannot be read, or lack what the reward needs.
-    pub fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
-        // The evaluator reads constraints under every reward.
-        let verdicts = constraints::verdicts(prompt, "")?;
-        match self {
-            RewardConfig::Constraints(_) if verdicts.is_empty() => Err(RewardError::NoConstraints(prompt.id)),
-            RewardConfig::Ifeval(_) => ifeval::instructions_of(prompt).map(drop),
-            RewardConfig::Math(_) | RewardConfig::Exact(_) => Checks::of(prompt)?.answer(prompt.id).map(drop),
-            RewardConfig::Json(config) => config.check_prompt(prompt),
-            RewardConfig::Code(config) => config.check_prompt(prompt),
-            RewardConfig::Composite(config) => config.check_prompt(prompt),
-            _ => Ok(()),
+    fn check_prompt(&self, _prompt: &Prompt) -> Result<(), RewardError> {
+        Ok(())
+    }
+
+    /// The members of a prompt's `checks` that this reward reads.
+    fn check_names(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    /// True if a completion's reward depends on the others of its group.
+    fn compares_completions(&self) -> bool {
+        false
+    }
+
+    /// True if a completion alone cannot be scored.
+    fn needs_several(&self) -> bool {
+        false
+    }
+
+    /// The scorer of valid options.
+    ///
+    /// # Errors
+    /// If what the options name cannot be used, such as a model or a program.
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError>;
+}
+
+/// Makes [`RewardConfig`] from one line a kind.
+macro_rules! registry {
+    ($($kind:literal => $variant:ident($config:ty), $about:literal;)*) => {
+        /// Which scorer, and its options.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind")]
+        pub enum RewardConfig {
+            $(#[doc = $about] #[serde(rename = $kind)] $variant($config),)*
         }
+
+        impl RewardConfig {
+            /// Every value of `kind`.
+            pub const KINDS: &[&str] = &[$($kind),*];
+
+            /// The value of `kind`.
+            pub fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $kind,)* }
+            }
+
+            /// Names of the options of a `kind`; none for an unknown one.
+            pub fn option_names(kind: &str) -> &'static [&'static str] {
+                match kind { $($kind => serde_introspect::<$config>(),)* _ => &[] }
+            }
+
+            fn options(&self) -> &dyn ScorerConfig {
+                match self { $(Self::$variant(config) => config,)* }
+            }
+        }
+    };
+}
+
+registry! {
+    "constraints" => Constraints(constraints::ConstraintsConfig), "The share of the prompt's constraints that a completion follows.";
+    "contains" => Contains(contains::ContainsConfig), "Whether a completion contains a text.";
+    "ifeval" => Ifeval(ifeval::IfevalConfig), "Whether a completion follows the prompt's IFEval instructions.";
+    "math" => Math(math::MathConfig), "Whether the final answer is the prompt's.";
+    "exact" => Exact(exact::ExactConfig), "Whether a completion equals the prompt's answer.";
+    "regex" => Regex(pattern::RegexConfig), "Whether a completion matches a regular expression.";
+    "json" => Json(json::JsonConfig), "Whether a completion is JSON, and fits a schema.";
+    "length" => Length(length::LengthConfig), "Whether a completion's length is within bounds.";
+    "format" => Format(format::FormatConfig), "Whether a completion has a layout of tags.";
+    "repetition" => Repetition(repetition::RepetitionConfig), "A penalty for repeated n-grams.";
+    "soft_overlong" => SoftOverlong(length::SoftOverlongConfig), "DAPO's soft penalty for what is too long.";
+    "code" => Code(code::CodeConfig), "Whether a completion's code passes the prompt's tests.";
+    "reward_model" => RewardModel(reward_model::RewardModelConfig), "The score of a reward model.";
+    "program" => Program(program::ProgramConfig), "What a program of the user's says.";
+    "http" => Http(http::HttpConfig), "What an HTTP endpoint says.";
+    "judge" => Judge(judge::JudgeConfig), "What an LLM says.";
+    "composite" => Composite(composite::CompositeConfig), "Several scorers, weighted.";
+}
+
+impl Default for RewardConfig {
+    fn default() -> Self {
+        RewardConfig::Constraints(constraints::ConstraintsConfig::default())
+    }
+}
+
+impl RewardConfig {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// As [`ScorerConfig::validate`].
+    pub fn validate(&self) -> Result<(), String> {
+        self.options().validate()
+    }
+
+    /// Checks that a prompt has what this reward needs, before anything is sampled for it.
+    ///
+    /// # Errors
+    /// As [`ScorerConfig::check_prompt`]; and if its constraints cannot be read, which the evaluator
+    /// counts under every reward.
+    pub fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+        constraints::verdicts(prompt, "")?;
+        self.options().check_prompt(prompt)
     }
 
     /// The members of a prompt's `checks` that this reward reads.
     pub fn check_names(&self) -> Vec<&'static str> {
-        match self {
-            RewardConfig::Constraints(_) => vec!["constraints"],
-            RewardConfig::Ifeval(_) => vec!["instruction_id_list", "kwargs"],
-            RewardConfig::Math(_) | RewardConfig::Exact(_) => vec!["answer"],
-            RewardConfig::Json(_) => vec!["schema"],
-            RewardConfig::Code(_) => code::CHECKS.to_vec(),
-            RewardConfig::Composite(config) => config.check_names(),
-            _ => Vec::new(),
-        }
+        self.options().check_names()
     }
 
     /// True if a completion's reward depends on the others of its group.
     pub fn compares_completions(&self) -> bool {
-        matches!(self, RewardConfig::Composite(config) if config.compares_completions())
+        self.options().compares_completions()
+    }
+
+    /// True if a completion alone cannot be scored.
+    pub fn needs_several(&self) -> bool {
+        self.options().needs_several()
     }
 
     /// The scorer.
     ///
     /// # Errors
-    /// If the options are not valid.
+    /// If the options are not valid, or what they name cannot be used.
     pub fn build(&self) -> Result<Box<dyn Scorer>, RewardError> {
         self.validate().map_err(RewardError::Config)?;
-        Ok(match self {
-            RewardConfig::Constraints(config) => Box::new(ConstraintsScorer::new(config.clone())),
-            RewardConfig::Contains(config) => Box::new(ContainsScorer::new(config.clone())),
-            RewardConfig::Ifeval(config) => Box::new(IfevalScorer { config: config.clone() }),
-            RewardConfig::Math(config) => config.scorer(),
-            RewardConfig::Exact(config) => config.scorer(),
-            RewardConfig::Regex(config) => config.scorer().map_err(RewardError::Config)?,
-            RewardConfig::Json(config) => config.scorer().map_err(RewardError::Config)?,
-            RewardConfig::Length(config) => config.scorer(),
-            RewardConfig::Format(config) => config.scorer().map_err(RewardError::Config)?,
-            RewardConfig::Repetition(config) => config.scorer(),
-            RewardConfig::SoftOverlong(config) => config.scorer(),
-            RewardConfig::Code(config) => config.scorer()?,
-            RewardConfig::RewardModel(config) => config.scorer()?,
-            RewardConfig::Composite(config) => config.scorer()?,
-        })
+        self.options().scorer()
     }
 }
 
@@ -300,6 +273,9 @@ mod tests {
             json!({"kind": "soft_overlong", "max_completion_len": 8, "soft_punish_cache": 2}),
             json!({"kind": "code", "time_limit": 2.0, "sandbox": "none"}),
             json!({"kind": "reward_model", "path": TINY_REWARD_MODEL, "device": "cpu", "dtype": "f32"}),
+            json!({"kind": "program", "command": ["cat"], "unit": "group", "timeout": 5.0}),
+            json!({"kind": "http", "url": "http://127.0.0.1:1/", "headers": {"a": "b"}, "requests_per_minute": 5.0}),
+            json!({"kind": "judge", "base_url": "http://127.0.0.1:1/v1", "model": "m", "mode": "pairwise"}),
             json!({"kind": "composite", "parts": [{"clip": [0.0, 1.0], "reward": {"kind": "exact"}}]}),
         ]
         .map(|value| serde_json::from_value::<RewardConfig>(value).expect("a reward"));
@@ -331,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_scorer_is_not_built_from_invalid_options() {
-        let config = RewardConfig::Contains(ContainsConfig::default());
+        let config = RewardConfig::Contains(contains::ContainsConfig::default());
         let error = config.build().err().expect("there is no text");
         assert!(error.to_string().contains("text is \"\""), "{error}");
     }

@@ -129,3 +129,31 @@ fn long_completions_and_odd_options_are_fine_or_refused() {
     let error = score(json!({"kind": "regex"}), OnError::Skip, 1.0, b"{}").result.expect_err("no pattern");
     assert!(matches!(error, FileError::Config(_)), "{error}");
 }
+
+/// A program of the shell's that counts its lines, and ends at "bad".
+fn counting() -> Value {
+    let script = r#"n=0; while IFS= read -r line; do id=${line#*\"id\":}; id=${id%%,*}; n=$((n+1))
+        case $line in *bad*) echo "oh no" >&2; exit 3;; esac
+        echo "{\"id\":$id,\"reward\":$n}"; done"#;
+    json!({"kind": "program", "command": ["sh", "-c", script], "batch": 3})
+}
+
+#[test]
+fn rows_go_to_a_program_in_batches_and_failures_keep_their_lines() {
+    let texts = ["a", "b", "bad", "c", "d"];
+    let rows: Vec<String> = texts.iter().map(|text| json!({"completion": text}).to_string()).collect();
+    let input = format!("{}\n{{\n{}\n", rows[..3].join("\n"), rows[3..].join("\n"));
+    let Outcome { result, rows, skipped } = score(counting(), OnError::Skip, 0.5, input.as_bytes());
+    let report = result.expect("two of six may be skipped");
+    assert_eq!((report.scored, report.skipped), (4, 2));
+    let completions: Vec<&Value> = rows.iter().map(|row| &row["completion"]).collect();
+    assert_eq!(completions, ["a", "b", "c", "d"]);
+    // It began anew behind "bad".
+    let rewards: Vec<&Value> = rows.iter().map(|row| &row["reward"]).collect();
+    assert_eq!(rewards, [1.0, 2.0, 1.0, 2.0]);
+    let [(3, program), (4, json)] = &skipped[..] else { panic!("{skipped:?}") };
+    assert!(program.contains("the program ended (exit status: 3)") && program.contains("oh no"), "{program}");
+    assert!(json.starts_with("broken JSON"), "{json}");
+    let error = score(counting(), OnError::Stop, 0.0, input.as_bytes()).result.expect_err("line 3");
+    assert!(error.to_string().starts_with("line 3: the program ended"), "{error}");
+}

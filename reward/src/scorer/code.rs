@@ -11,12 +11,12 @@ use arriero_sandbox::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::Scorer;
+use super::{Scorer, ScorerConfig};
 use crate::code::{Judge, Judged, Tests, Verdict};
 use crate::error::RewardError;
 
 /// What this reward reads of a prompt's `checks`.
-pub(super) const CHECKS: &[&str] =
+const CHECKS: &[&str] =
     &["test", "entry_point", "test_list", "test_setup_code", "test_imports", "cases", "prefix"];
 
 /// What keeps programs from doing harm.
@@ -78,11 +78,26 @@ impl Default for CodeConfig {
 }
 
 impl CodeConfig {
-    /// Checks the options.
+    /// What runs completions against tests.
     ///
     /// # Errors
-    /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+    /// If the options are not valid, the machine cannot confine programs, or there is no such interpreter.
+    pub fn judge(&self) -> Result<Judge, RewardError> {
+        self.validate().map_err(RewardError::Config)?;
+        let limits = Limits {
+            time: Duration::from_secs_f64(self.time_limit),
+            memory: self.memory << 20,
+            processes: self.processes,
+            scratch: self.scratch << 20,
+            output: self.output << 10,
+        };
+        let confined = self.sandbox == Confinement::Kernel;
+        Ok(Judge::new(&self.python, &self.command, &self.readable, limits, confined)?)
+    }
+}
+
+impl ScorerConfig for CodeConfig {
+    fn validate(&self) -> Result<(), String> {
         if !(0.01..=86_400.0).contains(&self.time_limit) {
             return Err(format!("time_limit is {}, but must be from 0.01 to 86400 seconds", self.time_limit));
         }
@@ -105,7 +120,7 @@ impl CodeConfig {
     }
 
     /// Checks that a prompt has tests that this can run.
-    pub(super) fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
         let tests = Tests::of(prompt)?;
         if !self.command.is_empty() && tests.cases.len() < tests.count() {
             let cause =
@@ -115,24 +130,11 @@ impl CodeConfig {
         Ok(())
     }
 
-    /// What runs completions against tests.
-    ///
-    /// # Errors
-    /// If the options are not valid, the machine cannot confine programs, or there is no such interpreter.
-    pub fn judge(&self) -> Result<Judge, RewardError> {
-        self.validate().map_err(RewardError::Config)?;
-        let limits = Limits {
-            time: Duration::from_secs_f64(self.time_limit),
-            memory: self.memory << 20,
-            processes: self.processes,
-            scratch: self.scratch << 20,
-            output: self.output << 10,
-        };
-        let confined = self.sandbox == Confinement::Kernel;
-        Ok(Judge::new(&self.python, &self.command, &self.readable, limits, confined)?)
+    fn check_names(&self) -> Vec<&'static str> {
+        CHECKS.to_vec()
     }
 
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let judge = self.judge()?;
         let workers = match self.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),

@@ -1,11 +1,14 @@
 //! Several scorers as one: clipped, normalised, weighted, added up.
 
+use std::collections::BTreeMap;
+
 use arriero_buffers::{Group, Prompt, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{RewardConfig, Scorer};
+use super::{Outcomes, RewardConfig, Scorer, ScorerConfig};
 use crate::error::RewardError;
+use crate::watch::Watch;
 
 /// What is added to a deviation before it divides.
 const EPSILON: f64 = 1e-4;
@@ -42,6 +45,9 @@ pub struct PartConfig {
     pub reward: RewardConfig,
 }
 
+/// What the parts so far add up to, and their components.
+type Sum = (f64, BTreeMap<String, f32>);
+
 fn one() -> f64 {
     1.0
 }
@@ -49,6 +55,35 @@ fn one() -> f64 {
 impl PartConfig {
     fn name(&self) -> &str {
         if self.name.is_empty() { self.reward.kind() } else { &self.name }
+    }
+
+    /// Adds what the part's scorer says of a group's completions to their sums.
+    fn add(&self, sums: &mut [Result<Sum, RewardError>], outcomes: Outcomes) {
+        let reward = |outcome: &Result<Score, RewardError>| {
+            outcome.as_ref().map_or(f64::NAN, |score| clipped(f64::from(score.reward), self.clip))
+        };
+        let mut rewards: Vec<f64> = outcomes.iter().map(reward).collect();
+        if self.normalise == Normalise::Group {
+            normalise(&mut rewards);
+        }
+        let name = self.name();
+        for ((sum, outcome), reward) in sums.iter_mut().zip(outcomes).zip(rewards) {
+            let score = match outcome {
+                Ok(score) => score,
+                Err(error) => {
+                    if sum.is_ok() {
+                        *sum = Err(error);
+                    }
+                    continue;
+                }
+            };
+            let Ok((total, components)) = sum else { continue };
+            *total += self.weight * reward;
+            components.insert(name.to_string(), score.reward);
+            components.insert(format!("{name}/weighted"), (self.weight * reward) as f32);
+            let own = score.components.into_iter();
+            components.extend(own.map(|(component, value)| (format!("{name}/{component}"), value)));
+        }
     }
 }
 
@@ -63,12 +98,8 @@ pub struct CompositeConfig {
     pub parts: Vec<PartConfig>,
 }
 
-impl CompositeConfig {
-    /// Checks the options, and those of the parts.
-    ///
-    /// # Errors
-    /// With a sentence that names the part, the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for CompositeConfig {
+    fn validate(&self) -> Result<(), String> {
         if self.parts.is_empty() {
             return Err("parts is empty, but must have at least one { reward = { kind = … } }".to_string());
         }
@@ -88,22 +119,23 @@ impl CompositeConfig {
         Ok(())
     }
 
-    /// Checks that a prompt has what each part needs.
-    pub(super) fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
         self.parts.iter().try_for_each(|part| part.reward.check_prompt(prompt))
     }
 
-    /// What the parts read of a prompt's `checks`.
-    pub(super) fn check_names(&self) -> Vec<&'static str> {
+    fn check_names(&self) -> Vec<&'static str> {
         self.parts.iter().flat_map(|part| part.reward.check_names()).collect()
     }
 
-    /// True if a completion's reward depends on the others of its group.
-    pub(super) fn compares_completions(&self) -> bool {
+    fn compares_completions(&self) -> bool {
         self.parts.iter().any(|part| part.normalise == Normalise::Group || part.reward.compares_completions())
     }
 
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+    fn needs_several(&self) -> bool {
+        self.parts.iter().any(|part| part.reward.needs_several())
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let build = |part: &PartConfig| Ok(Part { config: part.clone(), scorer: part.reward.build()? });
         let parts = self.parts.iter().map(build).collect::<Result<_, RewardError>>()?;
         Ok(Box::new(Composite { clip: self.clip, parts }))
@@ -138,37 +170,31 @@ impl Scorer for Composite {
         "composite"
     }
 
-    /// A part's reward is the component of its name, what it adds to the sum is `NAME/weighted`, and
-    /// its components are `NAME/COMPONENT`.
     fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError> {
-        let mut sums = vec![0.0; group.completions.len()];
-        let mut scores: Vec<Score> =
-            sums.iter().map(|_| Score { reward: 0.0, components: Default::default() }).collect();
+        self.score_groups(&[group]).remove(0).into_iter().collect()
+    }
+
+    /// A part's reward is the component of its name, what it adds to the sum is `NAME/weighted`, and
+    /// its components are `NAME/COMPONENT`. A completion that one part cannot score has no score.
+    fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
+        let nothing = |_| Ok((0.0, BTreeMap::new()));
+        let mut sums: Vec<Vec<Result<Sum, RewardError>>> =
+            groups.iter().map(|group| group.completions.iter().map(nothing).collect()).collect();
         for Part { config, scorer } in &mut self.parts {
-            let name = config.name();
-            let parts = scorer.score(group)?;
-            let mut rewards: Vec<f64> =
-                parts.iter().map(|part| clipped(f64::from(part.reward), config.clip)).collect();
-            if config.normalise == Normalise::Group {
-                normalise(&mut rewards);
-            }
-            for (((score, sum), part), reward) in scores.iter_mut().zip(&mut sums).zip(parts).zip(rewards) {
-                *sum += config.weight * reward;
-                let own = [
-                    (name.to_string(), part.reward),
-                    (format!("{name}/weighted"), (config.weight * reward) as f32),
-                ];
-                score.components.extend(own);
-                let components = part.components.into_iter();
-                score
-                    .components
-                    .extend(components.map(|(component, value)| (format!("{name}/{component}"), value)));
+            for (sums, outcomes) in sums.iter_mut().zip(scorer.score_groups(groups)) {
+                config.add(sums, outcomes);
             }
         }
-        for (score, sum) in scores.iter_mut().zip(sums) {
-            score.reward = clipped(sum, self.clip) as f32;
-        }
-        Ok(scores)
+        let score = |(sum, components)| Score { reward: clipped(sum, self.clip) as f32, components };
+        sums.into_iter().map(|sums| sums.into_iter().map(|sum| sum.map(score)).collect()).collect()
+    }
+
+    fn batch(&self) -> usize {
+        self.parts.iter().map(|part| part.scorer.batch()).max().unwrap_or(1)
+    }
+
+    fn heed(&mut self, watch: &Watch) {
+        self.parts.iter_mut().for_each(|part| part.scorer.heed(watch));
     }
 
     fn details(&mut self, group: &Group) -> Result<Vec<Map<String, Value>>, RewardError> {
@@ -182,11 +208,13 @@ impl Scorer for Composite {
     }
 }
 
+/// Rewards that are no numbers, of completions without a score, take no part.
 fn normalise(rewards: &mut [f64]) {
-    let count = rewards.len() as f64;
-    let mean = rewards.iter().sum::<f64>() / count;
-    let squares: f64 = rewards.iter().map(|reward| (reward - mean).powi(2)).sum();
-    let deviation = if rewards.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
+    let scored = || rewards.iter().copied().filter(|reward| !reward.is_nan());
+    let count = scored().count() as f64;
+    let mean = scored().sum::<f64>() / count;
+    let squares: f64 = scored().map(|reward| (reward - mean).powi(2)).sum();
+    let deviation = if count > 1.0 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
     for reward in rewards {
         *reward = (*reward - mean) / (deviation + EPSILON);
     }
@@ -256,6 +284,27 @@ mod tests {
         let expected = (4.0 * 0.5 / (0.5f64.sqrt() + EPSILON)) as f32;
         assert_eq!(rewards, [expected, -expected]);
         assert_eq!(score(&config, &["4"])[0].reward, 0.0);
+    }
+
+    #[test]
+    fn what_one_part_cannot_score_has_no_score_and_no_say() {
+        // Lengths in tokens: of a completion with a text but no tokens there is none.
+        let config = config(json!({
+            "kind": "composite",
+            "parts": [
+                {"normalise": "group", "reward": {"kind": "contains", "text": "4"}},
+                {"normalise": "group", "reward": {"kind": "length", "unit": "tokens", "max": 1}},
+            ],
+        }));
+        let mut group = group(json!({}), &[("4", Finish::EndOfTurn); 3]);
+        group.completions[1].tokens = Vec::new();
+        group.completions[2].tokens = vec![1, 1];
+        let found = config.build().expect("valid").score_groups(&[&group]).remove(0);
+        assert!(matches!(found[1], Err(RewardError::Completion { sample: 1, .. })), "{found:?}");
+        let reward = |index: usize| found[index].as_ref().expect("a score").reward;
+        // The lengths' rewards are 1 and 0, as if the second completion were not there.
+        let expected = (0.5 / (0.5f64.sqrt() + EPSILON)) as f32;
+        assert!((reward(0) - expected).abs() < 1e-6 && (reward(2) + expected).abs() < 1e-6, "{found:?}");
     }
 
     #[test]

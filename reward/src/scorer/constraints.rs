@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::checks::Checks;
 use crate::constraint::Constraint;
 use crate::error::RewardError;
-use crate::scorer::Scorer;
+use crate::scorer::{Scorer, ScorerConfig};
 
 /// The options of the `constraints` reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,17 +28,28 @@ impl Default for ConstraintsConfig {
     }
 }
 
-impl ConstraintsConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for ConstraintsConfig {
+    fn validate(&self) -> Result<(), String> {
         let scale = self.unfinished_reward_scale;
         if !(0.0..=1.0).contains(&scale) {
             return Err(format!("unfinished_reward_scale is {scale}, but must be from 0 to 1"));
         }
         Ok(())
+    }
+
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+        match verdicts(prompt, "")?.is_empty() {
+            true => Err(RewardError::NoConstraints(prompt.id)),
+            false => Ok(()),
+        }
+    }
+
+    fn check_names(&self) -> Vec<&'static str> {
+        vec!["constraints"]
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+        Ok(Box::new(ConstraintsScorer { config: self.clone() }))
     }
 }
 
@@ -82,10 +93,6 @@ pub(super) struct ConstraintsScorer {
 }
 
 impl ConstraintsScorer {
-    pub(super) fn new(config: ConstraintsConfig) -> Self {
-        ConstraintsScorer { config }
-    }
-
     fn score_one(&self, constraints: &[Constraint], completion: &Completion) -> Score {
         let passed = constraints.iter().filter(|constraint| constraint.check(&completion.text)).count();
         let share = passed as f64 / constraints.len() as f64;
@@ -142,7 +149,7 @@ mod tests {
             (" \n", Finish::EndOfTurn),
             ("I like tea.", Finish::Length),
         ];
-        ConstraintsScorer::new(config).score(&group(two(), &texts)).expect("the checks are valid")
+        ConstraintsScorer { config }.score(&group(two(), &texts)).expect("the checks are valid")
     }
 
     #[test]
@@ -201,7 +208,7 @@ mod tests {
     #[test]
     fn a_prompt_without_constraints_is_not_scored() {
         for checks in [Value::Null, json!({}), json!({"constraints": []}), json!({"answer": "4"})] {
-            let mut scorer = ConstraintsScorer::new(ConstraintsConfig::default());
+            let mut scorer = ConstraintsScorer { config: ConstraintsConfig::default() };
             let error =
                 scorer.score(&group(checks, &[("tea", Finish::EndOfTurn)])).expect_err("no constraints");
             assert_eq!(error, RewardError::NoConstraints(7));

@@ -6,7 +6,7 @@ use arriero_buffers::{Group, Score};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RewardError;
-use crate::scorer::Scorer;
+use crate::scorer::{Scorer, ScorerConfig};
 
 /// The options of the `contains` reward.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,16 +18,16 @@ pub struct ContainsConfig {
     pub case_sensitive: bool,
 }
 
-impl ContainsConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for ContainsConfig {
+    fn validate(&self) -> Result<(), String> {
         if self.text.is_empty() {
             return Err("text is \"\", but must have at least one character".to_string());
         }
         Ok(())
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+        Ok(Box::new(ContainsScorer { config: self.clone() }))
     }
 }
 
@@ -37,10 +37,6 @@ pub(super) struct ContainsScorer {
 }
 
 impl ContainsScorer {
-    pub(super) fn new(config: ContainsConfig) -> Self {
-        ContainsScorer { config }
-    }
-
     fn found_in(&self, text: &str) -> bool {
         let ContainsConfig { text: wanted, case_sensitive } = &self.config;
         if *case_sensitive {
@@ -72,7 +68,7 @@ mod tests {
     use super::*;
 
     fn rewards(text: &str, case_sensitive: bool) -> Vec<f32> {
-        let mut scorer = ContainsScorer::new(ContainsConfig { text: text.into(), case_sensitive });
+        let mut scorer = ContainsScorer { config: ContainsConfig { text: text.into(), case_sensitive } };
         let texts = ["well, Yes!", "YES", "yesterday", "no", ""].map(|text| (text, Finish::EndOfTurn));
         let scores = scorer.score(&super::super::group(serde_json::Value::Null, &texts)).expect("scores");
         assert!(scores.iter().all(|score| score.components["contains"] == score.reward));

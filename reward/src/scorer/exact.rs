@@ -3,9 +3,10 @@
 use arriero_buffers::{Completion, Prompt};
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
 use super::per_completion::{PerCompletion, number, score};
+use super::{Scorer, ScorerConfig};
 use crate::checks::Checks;
+use crate::error::RewardError;
 
 /// The options of the `exact` reward.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,9 +25,17 @@ impl Default for ExactConfig {
     }
 }
 
-impl ExactConfig {
+impl ScorerConfig for ExactConfig {
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+        Checks::of(prompt)?.answer(prompt.id).map(drop)
+    }
+
+    fn check_names(&self) -> Vec<&'static str> {
+        vec!["answer"]
+    }
+
     /// Reward 1 for a completion that equals the prompt's `answer`, else 0.
-    pub(super) fn scorer(&self) -> Box<dyn Scorer> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let ExactConfig { case_sensitive, white_space } = *self;
         let form = move |text: &str| {
             let text = match white_space {
@@ -35,14 +44,14 @@ impl ExactConfig {
             };
             if case_sensitive { text } else { text.to_lowercase() }
         };
-        Box::new(PerCompletion {
+        Ok(Box::new(PerCompletion {
             name: "exact",
             score: move |prompt: &Prompt, completion: &Completion| {
                 let expected = Checks::of(prompt)?.answer(prompt.id)?;
                 let equal = number(form(&expected) == form(&completion.text));
                 Ok(score(equal, [("exact", equal)]))
             },
-        })
+        }))
     }
 }
 
@@ -65,7 +74,11 @@ mod tests {
             (true, true, [1.0, 0.0, 0.0, 0.0]),
             (false, true, [1.0, 0.0, 1.0, 0.0]),
         ] {
-            let scores = ExactConfig { case_sensitive, white_space }.scorer().score(&group).expect("scores");
+            let scores = ExactConfig { case_sensitive, white_space }
+                .scorer()
+                .expect("valid")
+                .score(&group)
+                .expect("scores");
             assert_eq!(scores.iter().map(|score| score.reward).collect::<Vec<_>>(), expected);
         }
     }

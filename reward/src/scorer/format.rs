@@ -4,9 +4,10 @@ use arriero_buffers::{Completion, Prompt};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
 use super::pattern::compile;
 use super::per_completion::{PerCompletion, number, score};
+use super::{Scorer, ScorerConfig};
+use crate::error::RewardError;
 
 /// The options of the `format` reward.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,14 +35,6 @@ impl Default for FormatConfig {
 }
 
 impl FormatConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option and what is wrong with it.
-    pub fn validate(&self) -> Result<(), String> {
-        self.layout().map(drop)
-    }
-
     fn layout(&self) -> Result<Regex, String> {
         if let Some(pattern) = &self.pattern {
             if self.partial_credit {
@@ -69,10 +62,16 @@ impl FormatConfig {
         }
         compile(&layout, true, false)
     }
+}
+
+impl ScorerConfig for FormatConfig {
+    fn validate(&self) -> Result<(), String> {
+        self.layout().map(drop)
+    }
 
     /// Reward 1 for the layout, else 0.
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, String> {
-        let layout = self.layout()?;
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+        let layout = self.layout().map_err(RewardError::Config)?;
         let tags: Vec<String> = match self.pattern {
             Some(_) => Vec::new(),
             None => self.tags.iter().flat_map(|tag| [format!("<{tag}>"), format!("</{tag}>")]).collect(),

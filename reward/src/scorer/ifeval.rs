@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::checks::Checks;
 use crate::error::RewardError;
 use crate::ifeval::{self, Instruction, InstructionVerdict};
-use crate::scorer::Scorer;
+use crate::scorer::{Scorer, ScorerConfig};
 
 /// Which of the two verdicts counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,13 +33,27 @@ pub struct IfevalConfig {
     pub partial_credit: bool,
 }
 
+impl ScorerConfig for IfevalConfig {
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+        instructions_of(prompt).map(drop)
+    }
+
+    fn check_names(&self) -> Vec<&'static str> {
+        vec!["instruction_id_list", "kwargs"]
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+        Ok(Box::new(IfevalScorer { config: self.clone() }))
+    }
+}
+
 /// Scores by the instructions in the prompt's `checks`.
-pub(super) struct IfevalScorer {
-    pub config: IfevalConfig,
+struct IfevalScorer {
+    config: IfevalConfig,
 }
 
 /// Reads a prompt's instructions.
-pub(super) fn instructions_of(prompt: &Prompt) -> Result<Vec<Instruction>, RewardError> {
+fn instructions_of(prompt: &Prompt) -> Result<Vec<Instruction>, RewardError> {
     let checks = Checks::of(prompt)?;
     if checks.instruction_id_list.is_empty() {
         return Err(RewardError::MissingCheck {

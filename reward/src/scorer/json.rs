@@ -5,8 +5,8 @@ use jsonschema::Validator;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Scorer;
 use super::per_completion::{PerCompletion, number, score};
+use super::{Scorer, ScorerConfig};
 use crate::checks::Checks;
 use crate::constraint::text::unfenced;
 use crate::error::RewardError;
@@ -25,30 +25,30 @@ pub struct JsonConfig {
     pub valid_reward: f64,
 }
 
-impl JsonConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option and what is wrong with it.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for JsonConfig {
+    fn validate(&self) -> Result<(), String> {
         if !(0.0..=1.0).contains(&self.valid_reward) {
             return Err(format!("valid_reward is {}, but must be from 0 to 1", self.valid_reward));
         }
         self.schema.as_ref().map_or(Ok(()), |schema| validator(schema).map(drop))
     }
 
-    /// Checks that a prompt's own schema is one.
-    pub(super) fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+    /// A prompt's own schema must be one.
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
         match Checks::of(prompt)?.schema {
             Value::Null => Ok(()),
             schema => own_validator(prompt, &schema).map(drop),
         }
     }
 
+    fn check_names(&self) -> Vec<&'static str> {
+        vec!["schema"]
+    }
+
     /// Reward 1 for JSON that fits the schema, if there is one; else 0.
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, String> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let JsonConfig { schema, bare, valid_reward } = self.clone();
-        let common = schema.as_ref().map(validator).transpose()?;
+        let common = schema.as_ref().map(validator).transpose().map_err(RewardError::Config)?;
         // Prompts' schemas tend to repeat: the last one is kept.
         let mut own: Option<(Value, Validator)> = None;
         Ok(Box::new(PerCompletion {

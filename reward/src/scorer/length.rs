@@ -3,8 +3,9 @@
 use arriero_buffers::{Completion, Prompt};
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
 use super::per_completion::{LengthUnit, PerCompletion, number, score};
+use super::{Scorer, ScorerConfig};
+use crate::error::RewardError;
 
 /// The options of the `length` reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,12 +29,8 @@ impl Default for LengthConfig {
     }
 }
 
-impl LengthConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the options and their range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for LengthConfig {
+    fn validate(&self) -> Result<(), String> {
         match self.max {
             None if self.min == 0 => {
                 Err("min is 0 and max is not given: every length would do; give one".to_string())
@@ -46,9 +43,9 @@ impl LengthConfig {
     }
 
     /// Reward 1 within the bounds.
-    pub(super) fn scorer(&self) -> Box<dyn Scorer> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let config = self.clone();
-        Box::new(PerCompletion {
+        Ok(Box::new(PerCompletion {
             name: "length",
             score: move |prompt: &Prompt, completion: &Completion| {
                 let length = config.unit.measure(prompt, completion)?;
@@ -61,7 +58,7 @@ impl LengthConfig {
                 };
                 Ok(score(reward, [("length", length as f64), ("length_in_bounds", number(outside == 0))]))
             },
-        })
+        }))
     }
 }
 
@@ -84,12 +81,8 @@ impl Default for SoftOverlongConfig {
     }
 }
 
-impl SoftOverlongConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for SoftOverlongConfig {
+    fn validate(&self) -> Result<(), String> {
         let SoftOverlongConfig { max_completion_len: max, soft_punish_cache: cache, .. } = *self;
         if max == 0 {
             return Err("max_completion_len must be given, at least 1".to_string());
@@ -103,9 +96,9 @@ impl SoftOverlongConfig {
     }
 
     /// Reward 0 up to L_max − L_cache, from there in a straight line to −1 at L_max.
-    pub(super) fn scorer(&self) -> Box<dyn Scorer> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let SoftOverlongConfig { max_completion_len: max, soft_punish_cache: cache, unit } = *self;
-        Box::new(PerCompletion {
+        Ok(Box::new(PerCompletion {
             name: "soft_overlong",
             score: move |prompt: &Prompt, completion: &Completion| {
                 let length = unit.measure(prompt, completion)?;
@@ -114,7 +107,7 @@ impl SoftOverlongConfig {
                 let penalty = 0.0 - over.min(1.0);
                 Ok(score(penalty, [("length", length as f64), ("overlong_penalty", penalty)]))
             },
-        })
+        }))
     }
 }
 
@@ -135,9 +128,9 @@ mod tests {
     fn the_reward_falls_outside_the_bounds() {
         let texts = ["", "a", "a b", "a b c", "a b c d", "a b c d e f"];
         let config = LengthConfig { min: 2, max: Some(3), ..LengthConfig::default() };
-        assert_eq!(rewards(config.scorer(), &texts), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rewards(config.scorer().expect("valid"), &texts), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
         let sloped = LengthConfig { slope: 2, ..config };
-        assert_eq!(rewards(sloped.scorer(), &texts), [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]);
+        assert_eq!(rewards(sloped.scorer().expect("valid"), &texts), [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]);
     }
 
     #[test]
@@ -146,17 +139,17 @@ mod tests {
             SoftOverlongConfig { max_completion_len: 10, soft_punish_cache: 4, unit: LengthUnit::Characters };
         let texts = ["", "123456", "1234567", "12345678", "1234567890", "1234567890123"];
         let expected = [0.0, 0.0, -0.25, -0.5, -1.0, -1.0];
-        assert_eq!(rewards(config.scorer(), &texts), expected);
-        assert!(rewards(config.scorer(), &[""])[0].is_sign_positive());
+        assert_eq!(rewards(config.scorer().expect("valid"), &texts), expected);
+        assert!(rewards(config.scorer().expect("valid"), &[""])[0].is_sign_positive());
     }
 
     #[test]
     fn tokens_are_counted_where_there_are_some() {
         let mut group = group(Value::Null, &[("a b", Finish::EndOfTurn)]);
         let config = LengthConfig { unit: LengthUnit::Tokens, min: 1, max: Some(1), slope: 0 };
-        assert_eq!(config.scorer().score(&group).expect("one token")[0].reward, 1.0);
+        assert_eq!(config.scorer().expect("valid").score(&group).expect("one token")[0].reward, 1.0);
         group.completions[0].tokens.clear();
-        let error = config.scorer().score(&group).expect_err("no tokens").to_string();
+        let error = config.scorer().expect("valid").score(&group).expect_err("no tokens").to_string();
         assert!(error.contains("prompt 7, sample 0") && error.contains("\"words\""), "{error}");
     }
 

@@ -3,9 +3,10 @@
 use arriero_buffers::{Completion, Prompt};
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
 use super::per_completion::{PerCompletion, number, score};
+use super::{Scorer, ScorerConfig};
 use crate::checks::Checks;
+use crate::error::RewardError;
 use crate::math::{equivalent, final_answer};
 
 /// Where the answer must stand.
@@ -38,23 +39,27 @@ impl Default for MathConfig {
     }
 }
 
-impl MathConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for MathConfig {
+    fn validate(&self) -> Result<(), String> {
         match self.tolerance {
             tolerance if (0.0..1.0).contains(&tolerance) => Ok(()),
             tolerance => Err(format!("tolerance is {tolerance}, but must be at least 0 and below 1")),
         }
     }
 
+    fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
+        Checks::of(prompt)?.answer(prompt.id).map(drop)
+    }
+
+    fn check_names(&self) -> Vec<&'static str> {
+        vec!["answer"]
+    }
+
     /// Reward 1 for the right answer, else 0. The right one is the prompt's `answer`: itself, or a
     /// text that ends with it as GSM8K's and MATH's solutions do.
-    pub(super) fn scorer(&self) -> Box<dyn Scorer> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let MathConfig { answer: place, tolerance } = *self;
-        Box::new(PerCompletion {
+        Ok(Box::new(PerCompletion {
             name: "math",
             score: move |prompt: &Prompt, completion: &Completion| {
                 let expected = reference(&Checks::of(prompt)?.answer(prompt.id)?);
@@ -68,7 +73,7 @@ impl MathConfig {
                 let components = [("correct", number(correct)), ("answer_found", number(found.is_some()))];
                 Ok(score(number(correct), components))
             },
-        })
+        }))
     }
 }
 
@@ -89,7 +94,14 @@ mod tests {
     fn rewards(config: &MathConfig, answer: Value, texts: &[&str]) -> Vec<f32> {
         let texts: Vec<(&str, Finish)> = texts.iter().map(|text| (*text, Finish::EndOfTurn)).collect();
         let group = group(json!({"answer": answer}), &texts);
-        config.scorer().score(&group).expect("scores").iter().map(|score| score.reward).collect()
+        config
+            .scorer()
+            .expect("valid")
+            .score(&group)
+            .expect("scores")
+            .iter()
+            .map(|score| score.reward)
+            .collect()
     }
 
     #[test]
@@ -115,7 +127,12 @@ mod tests {
     fn a_prompt_without_an_answer_is_an_error() {
         for checks in [Value::Null, json!({"answer": " "}), json!({"answer": [1]})] {
             let group = group(checks, &[("80", Finish::EndOfTurn)]);
-            let error = MathConfig::default().scorer().score(&group).expect_err("no answer").to_string();
+            let error = MathConfig::default()
+                .scorer()
+                .expect("valid")
+                .score(&group)
+                .expect_err("no answer")
+                .to_string();
             assert!(error.contains("prompt 7") && error.contains("`answer`"), "{error}");
         }
     }

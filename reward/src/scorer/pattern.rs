@@ -4,8 +4,9 @@ use arriero_buffers::{Completion, Prompt};
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
 use super::per_completion::{PerCompletion, number, score};
+use super::{Scorer, ScorerConfig};
+use crate::error::RewardError;
 
 /// Bytes that a compiled pattern may take.
 const MOST_BYTES: usize = 10 << 20;
@@ -24,24 +25,22 @@ pub struct RegexConfig {
 }
 
 impl RegexConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that says what is wrong with the pattern.
-    pub fn validate(&self) -> Result<(), String> {
-        self.compile().map(drop)
-    }
-
     fn compile(&self) -> Result<Regex, String> {
         if self.pattern.is_empty() {
             return Err("pattern is \"\", but must have at least one character".to_string());
         }
         compile(&self.pattern, self.whole, self.ignore_case)
     }
+}
+
+impl ScorerConfig for RegexConfig {
+    fn validate(&self) -> Result<(), String> {
+        self.compile().map(drop)
+    }
 
     /// Reward 1 for a match, else 0.
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, String> {
-        let regex = self.compile()?;
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+        let regex = self.compile().map_err(RewardError::Config)?;
         Ok(Box::new(PerCompletion {
             name: "regex",
             score: move |_: &Prompt, completion: &Completion| {

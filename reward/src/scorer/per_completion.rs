@@ -6,7 +6,7 @@ use arriero_buffers::{Completion, Group, Prompt, Score};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RewardError;
-use crate::scorer::Scorer;
+use crate::scorer::{Outcomes, Scorer};
 
 /// A scorer made of a function of one completion and its prompt.
 pub(super) struct PerCompletion<F> {
@@ -24,6 +24,13 @@ where
 
     fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError> {
         group.completions.iter().map(|completion| (self.score)(&group.prompt, completion)).collect()
+    }
+
+    fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
+        let mut outcomes = |group: &&Group| {
+            group.completions.iter().map(|completion| (self.score)(&group.prompt, completion)).collect()
+        };
+        groups.iter().map(&mut outcomes).collect()
     }
 }
 

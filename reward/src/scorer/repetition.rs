@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use arriero_buffers::{Completion, Prompt};
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
 use super::per_completion::{PerCompletion, score};
+use super::{Scorer, ScorerConfig};
+use crate::error::RewardError;
 
 /// The options of the `repetition` reward. Source: the n-gram penalty of Demystifying Long
 /// Chain-of-Thought (Yeo et al., arXiv:2502.03373), as a share.
@@ -25,12 +26,8 @@ impl Default for RepetitionConfig {
     }
 }
 
-impl RepetitionConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for RepetitionConfig {
+    fn validate(&self) -> Result<(), String> {
         if self.ngram == 0 {
             return Err("ngram is 0, but must be at least 1".to_string());
         }
@@ -41,15 +38,15 @@ impl RepetitionConfig {
     }
 
     /// Reward −penalty × the share of n-grams that stood there before; 0 for fewer words than n.
-    pub(super) fn scorer(&self) -> Box<dyn Scorer> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let RepetitionConfig { ngram, penalty } = *self;
-        Box::new(PerCompletion {
+        Ok(Box::new(PerCompletion {
             name: "repetition",
             score: move |_: &Prompt, completion: &Completion| {
                 let share = repeated_share(&completion.text, ngram);
                 Ok(score(0.0 - penalty * share, [("repetition", share)]))
             },
-        })
+        }))
     }
 }
 
@@ -89,7 +86,7 @@ mod tests {
         let group =
             super::super::group(serde_json::Value::Null, &[("a a a a", arriero_buffers::Finish::Length)]);
         let config = RepetitionConfig { ngram: 1, penalty: 2.0 };
-        assert_eq!(config.scorer().score(&group).expect("scores")[0].reward, -1.5);
+        assert_eq!(config.scorer().expect("valid").score(&group).expect("scores")[0].reward, -1.5);
         for config in
             [RepetitionConfig { ngram: 0, penalty: 1.0 }, RepetitionConfig { ngram: 1, penalty: -1.0 }]
         {

@@ -14,7 +14,7 @@ use arriero_policy::tokenizer::Tokenizer;
 use arriero_policy::written;
 use serde::{Deserialize, Serialize};
 
-use super::Scorer;
+use super::{Outcomes, Scorer, ScorerConfig};
 use crate::error::RewardError;
 
 /// The options of the `reward_model` reward.
@@ -43,12 +43,8 @@ impl Default for RewardModelConfig {
     }
 }
 
-impl RewardModelConfig {
-    /// Checks the options, and the headers of the model's files.
-    ///
-    /// # Errors
-    /// With a sentence that names the option, its value and its range, or what is wrong with the model.
-    pub fn validate(&self) -> Result<(), String> {
+impl ScorerConfig for RewardModelConfig {
+    fn validate(&self) -> Result<(), String> {
         if self.path.as_os_str().is_empty() {
             return Err("path is \"\", but must name a reward model's folder".to_string());
         }
@@ -59,7 +55,7 @@ impl RewardModelConfig {
         inspected.map(drop).map_err(|error| format!("path is wrong: {error}"))
     }
 
-    pub(super) fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let config = |error: arriero_policy::PolicyError| RewardError::Config(error.to_string());
         let Checkpoint { config: model, weights, tokenizer } =
             Checkpoint::open_reward_model(&self.path).map_err(config)?;
@@ -73,6 +69,9 @@ impl RewardModelConfig {
         }))
     }
 }
+
+/// Completions that are scored at once, where there are many; how many go through the model is `batch_tokens`.
+const BATCH: usize = 64;
 
 /// What a reward model is given of a completion.
 #[derive(Debug)]
@@ -103,31 +102,6 @@ impl RewardModelScorer {
         }
         let closing = tokenizer.closing_tokens().map_err(|error| RewardError::Config(error.to_string()))?;
         Ok(RewardModelScorer { model, tokenizer, reads: Reads::Tokens { closing }, batch_tokens })
-    }
-
-    /// Scores several groups in packed batches: less work than one after the other.
-    pub fn score_groups(&self, groups: &[&Group]) -> Vec<Result<Vec<Score>, RewardError>> {
-        let conversations: Vec<Result<Conversations, RewardError>> =
-            groups.iter().map(|group| self.conversations(group)).collect();
-        let usable: Vec<Conversations> =
-            conversations.iter().filter_map(|found| found.as_ref().ok().cloned()).collect();
-        let mut found = match scores(&self.model, &usable, self.batch_tokens) {
-            Ok(found) => found.into_iter(),
-            // What does not fit was found out before: this is not about one group.
-            Err(error) => {
-                return groups.iter().map(|_| Err(RewardError::Config(error.to_string()))).collect();
-            }
-        };
-        let of_group = |conversations: Result<Conversations, RewardError>| {
-            conversations.map(|_| found.next().unwrap_or_default().into_iter().map(score).collect())
-        };
-        conversations.into_iter().map(of_group).collect()
-    }
-
-    /// The conversations that a group's completions make.
-    fn conversations(&self, group: &Group) -> Result<Conversations, RewardError> {
-        let sequences = group.completions.iter().map(|completion| self.tokens(group, completion));
-        Ok(Conversations { prompt_id: group.prompt.id, sequences: sequences.collect::<Result<_, _>>()? })
     }
 
     fn tokens(&self, group: &Group, completion: &Completion) -> Result<Vec<u32>, RewardError> {
@@ -177,7 +151,34 @@ impl Scorer for RewardModelScorer {
     }
 
     fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError> {
-        self.score_groups(&[group]).remove(0)
+        self.score_groups(&[group]).remove(0).into_iter().collect()
+    }
+
+    /// In packed batches: less work than one group after the other.
+    fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
+        let tokens = |group: &&Group| -> Vec<Result<Vec<u32>, RewardError>> {
+            group.completions.iter().map(|completion| self.tokens(group, completion)).collect()
+        };
+        let all: Vec<_> = groups.iter().map(tokens).collect();
+        let usable = |(group, tokens): (&&Group, &Vec<Result<Vec<u32>, RewardError>>)| Conversations {
+            prompt_id: group.prompt.id,
+            sequences: tokens.iter().filter_map(|tokens| tokens.as_ref().ok().cloned()).collect(),
+        };
+        let usable: Vec<Conversations> = groups.iter().zip(&all).map(usable).collect();
+        // What does not fit was found out before: an error is not about one conversation.
+        let found = scores(&self.model, &usable, self.batch_tokens)
+            .map_err(|error| RewardError::Config(error.to_string()));
+        let mut found = found.map(|found| found.into_iter().flatten());
+        let mut outcome = |tokens: Result<Vec<u32>, RewardError>| {
+            tokens?;
+            let found = found.as_mut().map_err(|error| error.clone())?;
+            found.next().map(score).ok_or(RewardError::Interrupted)
+        };
+        all.into_iter().map(|tokens| tokens.into_iter().map(&mut outcome).collect()).collect()
+    }
+
+    fn batch(&self) -> usize {
+        BATCH
     }
 }
 
@@ -247,7 +248,7 @@ mod tests {
         let Checkpoint { config, weights, tokenizer } =
             Checkpoint::open_reward_model(Path::new(TINY_REWARD_MODEL)).expect("it loads");
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
-        let scorer = RewardModelScorer::new(model, tokenizer.clone(), 64).expect("it has a head");
+        let mut scorer = RewardModelScorer::new(model, tokenizer.clone(), 64).expect("it has a head");
         for ending in [&[2][..], &[]] {
             let sampled = |group: &Group| {
                 let mut group = group.clone();
@@ -261,7 +262,7 @@ mod tests {
             let groups: Vec<Group> = groups.iter().map(sampled).collect();
             let found = scorer.score_groups(&groups.iter().collect::<Vec<_>>());
             for (found, expected) in found.into_iter().zip(&expected) {
-                let found = found.expect("a score");
+                let found = found.into_iter().collect::<Result<Vec<_>, _>>().expect("a score");
                 assert!(close(&found, *expected), "{found:?}, not {expected}");
             }
         }
@@ -275,14 +276,18 @@ mod tests {
         let Checkpoint { config, weights, tokenizer } =
             Checkpoint::open_reward_model(Path::new(TINY_REWARD_MODEL)).expect("it loads");
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
-        let scorer = RewardModelScorer { model, tokenizer, reads: Reads::Text, batch_tokens: 1000 };
+        let mut scorer = RewardModelScorer { model, tokenizer, reads: Reads::Text, batch_tokens: 1000 };
+        // Beside it in its group, and in another.
+        long.completions.push(groups[0].completions[0].clone());
         let found = scorer.score_groups(&[&long, &groups[1]]);
-        let error = found[0].as_ref().expect_err("too long").to_string();
+        let error = found[0][0].as_ref().expect_err("too long").to_string();
         assert!(
             error.contains("prompt 7, sample 0: the conversation has") && error.contains("256"),
             "{error}"
         );
-        assert!(close(found[1].as_ref().expect("a score"), expected[1]));
+        for (outcome, expected) in [(&found[0][1], expected[0]), (&found[1][0], expected[1])] {
+            assert!(close(&[outcome.clone().expect("a score")], expected), "{outcome:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,154 @@
+//! An HTTP endpoint of the user's: it is posted completions, and answers with rewards.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use arriero_buffers::{Group, Score};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::exchange::{Item, Unit, items, quoted, regroup};
+use super::program::check_seconds;
+use super::{Outcomes, Scorer, ScorerConfig};
+use crate::client::{Client, ClientOptions, RequestError};
+use crate::error::RewardError;
+use crate::watch::Watch;
+
+/// The options of the `http` reward.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Where to post, such as `http://127.0.0.1:8000/score`. No default: it must be given.
+    pub url: String,
+    /// The environment variable of a key that is sent as `Authorization: Bearer …`. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+    /// Headers beside. A value that begins with `$` names an environment variable. Default none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// What one item of a request is about. Default a completion.
+    pub unit: Unit,
+    /// Items of a request, at least 1. Default 16.
+    pub batch: usize,
+    /// Seconds that one try may take. Default 60.
+    pub timeout: f64,
+    /// Tries after the first, where the server cannot be reached, is too slow or busy, or fails. Default 3.
+    pub retries: u32,
+    /// Requests under way at once. Default 4.
+    pub max_in_flight: usize,
+    /// Tries that begin in a minute. Default any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<f64>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig {
+            url: String::new(),
+            api_key_env: None,
+            headers: BTreeMap::new(),
+            unit: Unit::Completion,
+            batch: 16,
+            timeout: 60.0,
+            retries: 3,
+            max_in_flight: 4,
+            requests_per_minute: None,
+        }
+    }
+}
+
+impl HttpConfig {
+    fn client(&self) -> ClientOptions {
+        ClientOptions {
+            url: self.url.clone(),
+            headers: self.headers.clone(),
+            api_key_env: self.api_key_env.clone(),
+            timeout: Duration::from_secs_f64(self.timeout),
+            retries: self.retries,
+            in_flight: self.max_in_flight,
+            per_minute: self.requests_per_minute,
+        }
+    }
+}
+
+impl ScorerConfig for HttpConfig {
+    fn validate(&self) -> Result<(), String> {
+        if self.batch == 0 {
+            return Err("batch is 0, but must be at least 1".to_string());
+        }
+        check_seconds("timeout", self.timeout)?;
+        self.client().validate()
+    }
+
+    fn compares_completions(&self) -> bool {
+        self.unit == Unit::Group
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
+        let client = Client::new(self.client()).map_err(RewardError::Config)?;
+        Ok(Box::new(HttpScorer { config: self.clone(), client, watch: Watch::default() }))
+    }
+}
+
+struct HttpScorer {
+    config: HttpConfig,
+    client: Client,
+    watch: Watch,
+}
+
+impl HttpScorer {
+    /// The answers about the items of one request.
+    fn read(&self, items: &[Item], answer: Result<Value, RequestError>) -> Vec<Outcomes> {
+        let all = |cause: &str| items.iter().map(|item| item.failed(cause)).collect();
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(RequestError::Interrupted) => return items.iter().map(Item::interrupted).collect(),
+            Err(RequestError::Failed(cause)) => return all(&cause),
+        };
+        let url = &self.config.url;
+        let list = match answer.get("rewards").unwrap_or(&answer) {
+            Value::Array(list) => list,
+            _ => {
+                let answer = quoted(&answer.to_string());
+                return all(&format!("{url} answered {answer}; expected {{\"rewards\": […]}}"));
+            }
+        };
+        if list.len() != items.len() {
+            let (found, expected) = (list.len(), items.len());
+            return all(&format!(
+                "{url} answered {found} rewards for {expected} items; expected one for each, in their order"
+            ));
+        }
+        items.iter().zip(list).map(|(item, reward)| item.read(url, reward)).collect()
+    }
+}
+
+impl Scorer for HttpScorer {
+    fn name(&self) -> &'static str {
+        "http"
+    }
+
+    fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError> {
+        self.score_groups(&[group]).remove(0).into_iter().collect()
+    }
+
+    fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
+        let items = items(groups, self.config.unit);
+        let batches = || items.chunks(self.config.batch);
+        let body = |batch: &[Item]| json!({"items": batch.iter().map(|item| Value::Object(item.request.clone())).collect::<Vec<_>>()});
+        let answers = self.client.post_all(batches().map(body).collect(), &self.watch);
+        let read = batches().zip(answers).flat_map(|(batch, answer)| self.read(batch, answer)).collect();
+        regroup(groups.len(), &items, read)
+    }
+
+    fn batch(&self) -> usize {
+        self.config.batch * self.config.max_in_flight
+    }
+
+    fn heed(&mut self, watch: &Watch) {
+        self.watch = watch.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests;
