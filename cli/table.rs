@@ -22,10 +22,12 @@ fn signed(estimate: &Estimate) -> String {
     format!("{:+.3} [{:+.3}, {:+.3}]", estimate.value, estimate.low, estimate.high)
 }
 
-/// The table of a run.
+/// The table of a run. Where there were no held-out prompts, it has no rows of what is measured on them.
 pub fn table(summary: &RunSummary) -> String {
+    let is_measured = summary.held_out > 0;
     let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut header = vec![String::new(), "before".to_string()];
+    let mut header = vec![String::new()];
+    header.extend(is_measured.then(|| "before".to_string()));
     header.extend(summary.arms.iter().map(|arm| arm.arm.clone()));
     rows.push(header);
     type Pick = fn(&HeldOut) -> Option<Estimate>;
@@ -38,7 +40,7 @@ pub fn table(summary: &RunSummary) -> String {
         ("instruction accuracy", instructions, percent, points),
         ("mean reward", reward, number, signed),
     ];
-    for (name, pick, show, show_change) in measured {
+    for (name, pick, show, show_change) in measured.into_iter().filter(|_| is_measured) {
         let before = summary.arms.first().and_then(|arm| pick(&arm.before));
         let mut row = vec![name.to_string(), shown(before, show)];
         let mut change = vec!["  change".to_string(), String::new()];
@@ -50,28 +52,33 @@ pub fn table(summary: &RunSummary) -> String {
         rows.push(change);
     }
     let figure = |name: &str, before: String, of: &dyn Fn(&ArmSummary) -> String| {
-        let mut row = vec![name.to_string(), before];
+        let mut row = vec![name.to_string()];
+        row.extend(is_measured.then_some(before));
         row.extend(summary.arms.iter().map(of));
         row
     };
     let length = |figures: &HeldOut| format!("{:.1}", figures.mean_length);
-    rows.push(figure(
-        "tokens a response",
-        summary.arms.first().map_or(String::new(), |arm| length(&arm.before)),
-        &|arm| arm.after.as_ref().map_or("–".to_string(), length),
-    ));
-    rows.push(figure("KL to reference, nats/token", "0".to_string(), &|arm| {
-        arm.kl.map_or("–".to_string(), |kl| format!("{kl:.4}"))
-    }));
+    if is_measured {
+        rows.push(figure(
+            "tokens a response",
+            summary.arms.first().map_or(String::new(), |arm| length(&arm.before)),
+            &|arm| arm.after.as_ref().map_or("–".to_string(), length),
+        ));
+        rows.push(figure("KL to reference, nats/token", "0".to_string(), &|arm| {
+            arm.kl.map_or("–".to_string(), |kl| format!("{kl:.4}"))
+        }));
+    }
     rows.push(figure("tokens sampled", String::new(), &|arm| arm.tokens_sampled.to_string()));
     rows.push(figure("tokens trained", String::new(), &|arm| arm.tokens_trained.to_string()));
     rows.push(figure("optimiser steps", String::new(), &|arm| arm.steps.to_string()));
     rows.push(figure("seconds", String::new(), &|arm| format!("{:.0}", arm.seconds)));
 
-    let title = format!(
-        "{} (seed {}): {} held-out prompts, 95% intervals, {:.0} s in all",
-        summary.name, summary.seed, summary.held_out, summary.seconds
-    );
+    let measured = match summary.held_out {
+        0 => "nothing was measured, since there are no held-out prompts".to_string(),
+        prompts => format!("{prompts} held-out prompts, 95% intervals"),
+    };
+    let title =
+        format!("{} (seed {}): {measured}, {:.0} s in all", summary.name, summary.seed, summary.seconds);
     format!("\n{title}\n\n{}", align(&rows))
 }
 

@@ -1,6 +1,6 @@
 //! A run from its plan to its summary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
 use arriero_data::{DataError, Reason, RowError};
 use arriero_policy::PolicyError;
+use arriero_policy::average;
 use arriero_policy::checkpoint::{Checkpoint, read_adapter};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::objective::{CriticKind, Statistics};
 use arriero_policy::snapshot::{Snapshot, WeightCell};
+use arriero_policy::teacher;
 use arriero_policy::tokenizer::Tokenizer;
 use arriero_reward::RewardError;
 use arriero_store::{ArmStore, RunDir, StoreError};
@@ -28,7 +30,7 @@ use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, PromptSet, Split, 
 use crate::faults::{Fault, Faults};
 use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
-use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, Wiring};
+use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, StageGroups, Wiring};
 
 /// How long the actors' threads may take to end after a run.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -165,6 +167,7 @@ impl RunContext {
             buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
             selection: CurrentSelection::default(),
             sampled_initially: InitialGroups::default(),
+            sampled_for: StageGroups::default(),
             reward_model: RewardModelCell::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),
@@ -235,8 +238,15 @@ pub fn run(
     if let Some(folder) = &plan.model.adapter {
         read_adapter(folder, &model)?;
     }
-    let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
+    let stages = plan.arms.iter().flat_map(Arm::trainings).map(|(_, stage)| stage);
     stages.filter_map(|stage| stage.training.lora.as_ref()).try_for_each(|lora| lora.check(&model))?;
+    let stages = plan.arms.iter().flat_map(Arm::trainings).map(|(_, stage)| stage);
+    for path in stages.filter_map(|stage| stage.algorithm.teacher()).collect::<BTreeSet<_>>() {
+        teacher::check(path, &model, &tokenizer)?;
+    }
+    for path in plan.arms.iter().flat_map(Arm::averaged_paths) {
+        average::check(path, &model, &tokenizer)?;
+    }
     let computes = Computes::resolve(&plan.devices, plan.model.dtype)?;
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
     let mut notes = Vec::new();
@@ -381,7 +391,7 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> 
     // Stages that differ in nothing that matters here share one reading.
     let mut known: Vec<(&DataPlan, &Stage, u64)> = Vec::new();
     for (arm_number, arm) in plan.arms.iter().enumerate() {
-        for (number, stage) in arm.stages.iter().enumerate() {
+        for (number, stage) in arm.trainings() {
             let Some(data) = &stage.data else { continue };
             let is_same = |&&(other, of, _): &&(&DataPlan, &Stage, u64)| {
                 other == &**data && of.algorithm == stage.algorithm
@@ -457,7 +467,7 @@ fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
     // A reward model, and a critic of its own, which may have moments, too.
     let beside = |arm: &Arm| {
         let has = |wanted: fn(Statistics) -> bool| {
-            arm.stages.iter().any(|stage| wanted(stage.algorithm.objective().needs().statistics))
+            arm.trainings().any(|(_, stage)| wanted(stage.algorithm.objective().needs().statistics))
         };
         let has_critic = has(
             |statistics| matches!(statistics, Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model),

@@ -16,8 +16,10 @@
 //! - [`pass`]: a forward pass that can be gone back through;
 //! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
+//! - [`average`]: weighted means of models;
 //! - [`trainer`]: one training step through all of these;
 //! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
+//! - [`teacher`]: a model of the same vocabulary that the policy is compared with;
 //! - [`scoring`]: what a frozen model says of given responses;
 //! - [`embedding`]: texts as vectors;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
@@ -27,6 +29,7 @@
 //! This is the only crate that names tch.
 
 pub mod allocator;
+pub mod average;
 pub mod cache;
 pub mod chat;
 pub mod checkpoint;
@@ -48,6 +51,7 @@ pub mod reward_model;
 pub mod sampling;
 pub mod scoring;
 pub mod snapshot;
+pub mod teacher;
 pub mod tokenizer;
 pub mod trainer;
 pub mod written;

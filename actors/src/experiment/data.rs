@@ -100,7 +100,8 @@ pub(super) fn of_stage(
         }
         Some(word) => {
             let message = format!(
-                "is \"{word}\"; expected \"{SAMPLED}\", or a table such as {{ path = \"pairs.jsonl\" }}"
+                "is \"{word}\"; expected \"{SAMPLED}\", the name of an earlier stage of the arm whose samples to learn \
+                 from, or a table such as {{ path = \"pairs.jsonl\" }}"
             );
             Err(section.fail("data", &message))
         }
