@@ -67,7 +67,7 @@ fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
         ];
         let plan = workplace.plan(&set);
         let prompts: Vec<_> =
-            plan.load_prompts(Split::Train).expect("prompts").into_iter().map(Arc::new).collect();
+            plan.load_prompts(Split::Train).expect("prompts").prompts.into_iter().map(Arc::new).collect();
         let expected =
             plain_loop(&plan.model.path, Compute::CPU_F32, &prompts, &settings(&plan)).expect("the loop");
 

@@ -11,6 +11,7 @@
 mod average;
 mod data;
 mod document;
+mod preparation;
 mod prompts;
 mod stages;
 
@@ -27,14 +28,15 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::devices::DevicePlan;
-use crate::scoring::Unscored;
+pub use crate::scoring::Unscored;
 use document::{Document, Section};
 use stages::Surroundings;
 
 pub use average::{AverageSource, AverageStage};
-pub use data::{DataPlan, LessonConfig, TooLong};
+pub use data::{DataPlan, LessonConfig, TooLong, read_data};
 pub use document::{ExperimentError, nearest};
-pub use prompts::{PromptData, PromptFiles, PromptSource, Prompts, Split, read_prompts};
+pub use preparation::{PreparationPlan, read_preparation};
+pub use prompts::{PromptData, PromptFiles, PromptSet, PromptSource, Prompts, Split, read_prompts};
 pub use stages::{Arm, ArmStage, ExperienceOf, ReferenceWeights, ScoredBy, Stage, StartFrom};
 
 /// Sequences decoded at once: more is a slip of the finger, and would only run out of memory.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
-use arriero_data::DataError;
+use arriero_data::{DataError, Reason, RowError};
 use arriero_policy::PolicyError;
 use arriero_policy::average;
 use arriero_policy::checkpoint::{Checkpoint, read_adapter};
@@ -26,7 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::devices::{self, Computes};
 use crate::event::RunEvent;
-use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, Split, Stage};
+use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, PromptSet, Split, Stage};
 use crate::faults::{Fault, Faults};
 use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
@@ -74,6 +74,18 @@ pub enum RunError {
         /// Why.
         cause: Box<RunError>,
     },
+    /// Too many prompts were skipped for the rounds.
+    #[error(
+        "{left} training prompts are left, but {rounds} rounds need at least {needed}; set prompts.per_round to less"
+    )]
+    FewPrompts {
+        /// How many.
+        left: usize,
+        /// How many are needed.
+        needed: usize,
+        /// For how many rounds.
+        rounds: usize,
+    },
     /// The run cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,6 +116,7 @@ impl RunError {
                 | RunError::Data(_)
                 | RunError::Lesson(_)
                 | RunError::Prompt { .. }
+                | RunError::FewPrompts { .. }
                 | RunError::Store(_)
                 | RunError::Metrics { .. }
         )
@@ -121,6 +134,8 @@ pub(crate) struct RunContext {
     pub held_out: Arc<Vec<Arc<Prompt>>>,
     /// Rows of the datasets of offline stages, by the numbers of arm and stage.
     pub rows: Arc<BTreeMap<(usize, usize), u64>>,
+    /// What the run's spectator must know before anything happens.
+    pub notes: Arc<Vec<String>>,
     train: Arc<Vec<Arc<Prompt>>>,
     model: Arc<ModelConfig>,
     tokenizer: Tokenizer,
@@ -234,8 +249,9 @@ pub fn run(
     }
     let computes = Computes::resolve(&plan.devices, plan.model.dtype)?;
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
-    let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;
-    let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer)?;
+    let mut notes = Vec::new();
+    let train = checked_prompts(&plan, Split::Train, &model, &tokenizer, &mut notes)?;
+    let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer, &mut notes)?;
     let rows = checked_rows(&plan)?;
     if let Some(address) = options.metrics {
         serve_metrics(address)?;
@@ -268,6 +284,7 @@ pub fn run(
         held_out: Arc::new(held_out),
         rows: Arc::new(rows),
         train: Arc::new(train),
+        notes: Arc::new(notes),
         model: Arc::new(model),
         tokenizer,
         stores: Arc::new(Mutex::new(stores)),
@@ -390,21 +407,42 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> 
     Ok(rows)
 }
 
-/// The prompts of a split, each known to fit the model's context and to have what the reward checks.
+/// The prompts of a split, each known to fit the model's context and to have what the reward checks. Where rows of a
+/// dataset may be skipped, those that are not so are; what was skipped is told in `notes`.
 fn checked_prompts(
     plan: &Plan,
     split: Split,
     model: &ModelConfig,
     tokenizer: &Tokenizer,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Arc<Prompt>>, RunError> {
-    let prompts = plan.load_prompts(split)?;
-    for prompt in &prompts {
-        check_prompt(plan, prompt, model, tokenizer).map_err(|cause| RunError::Prompt {
-            place: plan.prompts.source.place(split, prompt.id),
-            cause: Box::new(cause),
-        })?;
+    let PromptSet { prompts, mut counts } = plan.load_prompts(split)?;
+    let source = &plan.prompts.source;
+    let max_skipped = source.skips(split);
+    let loaded = prompts.len();
+    let mut checked = Vec::with_capacity(loaded);
+    for prompt in prompts {
+        let place = || source.place(split, prompt.id);
+        match check_prompt(plan, &prompt, model, tokenizer) {
+            Ok(()) => checked.push(Arc::new(prompt)),
+            Err(cause) if max_skipped.is_some() => {
+                counts.skip(place(), RowError::new(Reason::Unusable, cause.to_string()));
+            }
+            Err(cause) => return Err(RunError::Prompt { place: place(), cause: Box::new(cause) }),
+        }
     }
-    Ok(prompts.into_iter().map(Arc::new).collect())
+    if let Some(max_skipped) = max_skipped {
+        counts.check(max_skipped)?;
+        let what = if split == Split::Train { "training" } else { "held-out" };
+        notes.extend(counts.skipped_line().map(|line| format!("{what} prompts: skipped {line}")));
+    }
+    let rounds = plan.arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
+    // The last round may be a smaller one, but not an empty one.
+    let needed = plan.prompts.per_round() * (rounds - 1) + usize::from(plan.prompts.per_round() > 0);
+    if split == Split::Train && checked.len() < loaded && checked.len() < needed {
+        return Err(RunError::FewPrompts { left: checked.len(), needed, rounds });
+    }
+    Ok(checked)
 }
 
 fn check_prompt(

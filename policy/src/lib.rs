@@ -21,6 +21,7 @@
 //! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
 //! - [`teacher`]: a model of the same vocabulary that the policy is compared with;
 //! - [`scoring`]: what a frozen model says of given responses;
+//! - [`embedding`]: texts as vectors;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
 //! - [`allocator`]: large blocks of memory stay ours;
 //! - [`error`]: what can go wrong, in words for the person who can mend it.
@@ -35,6 +36,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cuda;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod forest;
 pub mod generate;

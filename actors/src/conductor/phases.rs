@@ -46,6 +46,9 @@ impl ConductorState {
 
     /// The first thing of all.
     pub(super) fn start(&mut self) -> Result<(), ActorProcessingErr> {
+        for note in self.context.notes.iter() {
+            self.note(EventLevel::Warning, "conductor", note.clone());
+        }
         if self.context.held_out.is_empty() {
             // Nothing is to be measured: a baseline of no prompts.
             self.baseline = Some(Evaluation::default());

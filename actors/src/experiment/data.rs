@@ -1,12 +1,13 @@
 //! What offline stages learn from: `[data]`, or `data = { … }` of a stage.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arriero_data::DataConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::document::{ExperimentError, Section};
+use super::document::{Document, ExperimentError, Section};
 
 /// What a stage says to sample its own experience although there is `[data]`.
 pub(super) const SAMPLED: &str = "sampled";
@@ -64,6 +65,16 @@ impl DataPlan {
         table.extend(Table::try_from(self.lessons)?);
         Ok(table)
     }
+}
+
+/// Reads the `[data]` of a file, if one is given, with `set` (`option=value`) on top of it. Other tables of the file
+/// are not looked at.
+///
+/// # Errors
+/// As [`load`](super::load).
+pub fn read_data(path: Option<&Path>, set: &[String]) -> Result<DataPlan, ExperimentError> {
+    let set: Vec<String> = set.iter().map(|assignment| format!("data.{assignment}")).collect();
+    data(Document::read(path, &set)?.root().child("data")?)
 }
 
 /// Reads a `data` section.
