@@ -5,6 +5,7 @@
 
 mod algorithms;
 mod chat;
+mod eval;
 mod generate;
 mod model;
 mod progress;
@@ -39,6 +40,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Score a file of completions.
     Score(score::Arguments),
+    /// Measure a model on benchmarks.
+    Eval(eval::Arguments),
 }
 
 /// A command's way to fail, which decides the exit code.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Chat(arguments) => chat::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Score(arguments) => score::run(arguments),
+        Command::Eval(arguments) => eval::run(arguments),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

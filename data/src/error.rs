@@ -53,7 +53,8 @@ pub struct RowError {
 }
 
 impl RowError {
-    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+    /// What is wrong, in a sentence.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         RowError { reason, message: message.into() }
     }
 
