@@ -99,9 +99,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let run_name = run_name(&arguments, &path)?;
     let toml = resolved(&path, compute, arguments.seed, &suites)?;
+    let interrupts = Interrupts::listen()?;
     let output = arguments.output.as_deref().map(Created::new).transpose()?;
     let mut samples = arguments.samples.as_deref().map(Created::new).transpose()?;
-    let interrupts = Interrupts::listen()?;
     let mut run: Option<RunDir> = None;
     let mut reports: Vec<Report> = Vec::new();
     for suite in &suites {

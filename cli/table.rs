@@ -55,6 +55,7 @@ pub fn table(summary: &RunSummary) -> String {
         row.extend(summary.arms.iter().map(of));
         row
     };
+    rows.extend(suites(&summary.arms));
     let length = |figures: &HeldOut| format!("{:.1}", figures.mean_length);
     rows.push(figure(
         "tokens a response",
@@ -87,6 +88,26 @@ fn with_error(figure: &Figure) -> String {
         Some(error) => format!("{value} ± {:.digits$}", scale * error),
         None => value,
     }
+}
+
+/// A row for each suite's figure, with its standard error; figures of a suite's parts are in the summary alone.
+fn suites(arms: &[ArmSummary]) -> Vec<Vec<String>> {
+    let Some(first) = arms.first() else { return Vec::new() };
+    let mut rows = Vec::new();
+    for (place, suite) in first.suites.iter().enumerate() {
+        for figure in suite.before.iter().filter(|figure| !figure.name.contains('/')) {
+            let mut row = vec![format!("{} {} ± s.e.", suite.suite, figure.name), with_error(figure)];
+            row.extend(arms.iter().map(|arm| {
+                let after = arm
+                    .suites
+                    .get(place)
+                    .and_then(|suite| suite.after.iter().find(|other| other.name == figure.name));
+                after.map_or("–".to_string(), with_error)
+            }));
+            rows.push(row);
+        }
+    }
+    rows
 }
 
 /// The table of an evaluation: a line a figure.

@@ -168,3 +168,82 @@ fn rows_that_are_left_out_are_named_and_counted() {
         .expect("it is recorded");
     assert_eq!(dropped, 1);
 }
+
+/// Ctrl-c while answers are generated: what is judged by then is kept, and marked.
+#[test]
+fn ctrl_c_keeps_what_is_done_and_says_so() {
+    let workplace = Workplace::new();
+    let row = json!({"prompt": "Go on.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]});
+    let data = text(&file(&workplace, "many.jsonl", &vec![row; 4000]));
+    let json = workplace.path().join("out.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arriero"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(["eval", "--model", "tests/fixtures/tiny", "--device", "cpu", "--suite", "ifeval"]);
+    command.args(["--data", &data, "--set", "max_new_tokens=150", "--runs"]).arg(workplace.runs());
+    command.arg("--output").arg(&json).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    // This file is there once ctrl-c is listened to.
+    let partial = workplace.path().join("out.json.partial");
+    while !partial.exists() {
+        assert_eq!(child.try_wait().expect("it is ours"), None, "it ended before it was interrupted");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(interrupt.expect("kill is there").success());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(130));
+    let written: Value =
+        serde_json::from_str(&fs::read_to_string(&json).expect("it is there")).expect("JSON");
+    assert_eq!(
+        (&written["status"], &written["suites"][0]["is_complete"]),
+        (&json!("interrupted"), &json!(false))
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("of 4000)"));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn an_experiment_measures_its_arms_with_suites() {
+    let workplace = Workplace::new();
+    let suites = format!(
+        "evaluation.suites=[{{ kind = \"arc\", path = {:?} }}, {{ kind = \"ifeval\", path = {:?}, max_new_tokens = 4 }}]",
+        text(&arc(&workplace)),
+        text(&ifeval(&workplace)),
+    );
+    let run = |set: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_arriero"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.args(["run", "tests/fixtures/experiments/tiny.toml", "--set", set, "--runs"]);
+        command.arg(workplace.runs()).output().expect("it starts")
+    };
+    let output = run(&suites);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("arc acc ") && table.contains("ifeval prompt_strict "), "{table}");
+    let folder = workplace.runs().join("tiny");
+    let summary: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("summary.json")).expect("there")).expect("JSON");
+    let suite = &summary["arms"][0]["suites"][0];
+    assert_eq!(
+        (&suite["suite"], &suite["before"][0]["n"], &suite["after"][0]["n"]),
+        (&json!("arc"), &json!(3), &json!(3))
+    );
+    let database = rusqlite::Connection::open(folder.join("sft/5/run.db")).expect("it is there");
+    let count: u32 = database
+        .query_row("SELECT count(*) FROM samples WHERE stage = 'evaluation/ifeval'", [], |row| row.get(0))
+        .expect("the answers");
+    assert_eq!(count, 8, "four before and four after");
+    drop(database);
+    fs::remove_dir_all(&folder).expect("it is there");
+    // Wrong suites are refused before anything is written.
+    for (set, expected) in [
+        ("evaluation.suites=[{ kind = \"arcs\" }]", "the nearest is \"arc\""),
+        ("evaluation.suites=[{ kind = \"arc\", path = \"no/such.jsonl\" }]", "no/such.jsonl"),
+        ("evaluation.suites=[{ kind = \"arc\", shot = 3 }]", "the nearest valid one is \"shots\""),
+    ] {
+        let output = run(set);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(expected), "{said}");
+        assert!(!folder.exists(), "{said}");
+    }
+}

@@ -96,34 +96,22 @@ enum Work {
     },
 }
 
-/// A suite at work.
-pub struct Evaluation {
-    config: SuiteConfig,
-    subject: Subject,
-    seed: u64,
+/// A suite whose rows were read.
+struct Asked {
     suite: Box<dyn Suite>,
     items: Vec<Item>,
-    work: Work,
+    trees: VecDeque<Tree>,
+    /// Trees of each item.
+    missing: HashMap<u64, usize>,
+    pairs: VecDeque<Conversations>,
     refusals: Refusals,
-    outcomes: Vec<Outcome>,
-    judged: usize,
-    examples: usize,
-    tokens: u64,
-    began: Instant,
 }
 
-impl Evaluation {
-    /// Reads the rows and prepares the model. `seed` is that of the answers' random numbers.
-    ///
-    /// # Errors
-    /// If an option is wrong, the rows cannot be read or asked, or the model cannot do what the suite needs.
-    pub fn new(config: &SuiteConfig, subject: &Subject, seed: u64) -> Result<Self, EvalError> {
-        let began = Instant::now();
-        let suite_name = config.name().to_string();
-        let wrong = |message: String| EvalError::Config { suite: suite_name.clone(), message };
+impl Asked {
+    fn read(config: &SuiteConfig, context: &Context) -> Result<Self, EvalError> {
+        let wrong = |message: String| EvalError::Config { suite: config.name().to_string(), message };
         config.validate().map_err(wrong)?;
-        let context = Context { tokenizer: subject.tokenizer.clone(), max_positions: subject.max_positions };
-        let mut suite = suites::build(config, &context)?;
+        let mut suite = suites::build(config, context)?;
         let mut refusals = Refusals::new(config);
         let path = config.source().unwrap_or_default();
         let mut rows = Rows::open(config, path)?;
@@ -158,12 +146,50 @@ impl Evaluation {
         if items.is_empty() {
             refusals.check()?;
             return Err(EvalError::NothingToAsk {
-                suite: suite_name,
+                suite: config.name().to_string(),
                 path: path.to_string(),
                 read: refusals.read,
                 examples: examples as u64,
             });
         }
+        Ok(Asked { suite, items, trees, missing, pairs, refusals })
+    }
+}
+
+/// A suite at work.
+pub struct Evaluation {
+    config: SuiteConfig,
+    subject: Subject,
+    seed: u64,
+    suite: Box<dyn Suite>,
+    items: Vec<Item>,
+    work: Work,
+    refusals: Refusals,
+    outcomes: Vec<Outcome>,
+    judged: usize,
+    tokens: u64,
+    began: Instant,
+}
+
+impl Evaluation {
+    /// Reads the rows as [`Evaluation::new`] does, and forgets them: what is wrong with them is found before
+    /// anything heavy loads.
+    ///
+    /// # Errors
+    /// As [`Evaluation::new`], but of the model's weights.
+    pub fn check(config: &SuiteConfig, tokenizer: &Tokenizer, max_positions: usize) -> Result<(), EvalError> {
+        let context = Context { tokenizer: tokenizer.clone(), max_positions };
+        Asked::read(config, &context).map(drop)
+    }
+
+    /// Reads the rows and prepares the model. `seed` is that of the answers' random numbers.
+    ///
+    /// # Errors
+    /// If an option is wrong, the rows cannot be read or asked, or the model cannot do what the suite needs.
+    pub fn new(config: &SuiteConfig, subject: &Subject, seed: u64) -> Result<Self, EvalError> {
+        let began = Instant::now();
+        let context = Context { tokenizer: subject.tokenizer.clone(), max_positions: subject.max_positions };
+        let Asked { suite, items, trees, missing, pairs, mut refusals } = Asked::read(config, &context)?;
         let policy = |cause| EvalError::Policy { suite: config.name().to_string(), cause };
         let other = config.against.as_deref().filter(|against| winrate::is_model(against));
         let work = match (config.kind, other) {
@@ -192,7 +218,6 @@ impl Evaluation {
             refusals,
             outcomes: Vec::new(),
             judged: 0,
-            examples,
             tokens: 0,
             began,
         })
@@ -334,7 +359,7 @@ impl Evaluation {
             is_complete,
             rows: self.refusals.read,
             items: self.items.len(),
-            examples: self.examples,
+            examples: self.config.shots.unwrap_or(0),
             skipped: self.refusals.skipped,
             skipped_rows: self.refusals.examples.clone(),
             tokens: self.tokens,
