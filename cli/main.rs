@@ -6,6 +6,7 @@
 mod algorithms;
 mod chat;
 mod data;
+mod eval;
 mod generate;
 mod model;
 mod progress;
@@ -42,6 +43,8 @@ enum Command {
     Score(score::Arguments),
     /// Look at a dataset.
     Data(data::Arguments),
+    /// Measure a model on benchmarks.
+    Eval(eval::Arguments),
 }
 
 /// A command's way to fail, which decides the exit code.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Score(arguments) => score::run(arguments),
         Command::Data(arguments) => data::run(arguments),
+        Command::Eval(arguments) => eval::run(arguments),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

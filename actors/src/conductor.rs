@@ -79,7 +79,7 @@ pub(crate) enum ConductorMessage {
     /// The average is there, and published.
     Averaged { version: u32, seconds: f64 },
     /// Held-out responses so far.
-    Evaluating { done: u64, tokens: u64, seconds: f64 },
+    Evaluating { done: u64, total: u64, tokens: u64, seconds: f64 },
     /// The evaluation is complete.
     Evaluated(Box<Evaluation>),
     /// The weights are on disk.
@@ -323,10 +323,9 @@ impl ConductorState {
                 self.progress.seconds += seconds;
                 self.advance()?;
             }
-            ConductorMessage::Evaluating { done, tokens, seconds } => {
-                if let Phase::Evaluating(job) = &self.phase {
-                    let total = job.prompts.len() as u64;
-                    let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
+            ConductorMessage::Evaluating { done, total, tokens, seconds } => {
+                if let Phase::Evaluating(_) = &self.phase {
+                    let rate = (seconds > 0.0 && tokens > 0).then(|| tokens as f64 / seconds);
                     self.context.emit(RunEvent::Progress { done, total, reward: None, rate });
                 }
             }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arriero_buffers::SelectionConfig;
+use arriero_eval::{Kind, SuiteConfig};
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::{DEFAULT, locate};
 use arriero_policy::device::{DeviceSpec, DtypeSpec};
@@ -118,6 +119,8 @@ pub struct EvaluationPlan {
     pub batch: usize,
     /// Held-out prompts on whose answers the KL to the reference is measured. Default 64.
     pub kl_prompts: usize,
+    /// Benchmarks of the initial weights and of each arm's. Default none.
+    pub suites: Vec<SuiteConfig>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -356,8 +359,33 @@ fn evaluation(
     let sampling: SamplingConfig = section.read(&greedy)?;
     section.check(sampling.validate())?;
     section.counts(&[("batch", batch, MOST_SEQUENCES), ("kl_prompts", kl_prompts, usize::MAX)])?;
+    let suites = section.children("suites")?.into_iter().map(suite).collect::<Result<Vec<_>, _>>()?;
+    let repeated =
+        (1..suites.len()).find(|&place| suites[..place].iter().any(|one| one.name() == suites[place].name()));
+    if let Some(place) = repeated {
+        let name = suites[place].name();
+        return Err(section.fail("suites", &format!("has \"{name}\" twice; give one of them another name")));
+    }
     section.finish()?;
-    Ok(EvaluationPlan { sampling, batch, kl_prompts })
+    Ok(EvaluationPlan { sampling, batch, kl_prompts, suites })
+}
+
+/// A suite of the evaluation.
+fn suite(mut section: Section<'_>) -> Result<SuiteConfig, ExperimentError> {
+    let names: Vec<&str> = Kind::ALL.iter().map(|(name, _)| *name).collect();
+    let Some(name) = section.take::<String>("kind")? else {
+        return Err(section.fail("kind", &format!("is missing; expected one of {}", names.join(", "))));
+    };
+    let kind = Kind::parse(&name).map_err(|error| section.fail("kind", &format!("is wrong: {error}")))?;
+    let config: SuiteConfig = section.read(&SuiteConfig::new(kind))?;
+    if kind.is_of_reward_models() {
+        return Err(
+            section.fail("kind", "asks a reward model, and a run evaluates a policy; use `arriero eval`")
+        );
+    }
+    section.check(config.validate())?;
+    section.finish()?;
+    Ok(config)
 }
 
 fn selection(
@@ -424,7 +452,12 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         put("selection", Value::try_from(&plan.selection)?);
         let EvaluationPlan { batch, kl_prompts, .. } = plan.evaluation;
         let sizes = EvaluationSizes { batch, kl_prompts };
-        put("evaluation", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.evaluation.sampling)?]));
+        let mut suites = Table::new();
+        if !plan.evaluation.suites.is_empty() {
+            suites.insert("suites".to_string(), Value::try_from(&plan.evaluation.suites)?);
+        }
+        let sampling = Table::try_from(&plan.evaluation.sampling)?;
+        put("evaluation", merged(&[Table::try_from(sizes)?, sampling, suites]));
         let mut queues = Table::new();
         queues.insert("capacity".to_string(), Value::try_from(plan.queue_capacity)?);
         queues.insert("buffer".to_string(), Value::try_from(plan.buffer_capacity)?);

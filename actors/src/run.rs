@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
 use arriero_data::{DataError, Reason, RowError};
+use arriero_eval::EvalError;
 use arriero_policy::PolicyError;
 use arriero_policy::average;
 use arriero_policy::checkpoint::{Checkpoint, read_adapter};
@@ -63,6 +64,9 @@ pub enum RunError {
     /// A dataset cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A suite of the evaluation cannot be asked.
+    #[error(transparent)]
+    Suite(#[from] EvalError),
     /// A stage cannot learn from its dataset.
     #[error("{0}")]
     Lesson(String),
@@ -114,6 +118,7 @@ impl RunError {
                 | RunError::Policy(_)
                 | RunError::Reward(_)
                 | RunError::Data(_)
+                | RunError::Suite(_)
                 | RunError::Lesson(_)
                 | RunError::Prompt { .. }
                 | RunError::FewPrompts { .. }
@@ -253,6 +258,9 @@ pub fn run(
     let train = checked_prompts(&plan, Split::Train, &model, &tokenizer, &mut notes)?;
     let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer, &mut notes)?;
     let rows = checked_rows(&plan)?;
+    for suite in &plan.evaluation.suites {
+        arriero_eval::Evaluation::check(suite, &tokenizer, model.max_positions)?;
+    }
     if let Some(address) = options.metrics {
         serve_metrics(address)?;
     }

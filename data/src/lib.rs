@@ -7,7 +7,8 @@
 //! - `parse`: from an object to a [`Row`], TRL's dataset types and a few datasets' own; [`messages`]: the
 //!   turns of a conversation and their order;
 //! - [`row`]: what a row says;
-//! - [`rows`]: the rows of a dataset ([`Rows`]), with what was left out and why;
+//! - [`rows`]: the rows of a dataset ([`Rows`]), with what was left out and why; [`objects`]: its objects as they
+//!   stand, for other readers;
 //! - [`prepare`]: from several datasets to one that is worth learning from;
 //! - [`error`]: what can go wrong.
 //!
@@ -17,6 +18,7 @@ pub mod config;
 pub mod error;
 pub mod lines;
 pub mod messages;
+pub mod objects;
 mod parse;
 pub mod prepare;
 pub mod row;
@@ -26,5 +28,6 @@ mod source;
 
 pub use config::{DataConfig, Format, OnError, Split, Template};
 pub use error::{DataError, Reason, RowError};
+pub use objects::{Object, Objects};
 pub use row::Row;
 pub use rows::{Counts, Entry, Rows};

@@ -18,7 +18,7 @@ use crate::recorder::Record;
 use crate::reference::{ReferenceJob, ReferenceMessage};
 use crate::rejection_sampler::SelectionJob;
 use crate::sampling_metrics::SamplingMetrics;
-use crate::summary::{ArmSummary, Status, change, held_out};
+use crate::summary::{ArmSummary, Status, change, held_out, suite_figures};
 use crate::wiring::Recipe;
 
 /// Completions without a score that a phase shows; the others are recorded only.
@@ -38,7 +38,7 @@ impl ConductorState {
         // Names of the arm's last stage label what follows.
         self.stage = self.current_arm().stages.len() - 1;
         self.round = self.current_arm().rounds - 1;
-        if self.context.held_out.is_empty() {
+        if self.measures_nothing() {
             return self.close_arm_unmeasured();
         }
         self.evaluate(self.progress.version)
@@ -49,12 +49,17 @@ impl ConductorState {
         for note in self.context.notes.iter() {
             self.note(EventLevel::Warning, "conductor", note.clone());
         }
-        if self.context.held_out.is_empty() {
-            // Nothing is to be measured: a baseline of no prompts.
+        if self.measures_nothing() {
+            // A baseline of no prompts.
             self.baseline = Some(Evaluation::default());
             return self.begin_arm();
         }
         self.evaluate(0)
+    }
+
+    /// True without held-out prompts and suites.
+    fn measures_nothing(&self) -> bool {
+        self.context.held_out.is_empty() && self.context.plan.evaluation.suites.is_empty()
     }
 
     /// The end of an arm without held-out prompts.
@@ -316,14 +321,15 @@ impl ConductorState {
             None => self.context.plan.arms.iter().map(|arm| arm.name.clone()).collect(),
             Some(_) => vec![self.current_arm().name.clone()],
         };
-        for arm in arms {
+        for arm in &arms {
             self.record(Record::Metrics {
-                arm,
+                arm: arm.clone(),
                 stage: "evaluation".to_string(),
                 step: evaluation.version.into(),
                 metrics: metrics.clone(),
             });
         }
+        self.record_suites(&evaluation, &arms);
         self.context.emit(RunEvent::Evaluated { figures });
         if self.baseline.is_none() {
             self.baseline = Some(evaluation);
@@ -333,6 +339,15 @@ impl ConductorState {
         let summary = self.summarise(Some(&evaluation));
         self.arms.extend(summary);
         self.checkpoint(AfterCheckpoint::NextArm)
+    }
+
+    fn record_suites(&mut self, evaluation: &Evaluation, arms: &[String]) {
+        for (arm, result) in
+            arms.iter().flat_map(|arm| evaluation.suites.iter().map(move |suite| (arm, suite)))
+        {
+            let (arm, result, step) = (arm.clone(), result.clone(), evaluation.version.into());
+            self.record(Record::Suite { arm, step, result });
+        }
     }
 
     /// The running arm in numbers; nothing before the baseline is known.
@@ -346,6 +361,7 @@ impl ConductorState {
             after: after.map(held_out),
             change: after.map(|after| change(baseline, after)),
             kl: after.map(|after| after.kl),
+            suites: suite_figures(baseline, after),
             tokens_sampled: self.progress.tokens_sampled,
             tokens_trained: self.progress.tokens_trained,
             steps: self.progress.version.into(),
