@@ -51,6 +51,7 @@ fn page(one: &Description) -> String {
         (one.needs.reference, "log-probabilities of the frozen reference"),
         (one.needs.old, "log-probabilities of the weights that a stage's training begins with"),
         (one.needs.whole_batch, "the whole batch in one forward pass"),
+        (one.needs.mismatched, "in each step, two forward passes over prompts with the responses of others"),
     ];
     let needed: Vec<&str> =
         needed.iter().filter(|(is_needed, _)| *is_needed).map(|&(_, what)| what).collect();

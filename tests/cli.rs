@@ -98,7 +98,10 @@ fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
             "prompts.per_round=99",
             "prompts.per_round is 99, but 1 rounds of it must fit in the 16 training prompts",
         ),
-        ("queues.buffer=3", "queues.buffer is 3, less than the 16 prompts of a round that it must hold"),
+        (
+            "queues.buffer=3",
+            "queues.buffer is 3, less than the 16 prompts of a round, or rows of a portion, that it must hold",
+        ),
         ("name=a/b", "the run name \"a/b\" is not allowed"),
         ("seed", "--set seed: expected KEY=VALUE"),
         ("seed.x=1", "seed is a value, not a table"),
@@ -170,6 +173,43 @@ fn wrong_models_are_refused() {
         "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
     fs::write(foreign.join("tokenizer.json"), tokenizer).expect("replaced");
     refused(&foreign, "but the model's embedding has 320 rows: they do not belong together");
+}
+
+#[test]
+fn wrong_teachers_are_refused() {
+    assert_refused(
+        &["algorithm.kind=distill"],
+        "algorithm.teacher is missing; name a model of the policy's vocabulary",
+    );
+    let teacher =
+        |path: &Path| format!("algorithm={{ kind = \"distill\", teacher = \"{}\" }}", path.display());
+    let workplace = Workplace::new();
+    let nowhere = workplace.path().join("nowhere");
+    assert_refused(&[&teacher(&nowhere)], "nowhere; expected a Hugging Face directory");
+    // A model of another family, with a vocabulary of its own.
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy/tests/vectors/families/qwen2");
+    assert_refused(&[&teacher(&other)], "has another vocabulary than the policy: its ");
+}
+
+#[test]
+fn what_samples_a_second_model_takes_no_dataset() {
+    let workplace = Workplace::new();
+    let rows = workplace.path().join("rows.jsonl");
+    fs::write(&rows, "{\"prompt\": \"Hi\", \"completion\": \"Ho\"}\n").expect("written");
+    let data = format!("data.path={}", rows.display());
+    for (algorithm, expected) in [
+        (
+            "{ kind = \"xpo\" }",
+            "\"xpo\" learns from the samples of a prompt, each beside one of the reference",
+        ),
+        ("{ kind = \"nash_md\" }", "\"nash_md\" learns from the samples of a prompt, each beside one"),
+        (
+            "{ kind = \"distill\", teacher = \"tests/fixtures/tiny\", loss = \"sampled_reverse_kl\" }",
+            "\"distill\" learns from a group of samples of a prompt",
+        ),
+    ] {
+        assert_refused(&[&format!("algorithm={algorithm}"), &data], expected);
+    }
 }
 
 #[test]
@@ -352,12 +392,17 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
 /// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
 #[test]
 fn ctrl_c_at_any_moment_ends_the_run() {
-    for delay in (0..20).map(|index| Duration::from_millis(100 + 83 * index)) {
+    for (index, delay) in (0..20).map(|index| (index, Duration::from_millis(100 + 83 * index))) {
         let workplace = Workplace::new();
+        let mode: &[&str] =
+            if index % 2 == 0 { &["mode=lockstep"] } else { &["mode=async", "max_staleness=9"] };
         let mut command = arriero();
         command
             .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
             .arg(workplace.runs());
+        for assignment in mode {
+            command.args(["--set", assignment]);
+        }
         // One step a stage; the second arm comes soon.
         command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
@@ -537,4 +582,149 @@ fn score_adds_rewards_and_names_bad_lines() {
             assert!(said.contains(expected), "{said}");
         }
     }
+}
+
+/// A reward model whose head is `value` everywhere.
+fn reward_model_of(workplace: &Workplace, value: f32) -> std::path::PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy/tests/vectors/reward_model");
+    let to = workplace.path().join("reward_model");
+    fs::create_dir(&to).expect("a folder");
+    for file in fs::read_dir(&from).expect("the model") {
+        let file = file.expect("a file");
+        fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+    }
+    // The length of the header, the header, and behind it the tensors at its offsets.
+    let weights = to.join("model.safetensors");
+    let mut bytes = fs::read(&weights).expect("weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("JSON");
+    let offsets = &header["score.weight"]["data_offsets"];
+    let at = |end: usize| 8 + length + offsets[end].as_u64().expect("a number") as usize;
+    for number in bytes[at(0)..at(1)].chunks_exact_mut(4) {
+        number.copy_from_slice(&value.to_le_bytes());
+    }
+    fs::write(&weights, bytes).expect("written");
+    to
+}
+
+/// Completions whose rewards are no numbers are left out and counted; where none is left, nothing is trained on.
+#[test]
+fn rewards_that_are_not_finite_are_counted_and_not_trained_on() {
+    for (value, kind) in [(f32::NAN, "grpo"), (f32::INFINITY, "sft")] {
+        let workplace = Workplace::new();
+        let model = reward_model_of(&workplace, value);
+        let set = [
+            "reward={ kind = \"reward_model\", device = \"cpu\", dtype = \"f32\" }".to_string(),
+            format!("reward.path={}", model.display()),
+            format!("algorithm.kind={kind}"),
+        ];
+        let output = run(&workplace, &set.each_ref().map(String::as_str)).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert!(
+            said.contains(
+                "no group of this round is of use, so there is nothing to train on (no_usable_completion: 16)"
+            ),
+            "{said}"
+        );
+        let lines = fs::read_to_string(workplace.runs().join(format!("tiny/{kind}/5/metrics.jsonl")))
+            .expect("metrics");
+        let rows = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let sampling = rows.into_iter().find(|row| row["stage"] == "rejection_sampling").expect("a phase");
+        assert_eq!(sampling["completions/reward_not_finite"], 64.0, "{sampling}");
+    }
+}
+
+#[test]
+fn an_algorithm_without_a_reward_for_its_prompts_is_refused() {
+    let workplace = Workplace::new();
+    let file = workplace.path().join("prompts.jsonl");
+    fs::write(&file, "{\"prompt\": \"Hi\"}\n").expect("written");
+    let paths =
+        [format!("prompts.path={}", file.display()), format!("prompts.held_out_path={}", file.display())];
+    let set = [
+        "algorithm.kind=ppo",
+        "reward={ kind = \"constraints\" }",
+        "prompts={ kind = \"file\" }",
+        &paths[0],
+        &paths[1],
+    ];
+    assert_refused(&set, "prompt 0");
+}
+
+/// The diff of docs/adding-an-algorithm.md still fits: a file, a line where it says, an experiment, and nothing else.
+#[test]
+fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/adding-an-algorithm.md")).expect("the page");
+    let diff = page.split("```diff\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a diff");
+    let mut changed = Vec::new();
+    for part in diff.split("diff --git ").skip(1) {
+        let target = part.lines().find_map(|line| line.strip_prefix("+++ b/")).expect("a file");
+        let hunks: Vec<&str> = part.split("\n@@ ").skip(1).collect();
+        let lines = hunks.iter().flat_map(|hunk| hunk.lines().skip(1));
+        let added = lines.clone().filter(|line| line.starts_with('+')).count();
+        assert!(!lines.clone().any(|line| line.starts_with('-')), "{target}: something is taken away");
+        if part.contains("new file mode") {
+            assert!(!root.join(target).exists(), "{target} is there already");
+        } else {
+            let text = fs::read_to_string(root.join(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let kept: Vec<&str> = lines.filter_map(|line| line.strip_prefix(' ')).collect();
+            assert!(text.contains(&kept.join("\n")), "{target} has changed around the line to add: {kept:?}");
+        }
+        changed.push((target, added));
+    }
+    let files: Vec<&str> = changed.iter().map(|(target, _)| *target).collect();
+    assert_eq!(files, ["experiments/rrhf.toml", "policy/src/objective.rs", "policy/src/objective/rrhf.rs"]);
+    assert_eq!(changed[1].1, 1, "one line registers it");
+}
+
+/// What a heading of a page is linked by.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches(['#', ' ']).to_lowercase();
+    kept.chars()
+        .filter(|letter| letter.is_alphanumeric() || "_- ".contains(*letter))
+        .collect::<String>()
+        .replace(' ', "-")
+}
+
+/// Every algorithm of the list has a page of options, an experiment that is valid, and its place in the documentation.
+#[test]
+fn every_algorithm_is_described_documented_and_has_an_experiment() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let said = |output: Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let list = said(arriero().arg("algorithms").output().expect("it starts"));
+    let index = fs::read_to_string(root.join("docs/algorithms.md")).expect("the page");
+    let kinds: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(kinds.len() > 15, "{list}");
+    for line in list.lines() {
+        let (kind, about) = line.split_once(' ').expect("a kind and a line about it");
+        assert!(about.trim().len() > 20, "{line}");
+        let page = said(arriero().args(["algorithms", kind]).output().expect("it starts"));
+        let experiment = format!("experiments/{kind}.toml");
+        for part in [about.trim(), "Learns from: ", "Needs besides: ", "= ", &experiment] {
+            assert!(page.contains(part), "{part} is missing in {page}");
+        }
+        let is_documented = page.contains("no options of its own") || page.contains("efault");
+        assert!(is_documented && !page.contains("See `"), "an option does not tell its default: {page}");
+
+        let plan = arriero_actors::experiment::load(&root.join(&experiment), &[]);
+        let plan = plan.unwrap_or_else(|error| panic!("{error}"));
+        let mut stages = plan.arms.iter().flat_map(|arm| arm.trainings());
+        assert!(stages.any(|(_, stage)| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
+
+        let row = index.lines().find(|row| row.starts_with(&format!("| `{kind}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/algorithms.md does not list {kind}"));
+        let link = row.split("](").nth(1).and_then(|rest| rest.split(')').next()).expect("a link");
+        let (file, part) = link.split_once('#').unwrap_or((link, ""));
+        let text = fs::read_to_string(root.join("docs").join(file))
+            .unwrap_or_else(|error| panic!("{file}: {error}"));
+        let mut headings = text.lines().filter(|line| line.starts_with('#')).map(anchor);
+        assert!(part.is_empty() || headings.any(|heading| heading == part), "{file} has no heading {part}");
+    }
+    let unknown = arriero().args(["algorithms", "dppo"]).output().expect("it starts");
+    assert!(refusal(&unknown).starts_with("there is no algorithm \"dppo\"; the nearest is "));
 }

@@ -20,7 +20,7 @@ use crate::wiring::Wiring;
 const ROWS: usize = 64;
 
 /// From one file of a dataset to the next, ids of trees are this far apart.
-const FILE_IDS: u64 = 1_000_000_000;
+pub(crate) const FILE_IDS: u64 = 1_000_000_000;
 
 /// A row that the algorithm has no use for, where `on_error` is "skip".
 pub(crate) const OTHER_TYPE: &str = "row_of_another_type";

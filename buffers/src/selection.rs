@@ -2,15 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::experience::{Finish, ScoredGroup};
+use crate::experience::{Completion, Finish, Score, ScoredGroup};
 use crate::tree::{Branch, Tree};
 
 /// What the algorithm that follows wants to learn from.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SelectionRule {
-    /// The best completion (for SFT).
+    /// The best completion, or as many of the best as [`SelectionConfig::keep_best`] says (for SFT).
     BestOfN,
+    /// All completions, whatever their rewards, even those that are not finite; of a row of a dataset its response (for
+    /// distillation). The bounds of [`SelectionConfig`] do not apply.
+    Everything,
     /// The best against the worst (for DPO).
     BestAgainstWorst,
     /// The same, and of a row of a dataset every response that people ranked, the best first (for reward models).
@@ -32,13 +35,27 @@ pub enum SelectionRule {
     /// All usable completions but the last, which was decoded greedily: its reward is the others' baseline (for
     /// ReMax). The bounds of [`SelectionConfig`] do not apply.
     GroupAgainstGreedy,
+    /// Completions of the policy, each beside a rival's: the second half of a group is drawn from the geometric mixture of
+    /// the policy and the reference. Where one of the two is not usable, both are left out. The bounds of
+    /// [`SelectionConfig`] do not apply.
+    AgainstRivals {
+        /// The reference's weight in the mixture: 1 for the reference alone.
+        reference_weight: f32,
+        /// Make branches of the rivals', each right after the one that it stands beside (for XPO). Else their rewards alone
+        /// are kept (for Nash-MD).
+        keep_rivals: bool,
+    },
 }
 
 impl SelectionRule {
     /// The fewest completions of a prompt that it can work with, the greedy one not counted.
     pub fn least_samples(self) -> usize {
         match self {
-            SelectionRule::BestOfN | SelectionRule::Unpaired { .. } | SelectionRule::GroupAgainstGreedy => 1,
+            SelectionRule::BestOfN
+            | SelectionRule::Everything
+            | SelectionRule::Unpaired { .. }
+            | SelectionRule::GroupAgainstGreedy
+            | SelectionRule::AgainstRivals { .. } => 1,
             SelectionRule::BestAgainstWorst | SelectionRule::Ranking => 2,
             SelectionRule::Group { least, .. } => least,
         }
@@ -49,16 +66,37 @@ impl SelectionRule {
         self == SelectionRule::GroupAgainstGreedy
     }
 
+    /// The reference's weight in the mixture that as many rivals again as there are samples must be drawn from, if so.
+    pub fn rivals(self) -> Option<f32> {
+        match self {
+            SelectionRule::AgainstRivals { reference_weight, .. } => Some(reference_weight),
+            _ => None,
+        }
+    }
+
+    /// How many of a group's completions are the policy's samples; the others, which come after them, are yardsticks.
+    pub fn samples_of(self, completions: usize) -> usize {
+        match self {
+            SelectionRule::GroupAgainstGreedy => completions.saturating_sub(1),
+            SelectionRule::AgainstRivals { .. } => completions / 2,
+            _ => completions,
+        }
+    }
+
     /// What a tree that it makes holds, in words.
     pub fn learns_from(self) -> &'static str {
         match self {
-            SelectionRule::BestOfN => "one response of a prompt, the best of its samples",
+            SelectionRule::BestOfN => "responses of a prompt, the best of its samples",
+            SelectionRule::Everything => "all samples of a prompt",
             SelectionRule::BestAgainstWorst => "pairs of a chosen and a rejected response of a prompt",
             SelectionRule::Ranking => "two or three responses of a prompt, ranked",
             SelectionRule::Unpaired { .. } => "responses that are desirable or not, without pairs",
             SelectionRule::Group { .. } => "a group of samples of a prompt, with their rewards",
             SelectionRule::GroupAgainstGreedy => {
                 "the samples of a prompt, with their rewards and that of its greedy response"
+            }
+            SelectionRule::AgainstRivals { .. } => {
+                "the samples of a prompt, each beside one of the reference or of its mixture with the policy"
             }
         }
     }
@@ -67,10 +105,13 @@ impl SelectionRule {
     pub fn takes_rows(self) -> bool {
         match self {
             SelectionRule::BestOfN
+            | SelectionRule::Everything
             | SelectionRule::BestAgainstWorst
             | SelectionRule::Ranking
             | SelectionRule::Unpaired { .. } => true,
-            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy => false,
+            SelectionRule::Group { .. }
+            | SelectionRule::GroupAgainstGreedy
+            | SelectionRule::AgainstRivals { .. } => false,
         }
     }
 
@@ -78,10 +119,17 @@ impl SelectionRule {
     pub fn role(self, position: usize) -> &'static str {
         match (self, position) {
             (SelectionRule::BestOfN, _) => "best",
+            (SelectionRule::AgainstRivals { keep_rivals: true, .. }, position) if position % 2 == 1 => {
+                "rival"
+            }
+            (SelectionRule::AgainstRivals { .. }, _) => "policy",
             (SelectionRule::BestAgainstWorst | SelectionRule::Ranking, 0) => "chosen",
             (SelectionRule::BestAgainstWorst | SelectionRule::Ranking, _) => "rejected",
             (SelectionRule::Unpaired { .. }, _) => "unpaired",
-            (SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy, _) => "group",
+            (
+                SelectionRule::Everything | SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy,
+                _,
+            ) => "group",
         }
     }
 }
@@ -94,11 +142,28 @@ pub struct SelectionConfig {
     pub min_reward: f32,
     /// The least difference of rewards between chosen and rejected. Default 0: any above zero.
     pub min_margin: f32,
+    /// SFT: how many of a prompt's best completions to learn from, each with at least `min_reward`. As many as there are
+    /// samples, or more, takes all that reach it. Default 1: the best of n.
+    pub keep_best: usize,
+    /// Completions of more tokens are not chosen. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+    /// Completions that the token limit cut short are not chosen. Default false.
+    pub drop_truncated: bool,
+    /// Completions with the tokens of an earlier one of the group are not chosen. Default false.
+    pub drop_duplicates: bool,
 }
 
 impl Default for SelectionConfig {
     fn default() -> Self {
-        SelectionConfig { min_reward: 0.0, min_margin: 0.0 }
+        SelectionConfig {
+            min_reward: 0.0,
+            min_margin: 0.0,
+            keep_best: 1,
+            max_tokens: None,
+            drop_truncated: false,
+            drop_duplicates: false,
+        }
     }
 }
 
@@ -114,7 +179,23 @@ impl SelectionConfig {
         if self.min_margin.is_nan() || self.min_margin < 0.0 {
             return Err(format!("min_margin is {}; it must be at least 0", self.min_margin));
         }
+        if self.keep_best == 0 {
+            return Err("keep_best is 0; it must be at least 1".to_string());
+        }
+        if self.max_tokens == Some(0) {
+            return Err("max_tokens is 0; it must be at least 1, or left out".to_string());
+        }
         Ok(())
+    }
+
+    /// Whether the filters let the completion of this number be chosen.
+    fn lets_through(&self, completions: &[Completion], index: usize) -> bool {
+        let completion = &completions[index];
+        let is_too_long = self.max_tokens.is_some_and(|most| completion.tokens.len() > most);
+        let is_truncated = self.drop_truncated && completion.finish == Finish::Length;
+        let mut earlier = completions[..index].iter();
+        let is_duplicate = self.drop_duplicates && earlier.any(|other| other.tokens == completion.tokens);
+        !(is_too_long || is_truncated || is_duplicate)
     }
 }
 
@@ -138,11 +219,22 @@ pub fn select(
     config: &SelectionConfig,
     is_format: impl Fn(u32) -> bool,
 ) -> Selection {
+    let is_bounded =
+        matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Ranking);
+    let completions = &scored.group.completions;
+    let is_usable =
+        |index: usize, score: &Score| score.reward.is_finite() && !completions[index].tokens.is_empty();
     let usable = || {
-        scored.scores.iter().enumerate().filter(|(index, score)| {
-            score.reward.is_finite() && !scored.group.completions[*index].tokens.is_empty()
+        scored.scores.iter().enumerate().filter(|&(index, score)| {
+            let counts = is_usable(index, score)
+                || (rule == SelectionRule::Everything && !completions[index].tokens.is_empty());
+            counts && (!is_bounded || config.lets_through(completions, index))
         })
     };
+    let is_any_usable = || scored.scores.iter().enumerate().any(|(index, score)| is_usable(index, score));
+    if is_bounded && usable().next().is_none() && is_any_usable() {
+        return Selection::Dropped("all_completions_filtered");
+    }
     let better = |best: Option<(usize, f32)>, (index, reward): (usize, f32)| match best {
         Some((_, highest)) if reward <= highest => best,
         _ => Some((index, reward)),
@@ -158,14 +250,19 @@ pub fn select(
     let Some((worst, lowest)) = rewards().fold(None, worse) else {
         return Selection::Dropped("no_usable_completion");
     };
-    let is_bounded =
-        matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Ranking);
     if is_bounded && highest < config.min_reward {
         return Selection::Dropped("best_below_min_reward");
     }
-    let mut greedy_reward = None;
+    let (mut greedy_reward, mut rival_rewards) = (None, Vec::new());
     let chosen = match rule {
-        SelectionRule::BestOfN => vec![best],
+        SelectionRule::Everything => usable().map(|(index, _)| index).collect(),
+        SelectionRule::BestOfN => {
+            let mut ranked: Vec<(usize, f32)> =
+                rewards().filter(|&(_, reward)| reward >= config.min_reward).collect();
+            // Stable: of equal rewards the lowest sample comes first.
+            ranked.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+            ranked.into_iter().map(|(index, _)| index).take(config.keep_best).collect()
+        }
         SelectionRule::Unpaired { desirable_reward } => {
             let desirable = (highest >= desirable_reward).then_some(best);
             let undesirable = (lowest < desirable_reward).then_some(worst);
@@ -194,6 +291,22 @@ pub fn select(
             }
             sampled
         }
+        SelectionRule::AgainstRivals { keep_rivals, .. } => {
+            let half = rule.samples_of(scored.scores.len());
+            let usable: Vec<usize> = rewards().map(|(index, _)| index).collect();
+            let has = |index: &usize| usable.binary_search(index).is_ok();
+            let pairs = (0..half).map(|own| (own, own + half)).filter(|(own, rival)| has(own) && has(rival));
+            let pairs: Vec<(usize, usize)> = pairs.collect();
+            if pairs.is_empty() {
+                return Selection::Dropped("no_usable_pair");
+            }
+            if keep_rivals {
+                pairs.into_iter().flat_map(|(own, rival)| [own, rival]).collect()
+            } else {
+                rival_rewards = pairs.iter().map(|&(_, rival)| scored.scores[rival].reward).collect();
+                pairs.into_iter().map(|(own, _)| own).collect()
+            }
+        }
         SelectionRule::BestAgainstWorst | SelectionRule::Ranking => {
             if highest <= lowest {
                 return Selection::Dropped("all_rewards_equal");
@@ -204,6 +317,7 @@ pub fn select(
             vec![best, worst]
         }
     };
+    let samples = rule.samples_of(scored.scores.len());
     let branch = |index: usize| {
         let completion = &scored.group.completions[index];
         Branch {
@@ -211,19 +325,23 @@ pub fn select(
             tokens: completion.tokens.clone(),
             is_context: Vec::new(),
             is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
-            behaviour_logps: completion.logps.clone(),
+            behaviour_logps: if index < samples { completion.logps.clone() } else { Vec::new() },
             reference_logps: Vec::new(),
             old_logps: Vec::new(),
             old_values: Vec::new(),
+            mismatched_ratio: None,
             reward: scored.scores[index].reward,
             truncated: completion.finish == Finish::Length,
         }
     };
+    let versions = |index: &usize| scored.group.completions[*index].weight_versions.iter().copied();
     Selection::Accepted(Tree {
         prompt_id: scored.group.prompt.id,
         prompt: scored.group.prompt_tokens.clone(),
+        version: chosen.iter().flat_map(versions).min(),
         branches: chosen.into_iter().map(branch).collect(),
         greedy_reward,
+        rival_rewards,
         ..Tree::default()
     })
 }
@@ -276,6 +394,45 @@ mod tests {
         assert_eq!(samples(&apply(&rewards, SelectionRule::BestOfN, &config)), [2]);
     }
 
+    /// RAFT's selections: the k best, or all that reach a reward; ties and the order go to the lowest sample.
+    #[test]
+    fn the_best_few_of_a_group_are_kept() {
+        let keep =
+            |keep_best, min_reward| SelectionConfig { keep_best, min_reward, ..SelectionConfig::default() };
+        let rewards = [0.25, 1.0, f32::NAN, 0.5, 1.0, 0.0];
+        let kept = |config| samples(&apply(&rewards, SelectionRule::BestOfN, &config));
+        assert_eq!(kept(keep(1, 0.0)), [1]);
+        assert_eq!(kept(keep(3, 0.0)), [1, 4, 3]);
+        assert_eq!(kept(keep(3, 0.75)), [1, 4]);
+        assert_eq!(kept(keep(99, 0.25)), [1, 4, 3, 0]);
+        let none = apply(&rewards, SelectionRule::BestOfN, &keep(2, 1.5));
+        assert_eq!(none, Selection::Dropped("best_below_min_reward"));
+    }
+
+    #[test]
+    fn filters_leave_completions_out_of_the_choice() {
+        let mut scored = scored(&[1.0, 1.0, 0.5, 0.25]);
+        scored.group.completions[0].tokens = vec![7, 7, 7, 2];
+        scored.group.completions[1].finish = Finish::Length;
+        scored.group.completions[3].tokens = scored.group.completions[2].tokens.clone();
+        let kept = |config: &SelectionConfig, rule| samples(&select(&scored, rule, config, |_| false));
+        let all = SelectionConfig { keep_best: 9, ..SelectionConfig::default() };
+        assert_eq!(kept(&all, SelectionRule::BestOfN), [0, 1, 2, 3]);
+        let short = SelectionConfig { max_tokens: Some(3), ..all.clone() };
+        assert_eq!(kept(&short, SelectionRule::BestOfN), [1, 2, 3]);
+        let whole = SelectionConfig { drop_truncated: true, ..short.clone() };
+        assert_eq!(kept(&whole, SelectionRule::BestOfN), [2, 3]);
+        let once = SelectionConfig { drop_duplicates: true, ..short.clone() };
+        assert_eq!(kept(&once, SelectionRule::BestOfN), [1, 2]);
+        assert_eq!(kept(&once, SelectionRule::BestAgainstWorst), [1, 2]);
+        // Whole groups are whole.
+        let group = SelectionRule::Group { least: 2, drop_equal: false };
+        assert_eq!(kept(&SelectionConfig { max_tokens: Some(1), ..all.clone() }, group), [0, 1, 2, 3]);
+        let nothing = SelectionConfig { max_tokens: Some(1), ..all };
+        let selection = select(&scored, SelectionRule::BestOfN, &nothing, |_| false);
+        assert_eq!(selection, Selection::Dropped("all_completions_filtered"));
+    }
+
     #[test]
     fn best_against_worst_takes_the_first_of_each() {
         let config = SelectionConfig::default();
@@ -290,7 +447,7 @@ mod tests {
     #[test]
     fn unpaired_takes_the_best_if_desirable_and_the_worst_if_not() {
         // Bounds that would drop every group of the other rules.
-        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0 };
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
         let rule = SelectionRule::Unpaired { desirable_reward: 0.5 };
         for (rewards, expected) in [
             (&[0.0, 1.0, 0.5, 0.0][..], &[1, 0][..]),
@@ -306,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_group_takes_all_that_is_usable_whatever_the_bounds() {
-        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0 };
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
         let rule = SelectionRule::Group { least: 2, drop_equal: false };
         let selection = apply(&[0.5, f32::NAN, -1.0, f32::NEG_INFINITY, 0.5], rule, &config);
         assert_eq!(samples(&selection), [0, 2, 4]);
@@ -344,8 +501,40 @@ mod tests {
     }
 
     #[test]
+    fn each_sample_stands_beside_its_rival() {
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
+        let rule = |keep_rivals| SelectionRule::AgainstRivals { reference_weight: 0.5, keep_rivals };
+        let rewards = [0.0, f32::NAN, 1.0, 0.25, 0.5, 0.75];
+        let kept = apply(&rewards, rule(true), &config);
+        assert_eq!(samples(&kept), [0, 3, 2, 5]);
+        let Selection::Accepted(tree) = kept else { unreachable!() };
+        // A rival's log-probabilities are not those of the policy.
+        let sampled = |branch: &Branch| !branch.behaviour_logps.is_empty();
+        assert_eq!(tree.branches.iter().map(sampled).collect::<Vec<_>>(), [true, false, true, false]);
+        assert_eq!(["policy", "rival", "policy"], [0, 1, 2].map(|position| rule(true).role(position)));
+        let rated = apply(&rewards, rule(false), &config);
+        assert_eq!(samples(&rated), [0, 2]);
+        let Selection::Accepted(tree) = rated else { unreachable!() };
+        assert_eq!(tree.rival_rewards, [0.25, 0.75]);
+        let none = apply(&[1.0, f32::NAN, f32::NAN, 1.0], rule(true), &config);
+        assert_eq!(none, Selection::Dropped("no_usable_pair"));
+    }
+
+    #[test]
+    fn everything_is_taken_whatever_its_reward() {
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
+        let mut scored = scored(&[0.5, f32::NAN, -1.0]);
+        scored.group.completions[2].tokens.clear();
+        let selection = select(&scored, SelectionRule::Everything, &config, |_| false);
+        assert_eq!(samples(&selection), [0, 1]);
+        scored.scores.iter_mut().for_each(|score| score.reward = f32::NAN);
+        let selection = select(&scored, SelectionRule::Everything, &config, |_| false);
+        assert_eq!(samples(&selection), [0, 1]);
+    }
+
+    #[test]
     fn a_group_without_use_is_dropped_with_its_reason() {
-        let config = SelectionConfig { min_reward: 0.5, min_margin: 0.4 };
+        let config = SelectionConfig { min_reward: 0.5, min_margin: 0.4, ..SelectionConfig::default() };
         let pair = SelectionRule::BestAgainstWorst;
         for (rewards, rule, reason) in [
             (&[][..], pair, "no_usable_completion"),

@@ -177,6 +177,28 @@ pub enum PolicyError {
         /// What was expected, and what was found.
         cause: String,
     },
+    /// A teacher whose next-token distributions are over other tokens than the policy's.
+    #[error(
+        "the teacher {teacher} has another vocabulary than the policy: {cause}; distillation compares what both say of \
+         the same tokens, so name a model of the policy's family"
+    )]
+    WrongTeacher {
+        /// Its path.
+        teacher: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
+    /// A trainer of an objective that compares the policy with a teacher was given none.
+    #[error("the objective compares the policy with a teacher, and there is none; give the trainer one")]
+    NoTeacher,
+    /// A model that has no mean with others.
+    #[error("{name} cannot be averaged with the others: {cause}; average models of one shape and vocabulary")]
+    CannotAverage {
+        /// Which.
+        name: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
     /// Weights of another version than the one asked for.
     #[error("weights of version {asked} were asked for, but version {held} is held")]
     WrongVersion {
@@ -220,17 +242,37 @@ pub enum PolicyError {
         /// The budget.
         budget: usize,
     },
+    /// An objective wants a reference in the step, and the trainer has none.
+    #[error(
+        "the objective wants a reference in every step, and the trainer was given none; see Trainer::with_reference"
+    )]
+    NoReference,
     /// A number overflowed or was never one.
     #[error(
-        "the {what} is not finite on a batch with the prompts {prompt_ids:?}; no weight was changed. A lower \
-         learning_rate or dtype = \"f32\" may help"
+        "the {what} is not finite because of {}; no weight was changed. A lower learning_rate or dtype = \"f32\" may \
+         help, or leaving these out",
+        listed(sequences)
     )]
     NotFinite {
         /// Which number.
         what: &'static str,
-        /// The prompts of the batch.
-        prompt_ids: Vec<u64>,
+        /// Where it comes from: the numbers of a prompt and of one of its responses each.
+        sequences: Vec<(u64, u32)>,
     },
+}
+
+/// Sequences that an error names one by one.
+const NAMED: usize = 16;
+
+/// `prompt 3 (response 0), prompt 8 (response 1), …`.
+fn listed(sequences: &[(u64, u32)]) -> String {
+    let named = sequences.iter().take(NAMED);
+    let named: Vec<String> =
+        named.map(|(prompt, response)| format!("prompt {prompt} (response {response})")).collect();
+    match sequences.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
 }
 
 impl PolicyError {

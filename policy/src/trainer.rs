@@ -1,13 +1,15 @@
 //! One training step: pack, forward, statistics, objective, gradient, update.
 //!
-//! `parameters` has what is trained with its optimiser, `critic` what gives values, `measure` what is computed without
-//! training.
+//! `parameters` has what is trained with its optimiser, `critic` what gives values, `reference` a reference that the trainer
+//! keeps itself, `measure` what is computed without training.
 
 mod critic;
 mod measure;
 mod parameters;
+mod reference;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arriero_buffers::Tree;
@@ -18,17 +20,19 @@ use crate::config::{ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::{Forest, ReadAt, micro_batches};
-use crate::head::{self, StatisticGradients};
+use crate::head::{self, StatisticGradients, divergence};
 use crate::lora::{Adapter, LoraConfig};
 use crate::model::Model;
-use crate::objective::{Metrics, MicroBatch, Objective, Statistics, Totals};
+use crate::objective::{Metrics, MicroBatch, Objective, Statistics, TokenStatistics, Totals};
 use crate::optim::TrainingConfig;
 use crate::pass::Pass;
 use crate::scoring::to_host;
 use crate::snapshot::Snapshot;
+use crate::teacher;
 use critic::Critic;
 pub use critic::VALUE_HEAD;
 use parameters::Parameters;
+use reference::OwnReference;
 
 /// Weights that adapters are trained on; nobody writes to them.
 #[derive(Debug)]
@@ -49,6 +53,16 @@ pub struct StepReport {
     pub tokens: u64,
 }
 
+/// How far a trainer has come beside its weights: for another one of the same tensors to go on with.
+#[derive(Debug)]
+pub struct Position {
+    /// Steps taken.
+    pub steps: usize,
+    /// The optimiser's moments ([`Trainer::optimizer_state`]), and the updates behind them; `None` where the tensors are
+    /// others now.
+    pub moments: Option<(Weights, i32)>,
+}
+
 /// A model in training under one objective.
 pub struct Trainer {
     config: ModelConfig,
@@ -59,6 +73,10 @@ pub struct Trainer {
     base: Option<Base>,
     model: Model,
     critic: Option<Critic>,
+    /// What the policy is compared with, frozen.
+    teacher: Option<Rc<Model>>,
+    /// See [`Trainer::with_reference`].
+    reference: Option<OwnReference>,
     objective: Box<dyn Objective>,
     training: TrainingConfig,
     total_steps: usize,
@@ -109,6 +127,33 @@ fn behaviour_metrics(differences: &[f32]) -> BTreeMap<String, f64> {
     ]
     .map(|(name, value)| (name.to_string(), value))
     .into()
+}
+
+/// Each response by the numbers of its prompt and of itself.
+fn names_of(trees: &[&Tree]) -> Vec<(u64, u32)> {
+    let names = |tree: &&Tree| {
+        let prompt = tree.prompt_id;
+        tree.branches.iter().map(move |branch| (prompt, branch.sample)).collect::<Vec<_>>()
+    };
+    trees.iter().flat_map(names).collect()
+}
+
+/// The responses of which the model itself gives a number that is not finite; all, where it gives none.
+fn broken(statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Vec<(u64, u32)> {
+    let all = names_of(batch.trees);
+    let numbers = [Some(&statistics.logps), statistics.values.as_ref()].into_iter().flatten();
+    let is_sound: Vec<bool> = numbers.fold(vec![true; all.len()], |sound, numbers| {
+        // The scores of a reward model stand without probabilities of tokens.
+        if numbers.numel() == 0 {
+            return sound;
+        }
+        let sums = to_host(&batch.sum_per_response(&numbers.detach()));
+        sound.iter().zip(sums).map(|(sound, sum)| *sound && sum.is_finite()).collect()
+    });
+    if is_sound.iter().all(|&sound| sound) {
+        return all;
+    }
+    all.into_iter().zip(is_sound).filter(|(_, sound)| !sound).map(|(name, _)| name).collect()
 }
 
 impl Trainer {
@@ -199,6 +244,8 @@ impl Trainer {
             parameters,
             base,
             critic,
+            teacher: None,
+            reference: None,
             objective,
             training,
             total_steps,
@@ -219,6 +266,49 @@ impl Trainer {
         Ok(self)
     }
 
+    /// The same with the teacher that the objective compares the policy with, on the trainer's device and in its precision.
+    ///
+    /// # Errors
+    /// If it has another vocabulary.
+    pub fn with_teacher(mut self, teacher: Rc<Model>) -> Result<Self> {
+        teacher::check_sizes(teacher.config(), &self.config)
+            .map_err(|cause| PolicyError::WrongTeacher { teacher: "given".to_string(), cause })?;
+        self.teacher = Some(teacher);
+        Ok(self)
+    }
+
+    /// The same from where an earlier trainer stopped: its steps count, and its moments go on. A critic's are among them, so
+    /// it comes after [`Trainer::with_critic`].
+    ///
+    /// # Errors
+    /// If the moments do not fit.
+    pub fn from_position(mut self, position: Position) -> Result<Self> {
+        self.step = position.steps;
+        if let Some((moments, updates)) = position.moments {
+            self.parameters.resume(&moments, updates)?;
+            if let Some(critic) = &mut self.critic {
+                let own = |(name, tensor): (String, Tensor)| {
+                    Some((name.strip_prefix("critic.")?.to_string(), tensor))
+                };
+                critic.parameters.resume(&moments.into_iter().filter_map(own).collect(), updates)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Sets how many steps there will be in all, those taken included: they shape the learning rate's schedule.
+    pub fn reach(&mut self, total_steps: usize) {
+        self.total_steps = total_steps;
+    }
+
+    /// As [`Objective::check`].
+    ///
+    /// # Errors
+    /// As it.
+    pub fn check(&self, experience: &[&Tree]) -> std::result::Result<(), String> {
+        self.objective.check(experience)
+    }
+
     /// Shows the objective all of the experience, scored, before the first step.
     pub fn begin(&mut self, experience: &[&Tree]) {
         self.objective.begin(experience);
@@ -227,13 +317,13 @@ impl Trainer {
     /// One optimiser step on `batch`.
     ///
     /// # Errors
-    /// If a sequence does not fit the model, or the loss is not finite: then no weight has changed,
-    /// and the error names the prompts of the micro-batch.
+    /// If a sequence does not fit the model, or the loss or the gradient is not finite: then no weight has changed,
+    /// and the error names the responses that are to blame.
     pub fn step(&mut self, batch: &[&Tree]) -> Result<StepReport> {
-        self.parameters.zero();
-        if let Some(critic) = &mut self.critic {
-            critic.parameters.zero();
-        }
+        let scored = self.with_reference_scores(batch)?;
+        let views: Option<Vec<&Tree>> = scored.as_ref().map(|trees| trees.iter().collect());
+        let batch = views.as_deref().unwrap_or(batch);
+        self.zero_gradients();
         let totals = Totals::of(batch);
         let mut metrics = Metrics::default();
         let mut differences = Vec::new();
@@ -241,7 +331,11 @@ impl Trainer {
         for trees in self.pieces(batch)? {
             let forest = self.pack(trees)?;
             tokens += forest.len() as u64;
-            let (piece, of_its_tokens) = self.accumulate(&forest, &MicroBatch { trees, totals, batch })?;
+            let accumulated = self.accumulate(&forest, &MicroBatch { trees, totals, batch });
+            let (piece, of_its_tokens) = match accumulated {
+                Err(PolicyError::NotFinite { what, .. }) => return Err(self.blame(what, batch)),
+                accumulated => accumulated?,
+            };
             metrics.merge(&piece);
             differences.extend(of_its_tokens);
         }
@@ -254,8 +348,7 @@ impl Trainer {
         for (name, norm) in norms {
             let Some(norm) = norm else { continue };
             if !norm.is_finite() {
-                let prompt_ids = batch.iter().map(|tree| tree.prompt_id).collect();
-                return Err(PolicyError::NotFinite { what: "gradient norm", prompt_ids });
+                return Err(self.blame("gradient norm", batch));
             }
             metrics.insert(name.to_string(), norm);
         }
@@ -265,10 +358,45 @@ impl Trainer {
             critic.parameters.step(critic.learning_rate(rate, self.training.learning_rate), &self.training);
         }
         self.step += 1;
+        self.update_reference(self.step)?;
         metrics.extend(behaviour_metrics(&differences));
         metrics.insert("learning_rate".to_string(), rate);
         self.objective.stepped(&metrics);
         Ok(StepReport { metrics, tokens })
+    }
+
+    fn zero_gradients(&mut self) {
+        self.parameters.zero();
+        if let Some(critic) = &mut self.critic {
+            critic.parameters.zero();
+        }
+    }
+
+    /// The error of a batch whose `what` is not finite: it names the responses of the trees whose share of the loss, or its
+    /// gradient, is not finite on its own. Where each is finite alone, it names all.
+    fn blame(&mut self, what: &'static str, batch: &[&Tree]) -> PolicyError {
+        let totals = Totals::of(batch);
+        let mut sequences = Vec::new();
+        for tree in batch {
+            self.zero_gradients();
+            let trees = [*tree];
+            let alone = self
+                .pack(&trees)
+                .and_then(|forest| self.accumulate(&forest, &MicroBatch { trees: &trees, totals, batch }));
+            let norms =
+                [Some(&mut self.parameters), self.critic.as_mut().map(|critic| &mut critic.parameters)];
+            let is_finite = norms.into_iter().flatten().all(|one| one.clip(f64::INFINITY).is_finite());
+            match alone {
+                Err(PolicyError::NotFinite { sequences: own, .. }) => sequences.extend(own),
+                _ if !is_finite => sequences.extend(names_of(&trees)),
+                _ => {}
+            }
+        }
+        self.zero_gradients();
+        if sequences.is_empty() {
+            sequences = names_of(batch);
+        }
+        PolicyError::NotFinite { what, sequences }
     }
 
     /// The micro-batches of a batch.
@@ -290,7 +418,8 @@ impl Trainer {
             Statistics::Scores => ReadAt::Token,
             _ => ReadAt::Predictor,
         };
-        Forest::pack_for(read, trees, self.config.max_positions, self.compute.device)
+        let teacher = self.teacher.as_ref().map_or(usize::MAX, |teacher| teacher.config().max_positions);
+        Forest::pack_for(read, trees, self.config.max_positions.min(teacher), self.compute.device)
     }
 
     /// Adds the gradient of one micro-batch's share of the loss.
@@ -305,28 +434,40 @@ impl Trainer {
         let own = critic_pass.as_ref().map(|pass| pass.hidden().detach());
         let mut scalar = self.scalar_head(&hidden, own.as_ref());
         let values = scalar.as_ref().map(|scalar| head::values(&scalar.hidden, &scalar.head));
-        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref());
+        let teacher = self.teacher_side(forest)?;
+        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref(), teacher.as_ref());
         let loss = self.objective.loss(&statistics, batch);
         if !loss.value.double_value(&[]).is_finite() {
-            let prompt_ids = batch.trees.iter().map(|tree| tree.prompt_id).collect();
-            return Err(PolicyError::NotFinite { what: "loss", prompt_ids });
+            return Err(PolicyError::NotFinite { what: "loss", sequences: broken(&statistics, batch) });
         }
         loss.value.backward();
         let gradient = |statistic: &Tensor| {
             let gradient = statistic.grad();
             gradient.defined().then_some(gradient)
         };
-        let from_probabilities = rows.map(|rows| {
+        let name = if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let mut output_gradient = self.parameters.gradient(name);
+        let output = self.model.output();
+        let (d_logps, d_entropies) = (gradient(&statistics.logps), gradient(&statistics.entropies));
+        let d_divergences = statistics.teacher.as_ref().and_then(|teacher| gradient(&teacher.divergences));
+        // What only compares distributions does not need the way back from the tokens' own statistics.
+        let is_wanted = d_logps.is_some() || d_entropies.is_some() || d_divergences.is_none();
+        let from_tokens = rows.filter(|_| is_wanted).map(|rows| {
             let gradients = StatisticGradients {
-                logps: gradient(&statistics.logps).unwrap_or_else(|| statistics.logps.zeros_like()),
-                entropies: gradient(&statistics.entropies),
+                logps: d_logps.unwrap_or_else(|| statistics.logps.zeros_like()),
+                entropies: d_entropies,
             };
-            let name =
-                if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-            let mut output_gradient = self.parameters.gradient(name);
-            let output = self.model.output();
             head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient.as_mut())
         });
+        let from_divergences = teacher.zip(d_divergences).map(|(teacher, gradients)| {
+            let sides = ((&hidden, output), (&teacher.hidden, &teacher.output));
+            let divergence = teacher.divergence;
+            divergence::backward(sides.0, sides.1, divergence, &gradients, output_gradient.as_mut())
+        });
+        let from_probabilities = match (from_tokens, from_divergences) {
+            (Some(tokens), Some(divergences)) => Some(tokens + divergences),
+            (tokens, divergences) => tokens.or(divergences),
+        };
         let d_values = statistics.values.as_ref().and_then(&gradient);
         let from_values = scalar.as_mut().zip(d_values).map(|(scalar, d_values)| {
             head::values_backward(&scalar.hidden, &scalar.head, &d_values, &mut scalar.gradient)
@@ -391,6 +532,11 @@ impl Trainer {
         moments
     }
 
+    /// How it trains.
+    pub fn training(&self) -> &TrainingConfig {
+        &self.training
+    }
+
     /// The architecture of what is trained.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -401,9 +547,10 @@ impl Trainer {
         self.step
     }
 
-    /// What is trained on, with its running statistics: for another trainer to go on with.
-    pub fn into_objective(self) -> Box<dyn Objective> {
-        self.objective
+    /// What is trained on, with its running statistics, and how far training has come: for another trainer to go on with.
+    pub fn into_parts(self) -> (Box<dyn Objective>, Position) {
+        let moments = Some((self.optimizer_state(), self.parameters.updates()));
+        (self.objective, Position { steps: self.step, moments })
     }
 
     /// An immutable copy of the weights in the compute precision.

@@ -35,6 +35,7 @@ fn read_batch(batch: &Value) -> Vec<(Tree, Vec<f32>)> {
         is_format: serde_json::from_value(branch["is_format"].clone()).expect("flags"),
         behaviour_logps: Vec::new(),
         reference_logps: numbers(&branch["reference_logps"]),
+        mismatched_ratio: branch["mismatched_ratio"].as_f64().map(|ratio| ratio as f32),
         reward: branch["reward"].as_f64().expect("a number") as f32,
         ..Branch::default()
     };
@@ -69,6 +70,7 @@ fn run(objective: &dyn Objective, batch: &[(Tree, Vec<f32>)], trees_each: usize)
             top1: logps.detach().gt(-0.7).to_kind(Kind::Float),
             logps,
             values: None,
+            teacher: None,
         };
         let found = objective.loss(&statistics, &MicroBatch { trees, totals, batch: &all });
         found.value.backward();
@@ -183,6 +185,10 @@ fn every_algorithm() -> Vec<Value> {
     all.push(json!({"kind": "cpo", "loss": "alphapo", "alpha": 0.1, "beta": 2.5}));
     all.push(json!({"kind": "kto"}));
     all.push(json!({"kind": "kto", "loss": "apo_zero_unpaired"}));
+    all.push(json!({"kind": "kto", "kl_estimate": "batch"}));
+    for kind in ["dpo", "kto"] {
+        all.push(json!({"kind": kind, "sync_ref_model": true, "ref_model_sync_steps": 8}));
+    }
     all
 }
 
@@ -191,7 +197,7 @@ fn tiny() -> (Checkpoint, Vec<Tree>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
     let checkpoint = Checkpoint::open(&path).expect("it loads");
     let branch = |tokens: Vec<u32>, reward: f32| Branch {
-        sample: 0,
+        sample: u32::from(reward < 0.5),
         is_format: vec![false; tokens.len()],
         behaviour_logps: vec![0.0; tokens.len()],
         reference_logps: Vec::new(),
@@ -230,8 +236,8 @@ fn train(config: &Value, steps: usize) -> (f64, f64, f64) {
     let batch: Vec<&Tree> = trees.iter().collect();
     objective.check(&batch).expect("pairs");
     let Checkpoint { config: model, weights, .. } = checkpoint;
-    let mut trainer =
-        Trainer::new(&model, &weights, Compute::CPU_F32, objective, training, steps).expect("it fits");
+    let trainer = Trainer::new(&model, &weights, Compute::CPU_F32, objective, training, steps);
+    let mut trainer = trainer.and_then(|trainer| trainer.with_reference(&weights)).expect("it fits");
     let margin = |logps: &[f32]| {
         let mut rest = logps;
         let mut mean = |length: usize| {
@@ -298,6 +304,112 @@ fn what_cannot_be_learned_from_is_refused() {
     }
 }
 
+/// π_ref ← α π + (1 − α) π_ref behind every second step, by hand.
+#[test]
+fn a_reference_follows_softly() {
+    let config = json!({"kind": "dpo", "sync_ref_model": true, "ref_model_mixup_alpha": 0.25, "ref_model_sync_steps": 2});
+    let (Checkpoint { config: model, weights, .. }, trees) = tiny();
+    let batch: Vec<&Tree> = trees.iter().collect();
+    let training = TrainingConfig { learning_rate: 1e-2, ..TrainingConfig::default() };
+    let objective = algorithm(config).objective();
+    assert!(!objective.needs().reference, "nobody else is to score the reference");
+    let trainer = Trainer::new(&model, &weights, Compute::CPU_F32, objective, training, 4).expect("it fits");
+    let mut trainer = trainer.with_reference(&weights).expect("it fits");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).expect("numbers");
+    let mut by_hand = values(&weights[name]);
+    for step in 1..=4 {
+        trainer.step(&batch).expect("a step");
+        if step % 2 == 0 {
+            let policy = values(&trainer.weights()[name]);
+            for (reference, policy) in by_hand.iter_mut().zip(policy) {
+                *reference = 0.25 * policy + 0.75 * *reference;
+            }
+        }
+        let found = values(&trainer.reference().expect("it has one")[name]);
+        let error = found.iter().zip(&by_hand).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+        assert!(error < 1e-6, "step {step}: {error}");
+        assert_ne!(found, values(&trainer.weights()[name]));
+    }
+}
+
+/// With α = 1 behind every step the reference is the policy as each step finds it: no response has a reward.
+#[test]
+fn a_reference_in_step_is_the_policy_before() {
+    let config = json!({"kind": "dpo", "sync_ref_model": true, "ref_model_mixup_alpha": 1.0, "ref_model_sync_steps": 1});
+    let (Checkpoint { config: model, weights, .. }, trees) = tiny();
+    let batch: Vec<&Tree> = trees.iter().collect();
+    let objective = algorithm(config).objective();
+    let training = TrainingConfig { learning_rate: 1e-2, ..TrainingConfig::default() };
+    let trainer = Trainer::new(&model, &weights, Compute::CPU_F32, objective, training, 3).expect("it fits");
+    let mut trainer = trainer.with_reference(&weights).expect("it fits");
+    for _ in 0..3 {
+        let report = trainer.step(&batch).expect("a step");
+        for name in ["rewards/chosen", "rewards/rejected"] {
+            assert!(report.metrics[name].abs() < 1e-6, "{name}: {}", report.metrics[name]);
+        }
+        let reference = trainer.reference().expect("it has one");
+        assert!(trainer.weights().iter().all(|(name, tensor)| *tensor == reference[name]));
+    }
+}
+
+/// KTO's `kl` is the mean of log π/π_ref over each prompt with the responses of the prompt before, which scoring these as
+/// trees of their own gives, too.
+#[test]
+fn the_kl_of_kto_is_that_of_mismatched_responses() {
+    let (Checkpoint { config: model, weights, .. }, trees) = tiny();
+    let batch: Vec<&Tree> = trees.iter().collect();
+    let training = TrainingConfig { learning_rate: 1e-2, ..TrainingConfig::default() };
+    let objective = algorithm(json!({"kind": "kto"})).objective();
+    let trainer = Trainer::new(&model, &weights, Compute::CPU_F32, objective, training, 9).expect("it fits");
+    let mut trainer = trainer.with_reference(&weights).expect("it fits");
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        let others: Vec<Tree> = (0..trees.len())
+            .map(|place| {
+                let branches = trees[(place + trees.len() - 1) % trees.len()].branches.clone();
+                Tree { branches, ..trees[place].clone() }
+            })
+            .collect();
+        let others: Vec<&Tree> = others.iter().collect();
+        let score = |weights: &arriero_policy::checkpoint::Weights| {
+            let model = Model::new(&model, weights, Compute::CPU_F32).expect("it fits");
+            let logps = response_logps(&model, &others).expect("they fit");
+            logps.iter().map(|&logp| f64::from(logp)).sum::<f64>()
+        };
+        let expected = ((score(&trainer.weights()) - score(&weights)) / 8.0).max(0.0);
+        let found = trainer.step(&batch).expect("a step").metrics["kl"];
+        assert!((found - expected).abs() < 1e-4, "{found}, expected {expected}");
+        seen.push(found);
+    }
+    assert!(seen.iter().any(|&kl| kl > 0.0), "{seen:?}");
+}
+
+/// One response of a batch has a reference that is not a number: the error names its tree, and no other.
+#[test]
+fn what_is_not_finite_is_traced_to_its_responses() {
+    let (Checkpoint { config: model, weights, .. }, mut trees) = tiny();
+    trees[2].branches[1].reference_logps[0] = f32::NAN;
+    let batch: Vec<&Tree> = trees.iter().collect();
+    // In one pass, and tree by tree.
+    for micro_batch_tokens in [None, Some(16)] {
+        let training = TrainingConfig { micro_batch_tokens, ..TrainingConfig::default() };
+        let objective = algorithm(json!({"kind": "dpo"})).objective();
+        let mut trainer =
+            Trainer::new(&model, &weights, Compute::CPU_F32, objective, training, 1).expect("it fits");
+        let error = trainer.step(&batch).expect_err("the loss is NaN").to_string();
+        assert_eq!(
+            error,
+            "the loss is not finite because of prompt 2 (response 0), prompt 2 (response 1); no weight was changed. A lower \
+             learning_rate or dtype = \"f32\" may help, or leaving these out"
+        );
+        assert!(trainer.weights().iter().all(|(name, tensor)| *tensor == weights[name]), "a weight changed");
+        // The trainer goes on without it.
+        let others: Vec<&Tree> = batch.iter().copied().filter(|tree| tree.prompt_id != 2).collect();
+        assert!(trainer.step(&others).expect("a step").metrics["loss"].is_finite());
+    }
+}
+
 #[test]
 fn options_out_of_range_are_refused_by_name() {
     for (config, expected) in [
@@ -321,6 +433,11 @@ fn options_out_of_range_are_refused_by_name() {
         (json!({"kind": "cpo", "loss": "alphapo"}), "alpha is 0; with alphapo"),
         (json!({"kind": "cpo", "nll_coefficient": -1.0}), "nll_coefficient is -1"),
         (json!({"kind": "kto", "undesirable_weight": 0.0}), "undesirable_weight is 0"),
+        (
+            json!({"kind": "dpo", "ref_model_mixup_alpha": 1.5}),
+            "ref_model_mixup_alpha is 1.5; it must be above 0 and at most 1",
+        ),
+        (json!({"kind": "kto", "ref_model_sync_steps": 0}), "ref_model_sync_steps is 0"),
     ] {
         let algorithm: Algorithm = serde_json::from_value(config.clone()).expect("an algorithm");
         let refusal = algorithm.validate().expect_err("out of range");

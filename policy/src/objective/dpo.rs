@@ -22,7 +22,9 @@ use tch::{Kind, Tensor};
 
 use self::losses::{Coefficients, PairLogps};
 use super::pairs::{self, Pair};
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::{
+    AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, ReferenceSync, TokenStatistics, sync,
+};
 
 pub use losses::{DpoLoss, WeightedLosses};
 pub(super) use losses::{hinge, ipo, smoothed_sigmoid};
@@ -61,6 +63,17 @@ pub struct DpoConfig {
     /// τ of `discopop`. Default 0.05 (its paper's and TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discopop_tau: Option<f64>,
+    /// Let the reference follow the policy: TR-DPO (Gorbatovski et al., 2024). Each batch is then scored under the reference
+    /// in its step. Default false (TRL's).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_ref_model: Option<bool>,
+    /// α: the policy's share of the reference at an update; 1 puts the policy in its place. Default 0.6 (the paper's and
+    /// TRL's).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ref_model_mixup_alpha: Option<f64>,
+    /// Steps from one update of the reference to the next. Default 512 (TRL's).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ref_model_sync_steps: Option<usize>,
 }
 
 impl DpoConfig {
@@ -79,7 +92,16 @@ impl DpoConfig {
             mask_format_tokens: self.mask_format_tokens.unwrap_or(mask_format_tokens),
             label_smoothing: self.label_smoothing.unwrap_or(label_smoothing),
             discopop_tau: self.discopop_tau.unwrap_or(0.05),
+            sync: sync::of(self.sync_ref_model.unwrap_or(false), self.alpha(), self.sync_steps()),
         }
+    }
+
+    fn alpha(&self) -> f64 {
+        self.ref_model_mixup_alpha.unwrap_or(sync::ALPHA)
+    }
+
+    fn sync_steps(&self) -> usize {
+        self.ref_model_sync_steps.unwrap_or(sync::STEPS)
     }
 }
 
@@ -98,6 +120,9 @@ impl AlgorithmConfig for DpoConfig {
             mask_format_tokens: Some(options.mask_format_tokens),
             label_smoothing: Some(options.label_smoothing),
             discopop_tau: Some(options.discopop_tau),
+            sync_ref_model: Some(options.sync.is_some()),
+            ref_model_mixup_alpha: Some(self.alpha()),
+            ref_model_sync_steps: Some(self.sync_steps()),
         }
     }
 
@@ -116,7 +141,8 @@ impl AlgorithmConfig for DpoConfig {
         if losses.contains_key(&DpoLoss::ExoPair) && options.label_smoothing == 0.0 {
             return Err("label_smoothing is 0; with exo_pair it must be above 0, such as 0.001".to_string());
         }
-        pairs::above_zero("discopop_tau", options.discopop_tau)
+        pairs::above_zero("discopop_tau", options.discopop_tau)?;
+        sync::check(self.alpha(), self.sync_steps())
     }
 }
 
@@ -135,6 +161,8 @@ pub struct DpoOptions {
     pub label_smoothing: f64,
     /// τ of DiscoPOP.
     pub discopop_tau: f64,
+    /// How the reference follows the policy.
+    pub sync: Option<ReferenceSync>,
 }
 
 /// A mean over the steps that were taken.
@@ -175,7 +203,8 @@ const BCO_DELTA: &str = "delta";
 impl Objective for Dpo {
     fn needs(&self) -> Needs {
         Needs {
-            reference: true,
+            reference: self.options.sync.is_none(),
+            sync: self.options.sync,
             whole_batch: self.options.losses.0.keys().any(|loss| loss.couples_pairs()),
             ..Needs::of(SelectionRule::BestAgainstWorst)
         }

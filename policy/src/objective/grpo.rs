@@ -69,58 +69,63 @@ pub enum ImportanceLevel {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpoConfig {
-    /// See [`GrpoOptions::loss_type`].
+    /// How the tokens' losses become one number. GRPO's default: `dapo` (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_type: Option<LossType>,
-    /// See [`GrpoOptions::epsilon`].
+    /// ε: how far below 1 a ratio still counts. GRPO's default: 0.2 (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epsilon: Option<f64>,
-    /// See [`GrpoOptions::epsilon_high`].
+    /// ε_high: how far above 1; with `cispo` the most that a ratio counts. GRPO's default: ε (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epsilon_high: Option<f64>,
-    /// See [`GrpoOptions::delta`].
+    /// δ: the most that a ratio counts beside a negative advantage; should be above 1 + ε_high. GRPO's default: no bound
+    /// (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<f64>,
-    /// See [`GrpoOptions::beta`].
+    /// β: weight of the KL to the reference; 0 spares its computation. GRPO's default: 0 (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
-    /// See [`GrpoOptions::kl_estimator`].
+    /// How the KL is estimated. GRPO's default: `k3` (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_estimator: Option<KlEstimator>,
-    /// See [`GrpoOptions::use_bias_correction_kl`].
+    /// Multiply the KL by the ratio, which makes its gradient that of the reverse KL (DeepSeek-V3.2, 2025). GRPO's default: true
+    /// (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_bias_correction_kl: Option<bool>,
-    /// See [`GrpoOptions::scale_rewards`].
+    /// What advantages are divided by. GRPO's default: `group` (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_rewards: Option<ScaleRewards>,
-    /// See [`GrpoOptions::importance_sampling_level`].
+    /// Whose probabilities the ratio compares. GRPO's default: `token` (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_sampling_level: Option<ImportanceLevel>,
-    /// See [`GrpoOptions::importance_sampling_mode`].
+    /// Correction for a generator whose probabilities are not the trainer's: costs one more forward pass over the
+    /// samples. GRPO's default: `none`, since in `lockstep` mode both agree but for rounding. (TRL: `sequence_mask` beside vLLM.)
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_sampling_mode: Option<CorrectionMode>,
-    /// See [`GrpoOptions::importance_sampling_clip_max`].
+    /// The correction's cap. GRPO's default: 3 (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_sampling_clip_max: Option<f64>,
-    /// See [`GrpoOptions::importance_sampling_clip_min`].
+    /// The correction's least ratio. GRPO's default: none (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_sampling_clip_min: Option<f64>,
-    /// See [`GrpoOptions::entropy_coef`].
+    /// c: weight of the entropy bonus, a mean over tokens. GRPO's default: 0 (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_coef: Option<f64>,
-    /// See [`GrpoOptions::drop_equal_rewards`].
+    /// Drop groups whose rewards are all equal before training, counted as `all_rewards_equal` (DAPO's dynamic sampling,
+    /// but the batch is not filled up again). GRPO's default: false (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_equal_rewards: Option<bool>,
-    /// See [`GrpoOptions::mask_truncated_completions`].
+    /// Leave truncated responses out of the loss; they still count as each other's baseline. GRPO's default: false (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_truncated_completions: Option<bool>,
-    /// See [`GrpoOptions::overlong_buffer`].
+    /// DAPO's soft overlong punishment: the last share of the token limit in which the penalty grows. GRPO's default: 0: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlong_buffer: Option<f64>,
-    /// See [`GrpoOptions::overlong_penalty`].
+    /// What an answer loses that fills the token limit. GRPO's default: 1 (DAPO's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlong_penalty: Option<f64>,
-    /// See [`GrpoOptions::max_completion_length`].
+    /// The constant length of `dr_grpo`, and the limit of the overlong punishment. GRPO's default: the generator's
+    /// `max_new_tokens` (TRL's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_completion_length: Option<usize>,
 }
@@ -128,46 +133,41 @@ pub struct GrpoConfig {
 /// [`GrpoConfig`] with nothing left open.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GrpoOptions {
-    /// How the tokens' losses become one number. Default `dapo` (TRL's).
+    /// See [`GrpoConfig::loss_type`].
     pub loss_type: LossType,
-    /// ε: how far below 1 a ratio still counts. Default 0.2 (TRL's).
+    /// See [`GrpoConfig::epsilon`].
     pub epsilon: f64,
-    /// ε_high: how far above 1; with `cispo` the most that a ratio counts. Default: ε (TRL's).
+    /// See [`GrpoConfig::epsilon_high`].
     pub epsilon_high: Option<f64>,
-    /// δ: the most that a ratio counts beside a negative advantage; should be above 1 + ε_high. Default: no bound
-    /// (TRL's).
+    /// See [`GrpoConfig::delta`].
     pub delta: Option<f64>,
-    /// β: weight of the KL to the reference; 0 spares its computation. Default 0 (TRL's).
+    /// See [`GrpoConfig::beta`].
     pub beta: f64,
-    /// How the KL is estimated. Default `k3` (TRL's).
+    /// See [`GrpoConfig::kl_estimator`].
     pub kl_estimator: KlEstimator,
-    /// Multiply the KL by the ratio, which makes its gradient that of the reverse KL (DeepSeek-V3.2, 2025). Default true
-    /// (TRL's).
+    /// See [`GrpoConfig::use_bias_correction_kl`].
     pub use_bias_correction_kl: bool,
-    /// What advantages are divided by. Default `group` (TRL's).
+    /// See [`GrpoConfig::scale_rewards`].
     pub scale_rewards: ScaleRewards,
-    /// Whose probabilities the ratio compares. Default `token` (TRL's).
+    /// See [`GrpoConfig::importance_sampling_level`].
     pub importance_sampling_level: ImportanceLevel,
-    /// Correction for a generator whose probabilities are not the trainer's: costs one more forward pass over the
-    /// samples. Default `none`: in `lockstep` mode both agree but for rounding. (TRL: `sequence_mask` beside vLLM.)
+    /// See [`GrpoConfig::importance_sampling_mode`].
     pub importance_sampling_mode: CorrectionMode,
-    /// The correction's cap. Default 3 (TRL's).
+    /// See [`GrpoConfig::importance_sampling_clip_max`].
     pub importance_sampling_clip_max: f64,
-    /// The correction's least ratio. Default: none (TRL's).
+    /// See [`GrpoConfig::importance_sampling_clip_min`].
     pub importance_sampling_clip_min: Option<f64>,
-    /// c: weight of the entropy bonus, a mean over tokens. Default 0 (TRL's).
+    /// See [`GrpoConfig::entropy_coef`].
     pub entropy_coef: f64,
-    /// Drop groups whose rewards are all equal before training, counted as `all_rewards_equal` (DAPO's dynamic sampling,
-    /// but the batch is not filled up again). Default false (TRL's).
+    /// See [`GrpoConfig::drop_equal_rewards`].
     pub drop_equal_rewards: bool,
-    /// Leave truncated responses out of the loss; they still count as each other's baseline. Default false (TRL's).
+    /// See [`GrpoConfig::mask_truncated_completions`].
     pub mask_truncated_completions: bool,
-    /// DAPO's soft overlong punishment: the last share of the token limit in which the penalty grows. Default 0: none.
+    /// See [`GrpoConfig::overlong_buffer`].
     pub overlong_buffer: f64,
-    /// What an answer loses that fills the token limit. Default 1 (DAPO's).
+    /// See [`GrpoConfig::overlong_penalty`].
     pub overlong_penalty: f64,
-    /// The constant length of `dr_grpo`, and the limit of the overlong punishment. Default: the generator's
-    /// `max_new_tokens` (TRL's).
+    /// See [`GrpoConfig::max_completion_length`].
     pub max_completion_length: Option<usize>,
 }
 

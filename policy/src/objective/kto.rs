@@ -5,10 +5,8 @@
 //! L = (1 / responses) [λ_D Σ_desirable (1 − σ(β (ρ(y) − z))) + λ_U Σ_undesirable (1 − σ(β (z − ρ(y))))]
 //!
 //! (Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", 2024, eq. 7.) z carries no
-//! gradient. It is estimated by the mean of ρ over the batch's responses, which estimates the KL where they
-//! were sampled by a policy near the one in training. The paper and TRL take prompts with the responses of
-//! other prompts instead, at the price of two more forward passes: their `kl` is another number, so it is
-//! called `kl/batch` here.
+//! gradient. As in the paper and in TRL it is estimated by the mean of log π/π_ref over the batch's prompts, each with the
+//! response of another prompt ([`KtoKl`]), at the price of two more forward passes.
 //!
 //! A response is desirable if its reward is at least `desirable_reward`.
 
@@ -17,8 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::pairs;
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics, pairs, sync};
 
 /// The loss of a response, under TRL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +25,18 @@ pub enum KtoLoss {
     Kto,
     /// The same with z = 0: APO-zero without pairs (D'Oosterlinck et al., 2024, eq. 7).
     ApoZeroUnpaired,
+}
+
+/// How z is estimated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KtoKl {
+    /// By the mean of log π/π_ref over prompts with responses of other prompts: the metric `kl`. A prompt gets the response
+    /// before its own in the batch (TRL's rotation), or where prompts have two responses each, that of the prompt before.
+    Mismatched,
+    /// By the mean of ρ over the batch's own responses: the metric `kl/batch`. It costs nothing, and estimates the KL where a
+    /// policy near the one in training has sampled them.
+    Batch,
 }
 
 /// KTO's options.
@@ -45,6 +54,14 @@ pub struct KtoConfig {
     pub undesirable_weight: f64,
     /// The least reward of a desirable response. Default 0.5: in the middle of the built-in rewards.
     pub desirable_reward: f64,
+    /// How z is estimated. Default `"mismatched"` (the paper's and TRL's).
+    pub kl_estimate: KtoKl,
+    /// Let the reference follow the policy, as TR-DPO does. Default false (TRL's).
+    pub sync_ref_model: bool,
+    /// α: the policy's share of the reference at an update. Default 0.6 (TRL's).
+    pub ref_model_mixup_alpha: f64,
+    /// Steps from one update of the reference to the next. Default 512 (TRL's).
+    pub ref_model_sync_steps: usize,
 }
 
 impl Default for KtoConfig {
@@ -55,6 +72,10 @@ impl Default for KtoConfig {
             desirable_weight: 1.0,
             undesirable_weight: 1.0,
             desirable_reward: 0.5,
+            kl_estimate: KtoKl::Mismatched,
+            sync_ref_model: false,
+            ref_model_mixup_alpha: sync::ALPHA,
+            ref_model_sync_steps: sync::STEPS,
         }
     }
 }
@@ -72,12 +93,20 @@ impl AlgorithmConfig for KtoConfig {
         pairs::above_zero("beta", self.beta)?;
         pairs::above_zero("desirable_weight", self.desirable_weight)?;
         pairs::above_zero("undesirable_weight", self.undesirable_weight)?;
+        sync::check(self.ref_model_mixup_alpha, self.ref_model_sync_steps)?;
         if self.desirable_reward.is_finite() {
             Ok(())
         } else {
             Err(format!("desirable_reward is {}; it must be a finite number", self.desirable_reward))
         }
     }
+}
+
+/// The mean over the batch of what the trainer has found; NaN, which stops the step, if it has not.
+fn mean_mismatched_ratio(batch: &[&Tree]) -> f64 {
+    let ratios = batch.iter().flat_map(|tree| &tree.branches).map(|branch| branch.mismatched_ratio);
+    let ratios: Vec<f64> = ratios.map(|ratio| ratio.map_or(f64::NAN, f64::from)).collect();
+    ratios.iter().sum::<f64>() / ratios.len() as f64
 }
 
 /// See the module.
@@ -96,9 +125,16 @@ impl Kto {
 
 impl Objective for Kto {
     fn needs(&self) -> Needs {
+        let KtoConfig { loss, kl_estimate, sync_ref_model, .. } = self.options;
         Needs {
-            reference: true,
-            // z, and the metric `rewards/margins`, are of the batch.
+            reference: !sync_ref_model,
+            sync: sync::of(
+                sync_ref_model,
+                self.options.ref_model_mixup_alpha,
+                self.options.ref_model_sync_steps,
+            ),
+            mismatched: loss == KtoLoss::Kto && kl_estimate == KtoKl::Mismatched,
+            // The batch's own estimate of z, and the metric `rewards/margins`, are of the batch.
             whole_batch: true,
             ..Needs::of(SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 })
         }
@@ -119,15 +155,19 @@ impl Objective for Kto {
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let KtoConfig { loss, beta, desirable_weight, undesirable_weight, .. } = self.options;
+        let KtoConfig { loss, kl_estimate, beta, desirable_weight, undesirable_weight, .. } = self.options;
         let logps = &statistics.logps;
         let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
         // f64, as for pairs.
         let ratios = batch.sum_per_response(&(logps - reference)).to_kind(Kind::Double);
-        let kl = match loss {
-            KtoLoss::Kto => ratios.detach().mean(Kind::Double).clamp_min(0.0),
-            KtoLoss::ApoZeroUnpaired => Tensor::zeros([], (Kind::Double, ratios.device())),
+        let scalar = |value: f64| Tensor::from(value).to_device(ratios.device());
+        let (kl_name, kl) = match (loss, kl_estimate) {
+            (KtoLoss::Kto, KtoKl::Mismatched) => ("kl", scalar(mean_mismatched_ratio(batch.batch))),
+            (KtoLoss::Kto, KtoKl::Batch) => ("kl/batch", ratios.detach().mean(Kind::Double)),
+            // TRL logs a 0, too.
+            (KtoLoss::ApoZeroUnpaired, _) => ("kl", scalar(0.0)),
         };
+        let kl = kl.clamp_min(0.0);
         let labels: Vec<bool> = self.labels(batch.trees).collect();
         let per_label = |desirable: f64, undesirable: f64| {
             let values: Vec<f64> =
@@ -158,7 +198,7 @@ impl Objective for Kto {
             metrics.add("rewards/margins", chosen - rejected, 1.0);
         }
         metrics.add("loss", value.double_value(&[]), 1.0);
-        metrics.add("kl/batch", kl.double_value(&[]), 1.0);
+        metrics.add(kl_name, kl.double_value(&[]), 1.0);
         metrics.add_entries("frac_desirable", &desirable);
         metrics.add_entries("entropy", &statistics.entropies);
         Loss { value, metrics }

@@ -1,7 +1,7 @@
 """Makes `preference.json`: losses, gradients and metrics of the preference algorithms, by TRL's own code.
 
-    python make_preference_vectors.py        with TRL 1.16 (starts the file anew)
-    python make_preference_vectors.py        with TRL 0.24 (adds what TRL 1.16 no longer has)
+    python make_preference_vectors.py        with TRL 1.16
+    python make_preference_vectors.py        with TRL 0.24 (what TRL 1.16 no longer has)
 
 TRL's methods run on a stand-in for the trainer and on given log-probabilities: the model is a function that
 returns them. Everything is in f64. The inputs are multiples of 1/64, so that their sums are exact in f32 and
@@ -63,13 +63,19 @@ def batches():
     # A group gives one response or two; the third of these batches has undesirable ones only.
     unpaired = [[response(5, 1.0, 0.6), response(3, 0.0, 0.3)], [response(4, 1.0, 0.4)], [response(6, 0.25, 0.2)]]
     clamped = [[response(2, 0.75, -0.6), response(5, 0.0, -0.5)], [response(3, 0.5, -0.2)]]
-    return {
+    found = {
         "ragged": ragged,
         "extreme": extreme,
         "unpaired": unpaired,
         "clamped": clamped,
         "one_class": [[response(4, 0.0)], [response(2, 0.0)]],
     }
+    # KTO: log π/π_ref of each prompt with another's response; the batch that is clamped has a negative mean.
+    draw = random.Random(5)
+    for name in ["extreme", "unpaired", "clamped", "one_class"]:
+        for one in [one for tree in found[name] for one in tree]:
+            one["mismatched_ratio"] = round(64 * draw.gauss(-2.0 if name == "clamped" else 1.5, 1.0)) / 64
+    return found
 
 
 class Padded:
@@ -264,6 +270,7 @@ def kto_case(config):
     from trl import KTOTrainer
 
     loss = config.get("loss", "kto")
+    batch_estimate = config.get("kl_estimate") == "batch"
     ours = trainer(
         precompute_ref_logps=True,
         loss_type=loss,
@@ -276,8 +283,11 @@ def kto_case(config):
     def run(trees):
         padded = Padded([response for tree in trees for response in tree])
         logps, reference = padded.sums()
-        # TRL takes these from mismatched prompts and responses; Arriero from the batch.
-        ours._compute_kl_logps = lambda *_: logps.detach() if ours.calculate_KL else None
+        # What TRL finds by another forward pass: here given, in the order of the responses.
+        ratios = torch.tensor([response["mismatched_ratio"] for tree in trees for response in tree])
+        if batch_estimate:
+            ratios = (logps - reference).detach()
+        ours._compute_kl_logps = lambda *_: reference + ratios if ours.calculate_KL else None
         inputs = {
             "input_ids": padded.ids,
             "attention_mask": torch.ones_like(padded.ids),
@@ -289,7 +299,8 @@ def kto_case(config):
         ours._metrics["train"].clear()
         value = KTOTrainer._compute_loss(ours, padded.model, inputs, False)
         metrics = {name: values[-1] for name, values in ours._metrics["train"].items()}
-        metrics["kl/batch"] = metrics.pop("kl")
+        if batch_estimate:
+            metrics["kl/batch"] = metrics.pop("kl")
         return step(padded, range(len(padded.responses)), value, metrics)
 
     return run
@@ -353,6 +364,8 @@ CASES = {
         ("cpo", {"loss": "simpo", "label_smoothing": 0.1}),
         ("cpo", {"loss": "alphapo", "alpha": 0.125, "beta": 2.5}),
         ("kto", {}),
+        ("kto", {"kl_estimate": "batch"}),
+        ("kto", {"kl_estimate": "batch", "desirable_weight": 1.5, "undesirable_weight": 0.75, "beta": 0.5}),
         ("kto", {"desirable_weight": 1.5, "undesirable_weight": 0.75, "beta": 0.5}),
         ("kto", {"loss": "apo_zero_unpaired"}),
     ],
@@ -371,8 +384,8 @@ MAKERS = {
 def main():
     release = ".".join(VERSION.split(".")[:2])
     data = batches()
-    new = release == "1.16"
-    cases = [] if new else [case for case in json.loads(OUT.read_text())["cases"] if case["trl"] != VERSION]
+    cases = json.loads(OUT.read_text())["cases"] if OUT.exists() else []
+    cases = [case for case in cases if case["trl"] != VERSION]
     for kind, config in CASES[release]:
         run = MAKERS[release][kind](config)
         names = ["unpaired", "extreme", "clamped", "one_class"] if kind == "kto" else ["ragged", "extreme", "ragged"]

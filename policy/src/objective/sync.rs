@@ -1,0 +1,35 @@
+//! A reference that follows the policy: TR-DPO's soft update (Gorbatovski et al., "Learn Your Reference Model for Real Good
+//! Alignment", 2024, eq. 4), and its hard one with α = 1.
+//!
+//! π_ref ← α π_θ + (1 − α) π_ref, weight by weight, behind every τ-th step.
+
+/// How the reference follows the policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ReferenceSync {
+    /// α: the policy's share, above 0 and at most 1.
+    pub alpha: f64,
+    /// τ: steps from one update to the next.
+    pub every: usize,
+}
+
+/// TRL's `ref_model_mixup_alpha`, where nothing else is given.
+pub(super) const ALPHA: f64 = 0.6;
+
+/// TRL's `ref_model_sync_steps`, where nothing else is given.
+pub(super) const STEPS: usize = 512;
+
+/// What three options amount to.
+pub(super) fn of(is_on: bool, alpha: f64, every: usize) -> Option<ReferenceSync> {
+    is_on.then_some(ReferenceSync { alpha, every })
+}
+
+/// `Err` with a sentence unless the options are in their ranges.
+pub(super) fn check(alpha: f64, every: usize) -> Result<(), String> {
+    if !(alpha > 0.0 && alpha <= 1.0) {
+        return Err(format!("ref_model_mixup_alpha is {alpha}; it must be above 0 and at most 1"));
+    }
+    if every == 0 {
+        return Err("ref_model_sync_steps is 0; it must be at least 1".to_string());
+    }
+    Ok(())
+}
