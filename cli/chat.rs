@@ -98,6 +98,7 @@ impl Speaker {
             seed: self.seed,
             prompt_id: turn,
             greedy_last: false,
+            mixed: 0,
             report: true,
             alternatives: 0,
         };

@@ -95,7 +95,9 @@ fn summary(report: &FileReport) -> String {
     if report.skipped > 0 {
         text += &format!("{:<24}{}\n", "rows skipped", report.skipped);
     }
-    text += &format!("{:<24}{:.4}\n", "reward", report.reward);
+    if report.scored > 0 {
+        text += &format!("{:<24}{:.4}\n", "reward", report.reward);
+    }
     for (name, mean) in &report.components {
         text += &format!("{:<24}{mean:.4}\n", format!("  {name}"));
     }

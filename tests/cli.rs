@@ -176,6 +176,43 @@ fn wrong_models_are_refused() {
 }
 
 #[test]
+fn wrong_teachers_are_refused() {
+    assert_refused(
+        &["algorithm.kind=distill"],
+        "algorithm.teacher is missing; name a model of the policy's vocabulary",
+    );
+    let teacher =
+        |path: &Path| format!("algorithm={{ kind = \"distill\", teacher = \"{}\" }}", path.display());
+    let workplace = Workplace::new();
+    let nowhere = workplace.path().join("nowhere");
+    assert_refused(&[&teacher(&nowhere)], "nowhere; expected a Hugging Face directory");
+    // A model of another family, with a vocabulary of its own.
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy/tests/vectors/families/qwen2");
+    assert_refused(&[&teacher(&other)], "has another vocabulary than the policy: its ");
+}
+
+#[test]
+fn what_samples_a_second_model_takes_no_dataset() {
+    let workplace = Workplace::new();
+    let rows = workplace.path().join("rows.jsonl");
+    fs::write(&rows, "{\"prompt\": \"Hi\", \"completion\": \"Ho\"}\n").expect("written");
+    let data = format!("data.path={}", rows.display());
+    for (algorithm, expected) in [
+        (
+            "{ kind = \"xpo\" }",
+            "\"xpo\" learns from the samples of a prompt, each beside one of the reference",
+        ),
+        ("{ kind = \"nash_md\" }", "\"nash_md\" learns from the samples of a prompt, each beside one"),
+        (
+            "{ kind = \"distill\", teacher = \"tests/fixtures/tiny\", loss = \"sampled_reverse_kl\" }",
+            "\"distill\" learns from a group of samples of a prompt",
+        ),
+    ] {
+        assert_refused(&[&format!("algorithm={algorithm}"), &data], expected);
+    }
+}
+
+#[test]
 fn wrong_prompts_are_refused() {
     let workplace = Workplace::new();
     let good = workplace.path().join("good.jsonl");
@@ -355,12 +392,17 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
 /// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
 #[test]
 fn ctrl_c_at_any_moment_ends_the_run() {
-    for delay in (0..20).map(|index| Duration::from_millis(100 + 83 * index)) {
+    for (index, delay) in (0..20).map(|index| (index, Duration::from_millis(100 + 83 * index))) {
         let workplace = Workplace::new();
+        let mode: &[&str] =
+            if index % 2 == 0 { &["mode=lockstep"] } else { &["mode=async", "max_staleness=9"] };
         let mut command = arriero();
         command
             .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
             .arg(workplace.runs());
+        for assignment in mode {
+            command.args(["--set", assignment]);
+        }
         // One step a stage; the second arm comes soon.
         command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
@@ -671,8 +713,8 @@ fn every_algorithm_is_described_documented_and_has_an_experiment() {
 
         let plan = arriero_actors::experiment::load(&root.join(&experiment), &[]);
         let plan = plan.unwrap_or_else(|error| panic!("{error}"));
-        let mut stages = plan.arms.iter().flat_map(|arm| &arm.stages);
-        assert!(stages.any(|stage| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
+        let mut stages = plan.arms.iter().flat_map(|arm| arm.trainings());
+        assert!(stages.any(|(_, stage)| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
 
         let row = index.lines().find(|row| row.starts_with(&format!("| `{kind}` |")));
         let row = row.unwrap_or_else(|| panic!("docs/algorithms.md does not list {kind}"));

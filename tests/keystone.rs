@@ -6,20 +6,21 @@ mod plain_loop;
 mod support;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arriero_actors::experiment::{Plan, Split};
+use arriero_actors::experiment::{ArmStage, Plan, Split};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::checkpoint::write_hf;
 use arriero_policy::device::Compute;
 use arriero_policy::generate::GenerationConfig;
 use plain_loop::{Settings, plain_loop};
-use support::Workplace;
+use support::{Workplace, fixture};
 
 /// What the loop is told by the same experiment.
 fn settings(plan: &Plan) -> Settings {
     let [arm] = &plan.arms[..] else { panic!("one arm") };
-    let [stage] = &arm.stages[..] else { panic!("one stage") };
+    let [ArmStage::Train(stage)] = &arm.stages[..] else { panic!("one stage") };
     Settings {
         algorithm: stage.algorithm.clone(),
         training: stage.training.clone(),
@@ -35,15 +36,27 @@ fn settings(plan: &Plan) -> Settings {
     }
 }
 
+/// The tiny model with other weights, in a folder: a teacher.
+fn another_tiny() -> PathBuf {
+    let Checkpoint { config, tokenizer, weights } = Checkpoint::open(&fixture("tiny")).expect("the model");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("keystone-teacher");
+    let weights = weights.into_iter().map(|(name, tensor)| (name, tensor * 1.5)).collect();
+    write_hf(&folder, &config, &tokenizer, &weights).expect("written");
+    folder
+}
+
 #[test]
 fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
     // The last asks for the trainer's log-probabilities under the weights before the round.
     let corrected = "{ kind = \"grpo\", importance_sampling_mode = \"token_mask\", beta = 0.1 }";
     let plainly = |kind: &str| format!("{{ kind = \"{kind}\" }}");
+    let taught = format!("{{ kind = \"distill\", teacher = \"{}\" }}", another_tiny().display());
+    let (xpo, nash_md) = (plainly("xpo"), plainly("nash_md"));
     // A reference that follows the policy, and KTO's KL, which a reference of the trainer's own estimates.
     let synced = "{ kind = \"dpo\", sync_ref_model = true, ref_model_sync_steps = 2 }".to_string();
     let corrected = corrected.to_string();
-    for algorithm in [plainly("sft"), plainly("dpo"), plainly("kto"), synced, plainly("remax"), corrected] {
+    let (sft, dpo, kto, remax) = (plainly("sft"), plainly("dpo"), plainly("kto"), plainly("remax"));
+    for algorithm in [sft, dpo, kto, synced, remax, corrected, xpo, nash_md, taught] {
         let workplace = Workplace::new();
         let set = [
             "rounds=2".to_string(),
@@ -54,7 +67,7 @@ fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
         ];
         let plan = workplace.plan(&set);
         let prompts: Vec<_> =
-            plan.load_prompts(Split::Train).expect("prompts").into_iter().map(Arc::new).collect();
+            plan.load_prompts(Split::Train).expect("prompts").prompts.into_iter().map(Arc::new).collect();
         let expected =
             plain_loop(&plan.model.path, Compute::CPU_F32, &prompts, &settings(&plan)).expect("the loop");
 
@@ -67,7 +80,7 @@ fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
             Checkpoint::open(&plan.model.path).expect("the model");
         let again = workplace.path().join("expected");
         write_hf(&again, &config, &tokenizer, &expected).expect("written");
-        let bytes = |folder: &std::path::Path| fs::read(folder.join("model.safetensors")).expect("weights");
+        let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).expect("weights");
         assert!(bytes(&again) == bytes(written.as_ref()), "{algorithm}: the weights differ");
         let untrained = workplace.path().join("untrained");
         write_hf(&untrained, &config, &tokenizer, &weights).expect("written");
@@ -83,7 +96,7 @@ fn equal_arms_end_with_equal_weights() {
     let [first, second] = &summary.arms[..] else { panic!("two arms") };
     let bytes = |arm: &arriero_actors::summary::ArmSummary| {
         let folder = arm.checkpoint.clone().expect("a checkpoint");
-        fs::read(std::path::Path::new(&folder).join("model.safetensors")).expect("weights")
+        fs::read(Path::new(&folder).join("model.safetensors")).expect("weights")
     };
     assert!(bytes(first) == bytes(second), "the arms' weights differ");
     assert_eq!(first.tokens_sampled, second.tokens_sampled);
@@ -101,7 +114,7 @@ fn arms_whose_groups_differ_come_to_the_same_end_in_either_order() {
             workplace.run(workplace.plan_of("two-equal-arms.toml", &set), Vec::new()).expect("the run");
         let arms = summary.arms.iter().map(|arm| {
             let folder = arm.checkpoint.clone().expect("a checkpoint");
-            let weights = fs::read(std::path::Path::new(&folder).join("model.safetensors")).expect("weights");
+            let weights = fs::read(Path::new(&folder).join("model.safetensors")).expect("weights");
             (arm.tokens_sampled, weights)
         });
         arms.collect::<Vec<_>>()

@@ -29,6 +29,7 @@ impl<'a> Lesson<'a> {
             let responses = responses.iter().map(|(response, reward)| (&response[..], *reward)).collect();
             Some(Lesson::Responses { prompt, responses, is_plain: entry.is_plain })
         };
+        let rule = if rule == SelectionRule::Everything { SelectionRule::BestOfN } else { rule };
         match (rule, &entry.row) {
             (SelectionRule::BestOfN, Row::Completion { prompt, completion }) => {
                 responses(prompt, &[(completion, 1.0)])

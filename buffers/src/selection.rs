@@ -11,6 +11,9 @@ use crate::tree::{Branch, Tree};
 pub enum SelectionRule {
     /// The best completion, or as many of the best as [`SelectionConfig::keep_best`] says (for SFT).
     BestOfN,
+    /// All completions, whatever their rewards, even those that are not finite; of a row of a dataset its response (for
+    /// distillation). The bounds of [`SelectionConfig`] do not apply.
+    Everything,
     /// The best against the worst (for DPO).
     BestAgainstWorst,
     /// The same, and of a row of a dataset every response that people ranked, the best first (for reward models).
@@ -32,13 +35,27 @@ pub enum SelectionRule {
     /// All usable completions but the last, which was decoded greedily: its reward is the others' baseline (for
     /// ReMax). The bounds of [`SelectionConfig`] do not apply.
     GroupAgainstGreedy,
+    /// Completions of the policy, each beside a rival's: the second half of a group is drawn from the geometric mixture of
+    /// the policy and the reference. Where one of the two is not usable, both are left out. The bounds of
+    /// [`SelectionConfig`] do not apply.
+    AgainstRivals {
+        /// The reference's weight in the mixture: 1 for the reference alone.
+        reference_weight: f32,
+        /// Make branches of the rivals', each right after the one that it stands beside (for XPO). Else their rewards alone
+        /// are kept (for Nash-MD).
+        keep_rivals: bool,
+    },
 }
 
 impl SelectionRule {
     /// The fewest completions of a prompt that it can work with, the greedy one not counted.
     pub fn least_samples(self) -> usize {
         match self {
-            SelectionRule::BestOfN | SelectionRule::Unpaired { .. } | SelectionRule::GroupAgainstGreedy => 1,
+            SelectionRule::BestOfN
+            | SelectionRule::Everything
+            | SelectionRule::Unpaired { .. }
+            | SelectionRule::GroupAgainstGreedy
+            | SelectionRule::AgainstRivals { .. } => 1,
             SelectionRule::BestAgainstWorst | SelectionRule::Ranking => 2,
             SelectionRule::Group { least, .. } => least,
         }
@@ -49,16 +66,37 @@ impl SelectionRule {
         self == SelectionRule::GroupAgainstGreedy
     }
 
+    /// The reference's weight in the mixture that as many rivals again as there are samples must be drawn from, if so.
+    pub fn rivals(self) -> Option<f32> {
+        match self {
+            SelectionRule::AgainstRivals { reference_weight, .. } => Some(reference_weight),
+            _ => None,
+        }
+    }
+
+    /// How many of a group's completions are the policy's samples; the others, which come after them, are yardsticks.
+    pub fn samples_of(self, completions: usize) -> usize {
+        match self {
+            SelectionRule::GroupAgainstGreedy => completions.saturating_sub(1),
+            SelectionRule::AgainstRivals { .. } => completions / 2,
+            _ => completions,
+        }
+    }
+
     /// What a tree that it makes holds, in words.
     pub fn learns_from(self) -> &'static str {
         match self {
             SelectionRule::BestOfN => "responses of a prompt, the best of its samples",
+            SelectionRule::Everything => "all samples of a prompt",
             SelectionRule::BestAgainstWorst => "pairs of a chosen and a rejected response of a prompt",
             SelectionRule::Ranking => "two or three responses of a prompt, ranked",
             SelectionRule::Unpaired { .. } => "responses that are desirable or not, without pairs",
             SelectionRule::Group { .. } => "a group of samples of a prompt, with their rewards",
             SelectionRule::GroupAgainstGreedy => {
                 "the samples of a prompt, with their rewards and that of its greedy response"
+            }
+            SelectionRule::AgainstRivals { .. } => {
+                "the samples of a prompt, each beside one of the reference or of its mixture with the policy"
             }
         }
     }
@@ -67,10 +105,13 @@ impl SelectionRule {
     pub fn takes_rows(self) -> bool {
         match self {
             SelectionRule::BestOfN
+            | SelectionRule::Everything
             | SelectionRule::BestAgainstWorst
             | SelectionRule::Ranking
             | SelectionRule::Unpaired { .. } => true,
-            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy => false,
+            SelectionRule::Group { .. }
+            | SelectionRule::GroupAgainstGreedy
+            | SelectionRule::AgainstRivals { .. } => false,
         }
     }
 
@@ -78,10 +119,17 @@ impl SelectionRule {
     pub fn role(self, position: usize) -> &'static str {
         match (self, position) {
             (SelectionRule::BestOfN, _) => "best",
+            (SelectionRule::AgainstRivals { keep_rivals: true, .. }, position) if position % 2 == 1 => {
+                "rival"
+            }
+            (SelectionRule::AgainstRivals { .. }, _) => "policy",
             (SelectionRule::BestAgainstWorst | SelectionRule::Ranking, 0) => "chosen",
             (SelectionRule::BestAgainstWorst | SelectionRule::Ranking, _) => "rejected",
             (SelectionRule::Unpaired { .. }, _) => "unpaired",
-            (SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy, _) => "group",
+            (
+                SelectionRule::Everything | SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy,
+                _,
+            ) => "group",
         }
     }
 }
@@ -178,7 +226,9 @@ pub fn select(
         |index: usize, score: &Score| score.reward.is_finite() && !completions[index].tokens.is_empty();
     let usable = || {
         scored.scores.iter().enumerate().filter(|&(index, score)| {
-            is_usable(index, score) && (!is_bounded || config.lets_through(completions, index))
+            let counts = is_usable(index, score)
+                || (rule == SelectionRule::Everything && !completions[index].tokens.is_empty());
+            counts && (!is_bounded || config.lets_through(completions, index))
         })
     };
     let is_any_usable = || scored.scores.iter().enumerate().any(|(index, score)| is_usable(index, score));
@@ -203,8 +253,9 @@ pub fn select(
     if is_bounded && highest < config.min_reward {
         return Selection::Dropped("best_below_min_reward");
     }
-    let mut greedy_reward = None;
+    let (mut greedy_reward, mut rival_rewards) = (None, Vec::new());
     let chosen = match rule {
+        SelectionRule::Everything => usable().map(|(index, _)| index).collect(),
         SelectionRule::BestOfN => {
             let mut ranked: Vec<(usize, f32)> =
                 rewards().filter(|&(_, reward)| reward >= config.min_reward).collect();
@@ -240,6 +291,22 @@ pub fn select(
             }
             sampled
         }
+        SelectionRule::AgainstRivals { keep_rivals, .. } => {
+            let half = rule.samples_of(scored.scores.len());
+            let usable: Vec<usize> = rewards().map(|(index, _)| index).collect();
+            let has = |index: &usize| usable.binary_search(index).is_ok();
+            let pairs = (0..half).map(|own| (own, own + half)).filter(|(own, rival)| has(own) && has(rival));
+            let pairs: Vec<(usize, usize)> = pairs.collect();
+            if pairs.is_empty() {
+                return Selection::Dropped("no_usable_pair");
+            }
+            if keep_rivals {
+                pairs.into_iter().flat_map(|(own, rival)| [own, rival]).collect()
+            } else {
+                rival_rewards = pairs.iter().map(|&(_, rival)| scored.scores[rival].reward).collect();
+                pairs.into_iter().map(|(own, _)| own).collect()
+            }
+        }
         SelectionRule::BestAgainstWorst | SelectionRule::Ranking => {
             if highest <= lowest {
                 return Selection::Dropped("all_rewards_equal");
@@ -250,6 +317,7 @@ pub fn select(
             vec![best, worst]
         }
     };
+    let samples = rule.samples_of(scored.scores.len());
     let branch = |index: usize| {
         let completion = &scored.group.completions[index];
         Branch {
@@ -257,7 +325,7 @@ pub fn select(
             tokens: completion.tokens.clone(),
             is_context: Vec::new(),
             is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
-            behaviour_logps: completion.logps.clone(),
+            behaviour_logps: if index < samples { completion.logps.clone() } else { Vec::new() },
             reference_logps: Vec::new(),
             old_logps: Vec::new(),
             old_values: Vec::new(),
@@ -266,11 +334,14 @@ pub fn select(
             truncated: completion.finish == Finish::Length,
         }
     };
+    let versions = |index: &usize| scored.group.completions[*index].weight_versions.iter().copied();
     Selection::Accepted(Tree {
         prompt_id: scored.group.prompt.id,
         prompt: scored.group.prompt_tokens.clone(),
+        version: chosen.iter().flat_map(versions).min(),
         branches: chosen.into_iter().map(branch).collect(),
         greedy_reward,
+        rival_rewards,
         ..Tree::default()
     })
 }
@@ -427,6 +498,38 @@ mod tests {
         assert_eq!(tree.greedy_reward, Some(0.25));
         assert_eq!(apply(&[1.0, f32::NAN], rule, &config), Selection::Dropped("no_usable_baseline"));
         assert_eq!(apply(&[f32::NAN, 1.0], rule, &config), Selection::Dropped("no_usable_completion"));
+    }
+
+    #[test]
+    fn each_sample_stands_beside_its_rival() {
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
+        let rule = |keep_rivals| SelectionRule::AgainstRivals { reference_weight: 0.5, keep_rivals };
+        let rewards = [0.0, f32::NAN, 1.0, 0.25, 0.5, 0.75];
+        let kept = apply(&rewards, rule(true), &config);
+        assert_eq!(samples(&kept), [0, 3, 2, 5]);
+        let Selection::Accepted(tree) = kept else { unreachable!() };
+        // A rival's log-probabilities are not those of the policy.
+        let sampled = |branch: &Branch| !branch.behaviour_logps.is_empty();
+        assert_eq!(tree.branches.iter().map(sampled).collect::<Vec<_>>(), [true, false, true, false]);
+        assert_eq!(["policy", "rival", "policy"], [0, 1, 2].map(|position| rule(true).role(position)));
+        let rated = apply(&rewards, rule(false), &config);
+        assert_eq!(samples(&rated), [0, 2]);
+        let Selection::Accepted(tree) = rated else { unreachable!() };
+        assert_eq!(tree.rival_rewards, [0.25, 0.75]);
+        let none = apply(&[1.0, f32::NAN, f32::NAN, 1.0], rule(true), &config);
+        assert_eq!(none, Selection::Dropped("no_usable_pair"));
+    }
+
+    #[test]
+    fn everything_is_taken_whatever_its_reward() {
+        let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
+        let mut scored = scored(&[0.5, f32::NAN, -1.0]);
+        scored.group.completions[2].tokens.clear();
+        let selection = select(&scored, SelectionRule::Everything, &config, |_| false);
+        assert_eq!(samples(&selection), [0, 1]);
+        scored.scores.iter_mut().for_each(|score| score.reward = f32::NAN);
+        let selection = select(&scored, SelectionRule::Everything, &config, |_| false);
+        assert_eq!(samples(&selection), [0, 1]);
     }
 
     #[test]

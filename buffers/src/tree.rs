@@ -17,7 +17,7 @@ pub struct Branch {
     /// leaves out of the DPO loss.
     pub is_format: Vec<bool>,
     /// Log-probabilities under the untempered policy that sampled the response; empty for a response that came
-    /// from a file.
+    /// from a file, or was sampled by another than the policy.
     pub behaviour_logps: Vec<f32>,
     /// Log-probabilities under the frozen reference; empty where no reference has scored yet.
     pub reference_logps: Vec<f32>,
@@ -105,8 +105,15 @@ pub struct Tree {
     pub prompt: Vec<u32>,
     /// The responses. In a preference pair branch 0 is chosen and branch 1 rejected; a ranking has the best first.
     pub branches: Vec<Branch>,
+    /// The oldest weights that drew a token of the branches; `None` where these came from a file.
+    #[serde(default)]
+    pub version: Option<u32>,
     /// Reward of the prompt's greedy response, which is no branch: ReMax's baseline. `None` where there is none.
     pub greedy_reward: Option<f32>,
+    /// Rewards of responses that are no branches, one a branch: of those that Nash-MD's samples stand against. Empty where
+    /// there are none.
+    #[serde(default)]
+    pub rival_rewards: Vec<f32>,
     /// Of a preference: how strong it is, where the data say it.
     #[serde(default)]
     pub strength: Option<Strength>,

@@ -25,6 +25,9 @@ use crate::tokenizer::Tokenizer;
 pub use adapter::{read_adapter, write_adapter};
 pub use write::{Beside, write_hf, write_training};
 
+/// What the model that set-up brought is called.
+pub const DEFAULT: &str = "default";
+
 /// Tensors by their Hugging Face names.
 pub type Weights = BTreeMap<String, Tensor>;
 
@@ -169,6 +172,14 @@ fn check_tensors(path: &Path, config: &ModelConfig, found: &BTreeMap<String, Vec
 /// For messages.
 fn supported_tensors(config: &ModelConfig) -> String {
     format!("the tensors that its configuration asks for, of the family \"{}\"", config.family.name())
+}
+
+/// Where the model lies that somebody names: a path, or `default` for the one that set-up brought.
+///
+/// # Errors
+/// If the default model is asked for, and is not there.
+pub fn locate(named: &Path) -> Result<PathBuf> {
+    if named.as_os_str() == DEFAULT { default_model() } else { Ok(named.to_path_buf()) }
 }
 
 /// The model that `cargo xtask setup` brought: in `.arriero/models` of the current folder, of one above it,

@@ -177,6 +177,28 @@ pub enum PolicyError {
         /// What was expected, and what was found.
         cause: String,
     },
+    /// A teacher whose next-token distributions are over other tokens than the policy's.
+    #[error(
+        "the teacher {teacher} has another vocabulary than the policy: {cause}; distillation compares what both say of \
+         the same tokens, so name a model of the policy's family"
+    )]
+    WrongTeacher {
+        /// Its path.
+        teacher: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
+    /// A trainer of an objective that compares the policy with a teacher was given none.
+    #[error("the objective compares the policy with a teacher, and there is none; give the trainer one")]
+    NoTeacher,
+    /// A model that has no mean with others.
+    #[error("{name} cannot be averaged with the others: {cause}; average models of one shape and vocabulary")]
+    CannotAverage {
+        /// Which.
+        name: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
     /// Weights of another version than the one asked for.
     #[error("weights of version {asked} were asked for, but version {held} is held")]
     WrongVersion {

@@ -2,6 +2,7 @@
 //!
 //! - [`Engine`]: completes requests, each with its own options;
 //! - [`Request`], and what comes back of it: [`DrawnToken`]s while it goes on, an [`Answer`] in the end;
+//! - `mixture`: a second model, from whose mixture with the first some samples are drawn;
 //! - [`Generator`]: prompts and groups, all with the same options, on top of it;
 //! - `text`: tokens to text while they come, and stop strings.
 //!
@@ -10,6 +11,7 @@
 //! neighbours.
 
 mod generator;
+mod mixture;
 mod request;
 mod text;
 
@@ -29,6 +31,8 @@ use crate::model::Model;
 use crate::sampling::{Alternative, Draw, SamplingConfig, alternatives, draw_all, host_copy};
 use crate::tokenizer::Tokenizer;
 
+use mixture::{Mixture, last_token};
+
 pub use generator::{GenerationConfig, Generator};
 pub use request::{Answer, DrawnToken, Request};
 use text::TextStream;
@@ -45,6 +49,14 @@ struct Waiting {
     request: Arc<Request>,
 }
 
+/// A request whose prompt has its places in the caches.
+struct Admitted {
+    waiting: Waiting,
+    sequences: Vec<Sequence>,
+    /// In the cache of the second model, of the last samples.
+    mixed: Vec<Sequence>,
+}
+
 /// A request whose completions are not all there yet.
 struct Unfinished {
     answer: Answer,
@@ -57,6 +69,8 @@ struct Row {
     request: Arc<Request>,
     limit: usize,
     sequence: Sequence,
+    /// Its place in the cache of the second model, where it is drawn from the mixture.
+    mixed: Option<Sequence>,
     stream: Stream,
     completion: Completion,
     /// Kept where somebody looks at the text before the end: stop strings, reports.
@@ -120,6 +134,9 @@ pub struct Engine {
     /// Sequences decoded at once.
     batch: usize,
     cache: KvCache,
+    /// Bytes of the caches together.
+    cache_memory: usize,
+    mixture: Option<Mixture>,
     next_id: u64,
     waiting: VecDeque<Waiting>,
     rows: Vec<Row>,
@@ -144,13 +161,16 @@ impl Engine {
             Device::Cpu => available_memory(),
             _ => kernels::free_device_memory(model.output()),
         };
-        let cache = KvCache::new(&model, (available as f64 * CACHE_SHARE) as usize);
+        let cache_memory = (available as f64 * CACHE_SHARE) as usize;
+        let cache = KvCache::new(&model, cache_memory);
         Engine {
             model: model.packed(),
             version,
             tokenizer,
             batch,
             cache,
+            cache_memory,
+            mixture: None,
             next_id: 0,
             waiting: VecDeque::new(),
             rows: Vec::new(),
@@ -162,8 +182,50 @@ impl Engine {
 
     /// The same engine with a cache of at most this many bytes. Without it, half the memory that was free.
     pub fn with_cache_memory(mut self, bytes: usize) -> Self {
-        self.cache = KvCache::new(&self.model, bytes);
+        self.cache_memory = bytes;
+        self.share_memory();
         self
+    }
+
+    /// The same engine with room for `batch` sequences at once.
+    fn with_batch(mut self, batch: usize) -> Self {
+        self.batch = self.batch.max(batch);
+        self
+    }
+
+    /// The same engine with a second model of the same vocabulary, which has this weight in the mixture that
+    /// [`Request::mixed`] samples are drawn from. Half of the cache's memory is its.
+    ///
+    /// # Errors
+    /// If the vocabularies differ in size.
+    pub fn with_mixture(mut self, model: Model, weight: f64) -> Result<Self> {
+        let (found, expected) = (model.config().vocab_size, self.model.config().vocab_size);
+        if found != expected {
+            let message =
+                format!("a mixture with a model of {found} tokens, expected {expected} as the engine's");
+            return Err(PolicyError::WrongRequest { message });
+        }
+        self.mixture = Some(Mixture::new(model, weight));
+        self.share_memory();
+        Ok(self)
+    }
+
+    fn share_memory(&mut self) {
+        let share = match &mut self.mixture {
+            Some(mixture) => {
+                mixture.give_memory(self.cache_memory / 2);
+                self.cache_memory / 2
+            }
+            None => self.cache_memory,
+        };
+        self.cache = KvCache::new(&self.model, share);
+    }
+
+    /// Goes on with other weights of the same shape. What is in the cache stays: sequences that are under way go on from
+    /// keys and values of the weights before, and each of their tokens names the weights that drew it.
+    pub fn renew(&mut self, model: Model, version: u32) {
+        self.model = model.packed();
+        self.version = version;
     }
 
     /// The most tokens that a sequence of this request can have.
@@ -192,6 +254,17 @@ impl Engine {
         }
         request.sampling.validate().map_err(|message| PolicyError::WrongRequest { message })?;
         self.cache.check(request.tokens.len(), request.samples, self.most_tokens(&request))?;
+        let room = self.mixture.as_ref().map_or(0, |_| request.samples);
+        if request.mixed > room {
+            let message = format!(
+                "mixed is {}; it must be at most {room}, the samples of an engine with two models",
+                request.mixed
+            );
+            return Err(PolicyError::WrongRequest { message });
+        }
+        if let Some(mixture) = self.mixture.as_ref().filter(|_| request.mixed > 0) {
+            mixture.cache.check(request.tokens.len(), request.mixed, self.most_tokens(&request))?;
+        }
         // Special tokens are no text, so that text never contains them.
         let tokenizer = &self.tokenizer;
         let marker = |stop: &String| tokenizer.id(stop).filter(|&id| tokenizer.is_special(id));
@@ -260,18 +333,25 @@ impl Engine {
     /// Passes waiting prompts through the model, as many as there is room for, and draws the first
     /// token of each of their samples.
     fn admit(&mut self) -> Result<()> {
-        let mut admitted: Vec<(Waiting, Vec<Sequence>)> = Vec::new();
+        let mut admitted: Vec<Admitted> = Vec::new();
         let (mut tokens, mut decoding) = (0, self.rows.len());
         while let Some(Waiting { request, .. }) = self.waiting.front() {
             let fits = admitted.is_empty() || tokens + request.tokens.len() <= PREFILL_TOKENS;
             let (prompt, samples, most) = (request.tokens.len(), request.samples, self.most_tokens(request));
-            if decoding + samples > self.batch || !fits || !self.cache.has_room(prompt, samples, most) {
+            let second = self.mixture.as_ref().filter(|_| request.mixed > 0);
+            let has_room = self.cache.has_room(prompt, samples, most)
+                && second.is_none_or(|mixture| mixture.cache.has_room(prompt, request.mixed, most));
+            if decoding + samples > self.batch || !fits || !has_room {
                 break;
             }
             tokens += prompt;
             decoding += samples;
+            let mixed = match &mut self.mixture {
+                Some(mixture) if request.mixed > 0 => mixture.cache.admit(prompt, request.mixed, most)?,
+                _ => Vec::new(),
+            };
             let sequences = self.cache.admit(prompt, samples, most)?;
-            admitted.extend(self.waiting.pop_front().map(|waiting| (waiting, sequences)));
+            admitted.extend(self.waiting.pop_front().map(|waiting| Admitted { waiting, sequences, mixed }));
         }
         if admitted.is_empty() {
             return Ok(());
@@ -279,30 +359,42 @@ impl Engine {
         let compute = self.model.compute();
         let prompts: Vec<(u64, &[u32])> = admitted
             .iter()
-            .map(|(Waiting { request, .. }, _)| (request.prompt_id, &request.tokens[..]))
+            .map(|Admitted { waiting, .. }| (waiting.request.prompt_id, &waiting.request.tokens[..]))
             .collect();
         let forest = Forest::pack_prompts(&prompts, self.model.config().max_positions, compute.device)?;
-        let first: Vec<&Sequence> = admitted.iter().map(|(_, sequences)| &sequences[0]).collect();
+        let first: Vec<&Sequence> = admitted.iter().map(|admitted| &admitted.sequences[0]).collect();
         let slots = self.cache.prompt_slots(&first);
         let cache = &mut self.cache;
         let hidden = self.model.forest(&forest, &mut |layer, qkv| cache.fill(layer, qkv, &slots));
-        let groups: Vec<&[Sequence]> = admitted.iter().map(|(_, sequences)| &sequences[..]).collect();
+        let groups: Vec<&[Sequence]> = admitted.iter().map(|admitted| &admitted.sequences[..]).collect();
         self.cache.share_prompts(&groups);
         let ends: Vec<i64> = forest.spans.iter().map(|span| span.start + span.prompt - 1).collect();
         let hidden = hidden.index_select(0, &upload(&ends, compute.device));
+        let mut logits = self.model.logits(&hidden);
+        // Rows of the mixture's logits follow those of the policy's.
+        let mut next_mixed = admitted.len();
+        if let Some(mixture) = &mut self.mixture {
+            logits = mixture.admit(&admitted, logits)?;
+        }
         let first_row = self.rows.len();
         let mut sources = Vec::new();
-        for (source, (Waiting { id, request }, sequences)) in admitted.into_iter().enumerate() {
-            sources.extend(std::iter::repeat_n(source, request.samples));
-            for (sample, sequence) in (0..).zip(sequences) {
+        for (source, Admitted { waiting: Waiting { id, request }, sequences, mixed }) in
+            admitted.into_iter().enumerate()
+        {
+            sources.extend(std::iter::repeat_n(source, request.samples - mixed.len()));
+            sources.extend(std::iter::repeat_n(next_mixed, mixed.len()));
+            next_mixed += usize::from(!mixed.is_empty());
+            let own = std::iter::repeat_with(|| None).take(request.samples - mixed.len());
+            let mixed = own.chain(mixed.into_iter().map(Some));
+            for (sample, (sequence, mixed)) in (0..).zip(sequences.into_iter().zip(mixed)) {
                 let row = self.row(id, &request, sample, sequence);
-                self.rows.push(row);
+                self.rows.push(Row { mixed, ..row });
             }
             let missing = request.samples;
             let answer = Answer { request_id: id, request, completions: Vec::new() };
             self.unfinished.push(Unfinished { answer, missing });
         }
-        self.draw(&hidden, first_row, &sources)
+        self.draw(&logits, first_row, &sources)
     }
 
     /// A sequence that has its prompt in the cache and nothing else.
@@ -313,6 +405,7 @@ impl Engine {
             request_id,
             limit: request.sampling.max_new_tokens.min(room),
             sequence,
+            mixed: None,
             stream: Stream::new(request.seed, Purpose::Sampling, request.prompt_id, sample.into()),
             completion: Completion {
                 sample,
@@ -332,8 +425,7 @@ impl Engine {
 
     fn decode(&mut self) -> Result<()> {
         let compute = self.model.compute();
-        let last = |row: &Row| row.completion.tokens.last().map_or(0, |&token| i64::from(token));
-        let tokens: Vec<i64> = self.rows.iter().map(last).collect();
+        let tokens: Vec<i64> = self.rows.iter().map(|row| last_token(&row.completion)).collect();
         let positions: Vec<i64> = self.rows.iter().map(|row| row.sequence.len() as i64).collect();
         let step = self.cache.step(self.rows.iter_mut().map(|row| &mut row.sequence))?;
         let place = |values: &[i64]| upload(values, compute.device);
@@ -341,13 +433,16 @@ impl Engine {
         let hidden = self
             .model
             .layers(&place(&tokens), &place(&positions), &mut |layer, qkv| cache.attend(&step, layer, qkv));
+        let mut logits = self.model.logits(&hidden);
+        if let Some(mixture) = &mut self.mixture {
+            logits = mixture.decode(&mut self.rows, logits)?;
+        }
         let sources: Vec<usize> = (0..self.rows.len()).collect();
-        self.draw(&hidden, 0, &sources)
+        self.draw(&logits, 0, &sources)
     }
 
-    /// Draws the next token of the rows from `first` on; each one's row of `hidden` is in `sources`.
-    fn draw(&mut self, hidden: &Tensor, first: usize, sources: &[usize]) -> Result<()> {
-        let logits = self.model.logits(hidden);
+    /// Draws the next token of the rows from `first` on; each one's row of `logits` is in `sources`.
+    fn draw(&mut self, logits: &Tensor, first: usize, sources: &[usize]) -> Result<()> {
         let vocabulary = self.model.config().vocab_size;
         let rows = &mut self.rows[first..];
         let configs: Vec<SamplingConfig> = rows.iter().map(Row::sampling).collect();
@@ -358,9 +453,9 @@ impl Engine {
                 (source, config, &mut row.stream, position)
             })
             .collect();
-        let draws = draw_all(&logits, &mut wanted);
+        let draws = draw_all(logits, &mut wanted);
         let looks = rows.iter().any(|row| row.request.alternatives > 0);
-        let host = if looks { host_copy(&logits) } else { Vec::new() };
+        let host = if looks { host_copy(logits) } else { Vec::new() };
         for ((row, drawn), source) in rows.iter_mut().zip(draws).zip(sources) {
             let others = match row.request.alternatives {
                 0 => Vec::new(),
@@ -404,6 +499,9 @@ impl Engine {
     fn leave(&mut self, index: usize) -> Row {
         let mut row = self.rows.swap_remove(index);
         self.cache.release(std::mem::take(&mut row.sequence));
+        if let (Some(mixture), Some(sequence)) = (&mut self.mixture, row.mixed.take()) {
+            mixture.cache.release(sequence);
+        }
         row
     }
 }

@@ -11,7 +11,11 @@
 //! Where the kernels run, a chunk is a block of rows and vocabulary entries small enough for the cache;
 //! elsewhere it is some rows and the whole vocabulary, in libtorch's ordinary operators.
 //!
+//! [`divergence`] compares a row's distribution with that of a teacher.
+//!
 //! A scalar head is one row w: v = h · w, ∂v / ∂h = w, ∂v / ∂w = h ([`values`], [`values_backward`]).
+
+pub mod divergence;
 
 use tch::{Kind, Tensor, no_grad};
 
@@ -72,6 +76,7 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
                 entropies: rows.entropies,
                 top1: rows.target_logits.ge_tensor(&rows.highest).to_kind(Kind::Float),
                 values: None,
+                teacher: None,
             };
             return Rows { statistics, log_sums: Some(rows.log_sums) };
         }
@@ -85,7 +90,8 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
             logps.push(target);
         }
         let [logps, entropies, top1] = [logps, entropies, top1].map(|parts| join(parts, hidden));
-        Rows { statistics: TokenStatistics { logps, entropies, top1, values: None }, log_sums: None }
+        let statistics = TokenStatistics { logps, entropies, top1, values: None, teacher: None };
+        Rows { statistics, log_sums: None }
     })
 }
 
@@ -125,17 +131,28 @@ pub fn backward(
                 }
             };
             let _ = d_logits.scatter_add_(1, &targets.narrow(0, start, length).unsqueeze(1), &logp_gradient);
-            let d_logits = d_logits.to_kind(hidden.kind());
-            parts.push(d_logits.matmul(output));
-            if let Some(output_gradient) = output_gradient.as_deref_mut() {
-                *output_gradient += d_logits.tr().matmul(&hidden.narrow(0, start, length));
-            }
+            let hidden = hidden.narrow(0, start, length);
+            parts.push(through_output(&d_logits, &hidden, output, output_gradient.as_deref_mut()));
         }
         match parts.is_empty() {
             true => hidden.zeros_like(),
             false => Tensor::cat(&parts, 0),
         }
     })
+}
+
+/// The gradient of a chunk's hidden states from that of its logits (f32); the output matrix's is added.
+fn through_output(
+    d_logits: &Tensor,
+    hidden: &Tensor,
+    output: &Tensor,
+    output_gradient: Option<&mut Tensor>,
+) -> Tensor {
+    let d_logits = d_logits.to_kind(hidden.kind());
+    if let Some(output_gradient) = output_gradient {
+        *output_gradient += d_logits.tr().matmul(hidden);
+    }
+    d_logits.matmul(output)
 }
 
 /// What a scalar head `[1, hidden]` gives hidden states `[rows, hidden]`: f32 `[rows]`, summed in f32. Nothing is recorded

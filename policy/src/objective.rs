@@ -20,6 +20,7 @@ mod pairs;
 pub mod sync;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use arriero_buffers::{Branch, SelectionRule, Tree};
 use schemars::JsonSchema;
@@ -44,11 +45,25 @@ pub trait AlgorithmConfig {
     /// generator's token limit.
     fn fit(&mut self, _max_new_tokens: usize) {}
 
+    /// The model beside the policy that it learns from, where there is one: a path, or `default`.
+    fn teacher(&self) -> Option<&Path> {
+        None
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors
     /// A sentence that begins with the option's name, and tells its value and its range.
     fn validate(&self) -> std::result::Result<(), String>;
+
+    /// True if it learns from fresh samples of the policy that it trains, a few steps a round: its optimiser then goes on
+    /// from round to round.
+    fn is_online(&self) -> bool {
+        matches!(
+            self.objective().needs().selection,
+            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy
+        )
+    }
 }
 
 /// Makes the modules and [`Algorithm`] from one line an algorithm. rustfmt does not see modules that a macro declares:
@@ -124,6 +139,9 @@ registry! {
     "ppo" => ppo::Ppo(PpoConfig), "PPO: a critic's values tell each token's advantage.";
     "reward_model" => reward_model::RewardModel(RewardModelConfig), "A reward model from preferences: Bradley-Terry, as Llama 3 has it.";
     "online_dpo" => online_dpo::OnlineDpo(OnlineDpoConfig), "DPO on the best against the worst of fresh samples.";
+    "xpo" => xpo::Xpo(XpoConfig), "Online DPO against the reference's samples, with a bonus for leaving them: exploration.";
+    "nash_md" => nash_md::NashMd(NashMdConfig), "Nash-MD: beat the mixture of policy and reference, towards the Nash equilibrium.";
+    "distill" => distill::Distill(DistillConfig), "On-policy distillation: a teacher's distribution at every token of one's own samples.";
 }
 
 impl Algorithm {
@@ -135,6 +153,16 @@ impl Algorithm {
     /// As [`AlgorithmConfig::fit`].
     pub fn fit(&mut self, max_new_tokens: usize) {
         self.config_mut().fit(max_new_tokens);
+    }
+
+    /// As [`AlgorithmConfig::teacher`].
+    pub fn teacher(&self) -> Option<&Path> {
+        self.config().teacher()
+    }
+
+    /// As [`AlgorithmConfig::is_online`].
+    pub fn is_online(&self) -> bool {
+        self.config().is_online()
     }
 
     /// Checks the ranges of the options.
@@ -197,8 +225,20 @@ pub enum Statistics {
     /// The same, and a critic's value of the state in which it was drawn. Every branch also carries the values that the
     /// critic gave when training began.
     ProbabilitiesAndValues(Critic),
+    /// What the vocabulary's distribution says of it, and how far that is from the distribution of the teacher that
+    /// [`AlgorithmConfig::teacher`] names.
+    ProbabilitiesAndDivergence(Divergence),
     /// The score of the text that it ends, by a reward model, and nothing of the vocabulary.
     Scores,
+}
+
+/// The distance between two distributions: GKD's generalised Jensen-Shannon divergence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Divergence {
+    /// 0: KL(teacher ‖ policy); 1: KL(policy ‖ teacher); between, that of both to their mixture.
+    pub beta: f64,
+    /// Divides both models' logits.
+    pub temperature: f64,
 }
 
 /// Who gives values.
@@ -266,6 +306,17 @@ pub struct TokenStatistics {
     /// A critic's value of the state that the token was drawn in, or a reward model's score of the text that the token
     /// ends; `None` where nobody asked for it.
     pub values: Option<Tensor>,
+    /// What a teacher says of it; `None` where nobody asked for it.
+    pub teacher: Option<TeacherStatistics>,
+}
+
+/// What a teacher says of each response token: f32 `[response tokens]` each.
+#[derive(Debug)]
+pub struct TeacherStatistics {
+    /// [`Divergence`] of the policy's distribution from the teacher's at the token, in nats.
+    pub divergences: Tensor,
+    /// Log-probability of the token under the teacher, untempered. Carries no gradient.
+    pub logps: Tensor,
 }
 
 /// Counts over the whole batch of which a micro-batch is a part: the denominators of means.

@@ -9,6 +9,7 @@ mod parameters;
 mod reference;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arriero_buffers::Tree;
@@ -19,7 +20,7 @@ use crate::config::{ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::{Forest, ReadAt, micro_batches};
-use crate::head::{self, StatisticGradients};
+use crate::head::{self, StatisticGradients, divergence};
 use crate::lora::{Adapter, LoraConfig};
 use crate::model::Model;
 use crate::objective::{Metrics, MicroBatch, Objective, Statistics, TokenStatistics, Totals};
@@ -27,6 +28,7 @@ use crate::optim::TrainingConfig;
 use crate::pass::Pass;
 use crate::scoring::to_host;
 use crate::snapshot::Snapshot;
+use crate::teacher;
 use critic::Critic;
 pub use critic::VALUE_HEAD;
 use parameters::Parameters;
@@ -51,6 +53,16 @@ pub struct StepReport {
     pub tokens: u64,
 }
 
+/// How far a trainer has come beside its weights: for another one of the same tensors to go on with.
+#[derive(Debug)]
+pub struct Position {
+    /// Steps taken.
+    pub steps: usize,
+    /// The optimiser's moments ([`Trainer::optimizer_state`]), and the updates behind them; `None` where the tensors are
+    /// others now.
+    pub moments: Option<(Weights, i32)>,
+}
+
 /// A model in training under one objective.
 pub struct Trainer {
     config: ModelConfig,
@@ -61,6 +73,8 @@ pub struct Trainer {
     base: Option<Base>,
     model: Model,
     critic: Option<Critic>,
+    /// What the policy is compared with, frozen.
+    teacher: Option<Rc<Model>>,
     /// See [`Trainer::with_reference`].
     reference: Option<OwnReference>,
     objective: Box<dyn Objective>,
@@ -230,6 +244,7 @@ impl Trainer {
             parameters,
             base,
             critic,
+            teacher: None,
             reference: None,
             objective,
             training,
@@ -249,6 +264,49 @@ impl Trainer {
             self.critic = Some(Critic::new(critic, &self.config, weights, self.compute)?);
         }
         Ok(self)
+    }
+
+    /// The same with the teacher that the objective compares the policy with, on the trainer's device and in its precision.
+    ///
+    /// # Errors
+    /// If it has another vocabulary.
+    pub fn with_teacher(mut self, teacher: Rc<Model>) -> Result<Self> {
+        teacher::check_sizes(teacher.config(), &self.config)
+            .map_err(|cause| PolicyError::WrongTeacher { teacher: "given".to_string(), cause })?;
+        self.teacher = Some(teacher);
+        Ok(self)
+    }
+
+    /// The same from where an earlier trainer stopped: its steps count, and its moments go on. A critic's are among them, so
+    /// it comes after [`Trainer::with_critic`].
+    ///
+    /// # Errors
+    /// If the moments do not fit.
+    pub fn from_position(mut self, position: Position) -> Result<Self> {
+        self.step = position.steps;
+        if let Some((moments, updates)) = position.moments {
+            self.parameters.resume(&moments, updates)?;
+            if let Some(critic) = &mut self.critic {
+                let own = |(name, tensor): (String, Tensor)| {
+                    Some((name.strip_prefix("critic.")?.to_string(), tensor))
+                };
+                critic.parameters.resume(&moments.into_iter().filter_map(own).collect(), updates)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Sets how many steps there will be in all, those taken included: they shape the learning rate's schedule.
+    pub fn reach(&mut self, total_steps: usize) {
+        self.total_steps = total_steps;
+    }
+
+    /// As [`Objective::check`].
+    ///
+    /// # Errors
+    /// As it.
+    pub fn check(&self, experience: &[&Tree]) -> std::result::Result<(), String> {
+        self.objective.check(experience)
     }
 
     /// Shows the objective all of the experience, scored, before the first step.
@@ -360,7 +418,8 @@ impl Trainer {
             Statistics::Scores => ReadAt::Token,
             _ => ReadAt::Predictor,
         };
-        Forest::pack_for(read, trees, self.config.max_positions, self.compute.device)
+        let teacher = self.teacher.as_ref().map_or(usize::MAX, |teacher| teacher.config().max_positions);
+        Forest::pack_for(read, trees, self.config.max_positions.min(teacher), self.compute.device)
     }
 
     /// Adds the gradient of one micro-batch's share of the loss.
@@ -375,7 +434,8 @@ impl Trainer {
         let own = critic_pass.as_ref().map(|pass| pass.hidden().detach());
         let mut scalar = self.scalar_head(&hidden, own.as_ref());
         let values = scalar.as_ref().map(|scalar| head::values(&scalar.hidden, &scalar.head));
-        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref());
+        let teacher = self.teacher_side(forest)?;
+        let (rows, statistics) = self.statistics(&hidden, forest, values.as_ref(), teacher.as_ref());
         let loss = self.objective.loss(&statistics, batch);
         if !loss.value.double_value(&[]).is_finite() {
             return Err(PolicyError::NotFinite { what: "loss", sequences: broken(&statistics, batch) });
@@ -385,17 +445,29 @@ impl Trainer {
             let gradient = statistic.grad();
             gradient.defined().then_some(gradient)
         };
-        let from_probabilities = rows.map(|rows| {
+        let name = if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let mut output_gradient = self.parameters.gradient(name);
+        let output = self.model.output();
+        let (d_logps, d_entropies) = (gradient(&statistics.logps), gradient(&statistics.entropies));
+        let d_divergences = statistics.teacher.as_ref().and_then(|teacher| gradient(&teacher.divergences));
+        // What only compares distributions does not need the way back from the tokens' own statistics.
+        let is_wanted = d_logps.is_some() || d_entropies.is_some() || d_divergences.is_none();
+        let from_tokens = rows.filter(|_| is_wanted).map(|rows| {
             let gradients = StatisticGradients {
-                logps: gradient(&statistics.logps).unwrap_or_else(|| statistics.logps.zeros_like()),
-                entropies: gradient(&statistics.entropies),
+                logps: d_logps.unwrap_or_else(|| statistics.logps.zeros_like()),
+                entropies: d_entropies,
             };
-            let name =
-                if self.config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-            let mut output_gradient = self.parameters.gradient(name);
-            let output = self.model.output();
             head::backward(&hidden, output, &forest.targets, &rows, &gradients, output_gradient.as_mut())
         });
+        let from_divergences = teacher.zip(d_divergences).map(|(teacher, gradients)| {
+            let sides = ((&hidden, output), (&teacher.hidden, &teacher.output));
+            let divergence = teacher.divergence;
+            divergence::backward(sides.0, sides.1, divergence, &gradients, output_gradient.as_mut())
+        });
+        let from_probabilities = match (from_tokens, from_divergences) {
+            (Some(tokens), Some(divergences)) => Some(tokens + divergences),
+            (tokens, divergences) => tokens.or(divergences),
+        };
         let d_values = statistics.values.as_ref().and_then(&gradient);
         let from_values = scalar.as_mut().zip(d_values).map(|(scalar, d_values)| {
             head::values_backward(&scalar.hidden, &scalar.head, &d_values, &mut scalar.gradient)
@@ -460,6 +532,11 @@ impl Trainer {
         moments
     }
 
+    /// How it trains.
+    pub fn training(&self) -> &TrainingConfig {
+        &self.training
+    }
+
     /// The architecture of what is trained.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -470,9 +547,10 @@ impl Trainer {
         self.step
     }
 
-    /// What is trained on, with its running statistics: for another trainer to go on with.
-    pub fn into_objective(self) -> Box<dyn Objective> {
-        self.objective
+    /// What is trained on, with its running statistics, and how far training has come: for another trainer to go on with.
+    pub fn into_parts(self) -> (Box<dyn Objective>, Position) {
+        let moments = Some((self.optimizer_state(), self.parameters.updates()));
+        (self.objective, Position { steps: self.step, moments })
     }
 
     /// An immutable copy of the weights in the compute precision.

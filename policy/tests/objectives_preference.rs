@@ -70,6 +70,7 @@ fn run(objective: &dyn Objective, batch: &[(Tree, Vec<f32>)], trees_each: usize)
             top1: logps.detach().gt(-0.7).to_kind(Kind::Float),
             logps,
             values: None,
+            teacher: None,
         };
         let found = objective.loss(&statistics, &MicroBatch { trees, totals, batch: &all });
         found.value.backward();

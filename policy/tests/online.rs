@@ -100,6 +100,7 @@ fn evaluate(
             entropies: leaf(entropies),
             top1: Tensor::zeros_like(&leaf(logps)),
             values: None,
+            teacher: None,
         };
         let share = objective.loss(&statistics, &MicroBatch { trees: piece, totals, batch: &views });
         share.value.backward();

@@ -82,6 +82,7 @@ fn evaluate(algorithm: &Algorithm, data: &Data, size: usize) -> (f64, [Vec<f64>;
             entropies: leaf(&data.entropies),
             top1: Tensor::zeros_like(&leaf(&data.logps)),
             values: Some(leaf(&data.values)),
+            teacher: None,
         };
         let share = objective.loss(&statistics, &MicroBatch { trees: piece, totals, batch: &views });
         share.value.backward();

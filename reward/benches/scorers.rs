@@ -1,10 +1,12 @@
 //! How fast completions are scored, on one core: IFEval's checks, each over a response of 100 words, and
-//! hostile texts of 10 MB.
+//! hostile texts of 10 MB; and code, one completion after the other.
 
 use std::hint::black_box;
 
+use arriero_reward::code::{Case, Tests};
 use arriero_reward::ifeval::{self, Instruction};
 use arriero_reward::math::{equivalent, final_answer};
+use arriero_reward::scorer::code::{CodeConfig, Confinement};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use serde_json::{Map, Value, json};
 
@@ -105,5 +107,31 @@ fn benchmarks(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, benchmarks);
+/// A completion against tests, with and without the sandbox.
+fn code(criterion: &mut Criterion) {
+    let completion = "```python\ndef double(x):\n    return 2 * x\nprint(double(int(input() or 1)))\n```";
+    let asserts = Tests { asserts: vec!["assert double(2) == 4".to_string()], ..Tests::default() };
+    let case = Case { stdin: "2\n".to_string(), stdout: "4".to_string() };
+    let cases = Tests { cases: vec![case], ..Tests::default() };
+    let mut group = criterion.benchmark_group("code");
+    group.throughput(Throughput::Elements(1));
+    group.sample_size(20);
+    for (place, sandbox) in [("in the sandbox", Confinement::Kernel), ("without it", Confinement::None)] {
+        let judge = match (CodeConfig { sandbox, ..CodeConfig::default() }).judge() {
+            Ok(judge) => judge,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                continue;
+            }
+        };
+        for (name, tests) in [("a program", &cases), ("tests in Python", &asserts)] {
+            group.bench_function(format!("{name}, {place}"), |bencher| {
+                bencher.iter(|| judge.judge(completion, tests).expect("it runs"))
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, benchmarks, code);
 criterion_main!(benches);

@@ -20,6 +20,20 @@ pub(crate) struct Checks {
     pub answer: Value,
     /// A JSON Schema, for `json`.
     pub schema: Value,
+    /// For `code`: HumanEval's function `check`.
+    pub test: Option<String>,
+    /// The name of the function that `test` is called with.
+    pub entry_point: Option<String>,
+    /// For `code`: MBPP's assertions.
+    pub test_list: Vec<String>,
+    /// What runs before `test_list`.
+    pub test_setup_code: Option<String>,
+    /// What runs before that.
+    pub test_imports: Vec<String>,
+    /// For `code`: inputs of a program, and the outputs that it must have.
+    pub cases: Vec<crate::code::Case>,
+    /// For `code`: what stands before the completion's code.
+    pub prefix: Option<String>,
 }
 
 impl Checks {

@@ -46,6 +46,9 @@ pub enum RewardError {
     /// The scorer was asked to stop while it waited for others.
     #[error("scoring was interrupted")]
     Interrupted,
+    /// A program could not be run, for a reason that is not its own.
+    #[error(transparent)]
+    Sandbox(#[from] arriero_sandbox::SandboxError),
     /// A completion lacks what the reward measures, or whoever was asked about it gave no reward.
     #[error("prompt {prompt}, sample {sample}: {cause}")]
     Completion {
@@ -62,7 +65,7 @@ impl RewardError {
     /// What it says of a row of a file, whose line is named by the caller.
     pub(crate) fn of_row(&self) -> String {
         match self {
-            RewardError::Config(_) | RewardError::Interrupted => self.to_string(),
+            RewardError::Config(_) | RewardError::Interrupted | RewardError::Sandbox(_) => self.to_string(),
             RewardError::Checks { cause, .. } => format!("what is to be checked cannot be read: {cause}"),
             RewardError::NoConstraints(_) => {
                 "no `constraints`; give it some, as in {\"constraints\": [{\"kind\": \"no_comma\"}]}"

@@ -6,6 +6,7 @@
 //!   and which others it cannot stand beside;
 //! - [`ifeval`]: IFEval's own 25 kinds of instructions, with its official checker's verdicts;
 //! - [`math`]: the final answer of a completion, and whether two answers are equal;
+//! - [`code`]: whether a completion's code does what tests ask, run in a sandbox;
 //! - `checks`: what a prompt gives scorers to check;
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
@@ -20,6 +21,7 @@
 
 mod checks;
 mod client;
+pub mod code;
 pub mod constraint;
 pub mod error;
 pub mod ifeval;

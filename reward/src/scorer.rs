@@ -7,6 +7,7 @@
 //! - [`json`]: whether it is JSON, and fits a JSON Schema; [`mod@format`]: whether it has a layout;
 //! - [`length`]: whether it is long enough, and DAPO's soft penalty; [`repetition`]: whether it
 //!   repeats itself;
+//! - [`code`]: whether its code passes tests;
 //! - [`reward_model`]: a trained model's score;
 //! - [`program`], [`http`]: a program or an endpoint of the user's (`exchange` is what they are told and answer);
 //! - [`judge`]: an LLM that rates or compares;
@@ -15,6 +16,7 @@
 //! `per_completion` has what those share that look at one completion at a time. A new kind is a module
 //! with a [`ScorerConfig`], and one line in the registry of [`RewardConfig`].
 
+pub mod code;
 pub mod composite;
 pub mod constraints;
 pub mod contains;
@@ -166,6 +168,7 @@ registry! {
     "format" => Format(format::FormatConfig), "Whether a completion has a layout of tags.";
     "repetition" => Repetition(repetition::RepetitionConfig), "A penalty for repeated n-grams.";
     "soft_overlong" => SoftOverlong(length::SoftOverlongConfig), "DAPO's soft penalty for what is too long.";
+    "code" => Code(code::CodeConfig), "Whether a completion's code passes the prompt's tests.";
     "reward_model" => RewardModel(reward_model::RewardModelConfig), "The score of a reward model.";
     "program" => Program(program::ProgramConfig), "What a program of the user's says.";
     "http" => Http(http::HttpConfig), "What an HTTP endpoint says.";
@@ -268,6 +271,7 @@ mod tests {
             json!({"kind": "format", "tags": ["think"], "text_after": true}),
             json!({"kind": "repetition", "ngram": 4}),
             json!({"kind": "soft_overlong", "max_completion_len": 8, "soft_punish_cache": 2}),
+            json!({"kind": "code", "time_limit": 2.0, "sandbox": "none"}),
             json!({"kind": "reward_model", "path": TINY_REWARD_MODEL, "device": "cpu", "dtype": "f32"}),
             json!({"kind": "program", "command": ["cat"], "unit": "group", "timeout": 5.0}),
             json!({"kind": "http", "url": "http://127.0.0.1:1/", "headers": {"a": "b"}, "requests_per_minute": 5.0}),

@@ -39,10 +39,22 @@ fn said(messages: &[&str]) -> Vec<String> {
     groups.into_iter().map(|mut group| group.completions.remove(0).text).collect()
 }
 
-/// The verdict that the pattern `([ab])` finds.
+/// The verdict that the pattern `(?i)([abc])` finds.
 fn last_letter(text: &str) -> Option<Winner> {
-    let letter = text.chars().rev().find(|letter| "ab".contains(*letter))?;
-    Some(if letter == 'a' { Winner::A } else { Winner::B })
+    text.chars().rev().find_map(|letter| match letter.to_ascii_lowercase() {
+        'a' => Some(Winner::A),
+        'b' => Some(Winner::B),
+        'c' => Some(Winner::Tie),
+        _ => None,
+    })
+}
+
+fn swapped(winner: Winner) -> Winner {
+    match winner {
+        Winner::A => Winner::B,
+        Winner::B => Winner::A,
+        Winner::Tie => Winner::Tie,
+    }
 }
 
 #[test]
@@ -80,24 +92,27 @@ fn the_judge_hears_what_our_own_server_says() {
         assert_eq!(error, format!("the judge answered {expected:?}; expected a match of its pattern"));
     }
 
-    // But it has letters.
-    let pairwise = judge(json!({"mode": "pairwise", "template": "{a} {b}", "pattern": "([ab])"}));
-    let mut verdicts = 0;
-    for [a, b] in [["apple", "bean"], ["cherry", "damson"], ["bean", "damson"]] {
-        let expected = said(&[&format!("{a} {b}"), &format!("{b} {a}")]);
-        let swapped =
-            last_letter(&expected[1]).map(|winner| if winner == Winner::A { Winner::B } else { Winner::A });
-        let found = pairwise.compare_all(&[Comparison { prompt: &hi, answer: None, a, b }]).remove(0);
-        match (last_letter(&expected[0]), swapped) {
+    // But it has letters, here and there.
+    let pairwise = judge(json!({"mode": "pairwise", "template": "{a} {b}", "pattern": "(?i)([abc])"}));
+    let words: [&'static str; 7] = ["apple", "bean", "cherry", "damson", "elder", "fig", "grape"];
+    let pairs: Vec<(&'static str, &'static str)> =
+        (0..words.len()).flat_map(|a| (a + 1..words.len()).map(move |b| (words[a], words[b]))).collect();
+    let shown = pairs.iter().flat_map(|(a, b)| [format!("{a} {b}"), format!("{b} {a}")]);
+    let expected = said(&shown.collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>());
+    let compared = |&(a, b): &(&'static str, &'static str)| Comparison { prompt: &hi, answer: None, a, b };
+    let verdicts = pairwise.compare_all(&pairs.iter().map(compared).collect::<Vec<_>>());
+    let mut found = 0;
+    for (verdict, expected) in verdicts.into_iter().zip(expected.chunks(2)) {
+        match (last_letter(&expected[0]), last_letter(&expected[1]).map(swapped)) {
             (Some(a_first), Some(b_first)) => {
-                let verdict = found.expect("both answers have a letter");
+                let verdict = verdict.expect("both answers have a letter");
                 assert_eq!((verdict.a_first, verdict.b_first), (a_first, b_first), "{expected:?}");
-                verdicts += 1;
+                found += 1;
             }
-            _ => assert!(found.is_err(), "{expected:?}"),
+            _ => assert!(verdict.is_err(), "{expected:?}"),
         }
     }
-    assert!(verdicts > 0, "the model has no letters: choose other texts");
+    assert!(found > 0, "no answer has a letter: choose other words");
 
     // What the server refuses, and a server that is gone.
     let other = judge(json!({"request": {"top_p": 7}}));

@@ -202,6 +202,7 @@ fn request(
         seed,
         prompt_id: index as u64,
         greedy_last: false,
+        mixed: 0,
         report: true,
         alternatives: options.logprobs.unwrap_or(0),
     })

@@ -33,6 +33,7 @@ pub struct Generator {
     /// By the request's number, which grows with each submission.
     prompts: HashMap<u64, Arc<Prompt>>,
     greedy_last: bool,
+    mixed: usize,
 }
 
 impl Generator {
@@ -41,7 +42,7 @@ impl Generator {
         // A greedy sample more has its place.
         let batch = config.batch.max(config.samples.saturating_add(1));
         let engine = Engine::new(model, version, tokenizer.clone(), batch);
-        Generator { engine, tokenizer, config, prompts: HashMap::new(), greedy_last: false }
+        Generator { engine, tokenizer, config, prompts: HashMap::new(), greedy_last: false, mixed: 0 }
     }
 
     /// Decodes one completion more of each prompt, the last one, greedily: ReMax's baseline.
@@ -51,10 +52,28 @@ impl Generator {
         self
     }
 
+    /// Decodes as many completions again of each prompt, the last ones, drawn from the geometric mixture of the model with
+    /// `other`, which has this weight in it: the reference's for XPO, the mixture's for Nash-MD.
+    ///
+    /// # Errors
+    /// As [`Engine::with_mixture`].
+    pub fn with_mixture(mut self, other: Model, weight: f64) -> Result<Self> {
+        self.mixed = self.config.samples;
+        self.config.samples *= 2;
+        self.engine =
+            self.engine.with_mixture(other, weight)?.with_batch(self.config.batch.max(self.config.samples));
+        Ok(self)
+    }
+
     /// As [`Engine::with_cache_memory`].
     pub fn with_cache_memory(mut self, bytes: usize) -> Self {
         self.engine = self.engine.with_cache_memory(bytes);
         self
+    }
+
+    /// As [`Engine::renew`].
+    pub fn renew(&mut self, model: Model, version: u32) {
+        self.engine.renew(model, version);
     }
 
     /// Accepts a prompt.
@@ -79,6 +98,7 @@ impl Generator {
             seed: self.config.seed,
             prompt_id: prompt.id,
             greedy_last: self.greedy_last,
+            mixed: self.mixed,
             report: false,
             alternatives: 0,
         })?;

@@ -23,6 +23,9 @@ pub struct Request {
     pub prompt_id: u64,
     /// Take the most probable tokens for the last sample, whatever `sampling` says.
     pub greedy_last: bool,
+    /// How many samples, the last ones, are drawn from the mixture of the engine's two models; 0 without a second one. Their
+    /// log-probabilities are the mixture's: tempered and not.
+    pub mixed: usize,
     /// Report each token as it is drawn, through [`super::Engine::take_drawn`].
     pub report: bool,
     /// The most probable tokens to report with each; for requests that report.

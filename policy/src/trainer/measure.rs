@@ -8,10 +8,12 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::Trainer;
 use crate::config::SCORE;
-use crate::error::Result;
+use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
-use crate::head::{self, Rows};
-use crate::objective::{Metrics, MicroBatch, Statistics, TokenStatistics, Totals};
+use crate::head::{self, Rows, divergence};
+use crate::objective::{
+    Divergence, Metrics, MicroBatch, Statistics, TeacherStatistics, TokenStatistics, Totals,
+};
 use crate::scoring::to_host;
 
 /// A scalar head with the hidden states that it reads, `[response tokens, hidden]`.
@@ -20,6 +22,15 @@ pub(super) struct ScalarHead {
     pub head: Tensor,
     /// f32, to add to.
     pub gradient: Tensor,
+}
+
+/// What a teacher makes of a forest.
+pub(super) struct TeacherSide {
+    /// `[response tokens, the teacher's hidden]`.
+    pub hidden: Tensor,
+    /// `[vocab, the teacher's hidden]`.
+    pub output: Tensor,
+    pub divergence: Divergence,
 }
 
 impl Trainer {
@@ -80,7 +91,8 @@ impl Trainer {
                 let forest = self.pack(trees)?;
                 let hidden = self.model.predictors(&forest);
                 let values = self.values(&forest, &hidden);
-                let statistics = self.statistics(&hidden, &forest, values.as_ref()).1;
+                let teacher = self.teacher_side(&forest)?;
+                let statistics = self.statistics(&hidden, &forest, values.as_ref(), teacher.as_ref()).1;
                 metrics
                     .merge(&self.objective.loss(&statistics, &MicroBatch { trees, totals, batch }).metrics);
                 Ok(())
@@ -107,12 +119,23 @@ impl Trainer {
         Some(head::values(&scalar.hidden, &scalar.head))
     }
 
+    /// What the teacher makes of a forest, where the objective compares the policy with one.
+    pub(super) fn teacher_side(&self, forest: &Forest) -> Result<Option<TeacherSide>> {
+        let Statistics::ProbabilitiesAndDivergence(divergence) = self.objective.needs().statistics else {
+            return Ok(None);
+        };
+        let teacher = self.teacher.as_ref().ok_or(PolicyError::NoTeacher)?;
+        let hidden = no_grad(|| teacher.predictors(forest));
+        Ok(Some(TeacherSide { hidden, output: teacher.output().shallow_clone(), divergence }))
+    }
+
     /// What the objective is given: leaves, with what the vocabulary's backward needs.
     pub(super) fn statistics(
         &self,
         hidden: &Tensor,
         forest: &Forest,
         values: Option<&Tensor>,
+        teacher: Option<&TeacherSide>,
     ) -> (Option<Rows>, TokenStatistics) {
         let leaf = |statistic: &Tensor| statistic.detach().copy().set_requires_grad(true);
         let is_wanted = self.objective.needs().statistics != Statistics::Scores;
@@ -126,6 +149,11 @@ impl Trainer {
             entropies: found(&|statistics| leaf(&statistics.entropies)),
             top1: found(&|statistics| statistics.top1.shallow_clone()),
             values: values.map(leaf),
+            teacher: teacher.map(|TeacherSide { hidden: theirs, output, divergence }| {
+                let policy = (hidden, self.model.output());
+                let found = divergence::statistics(policy, (theirs, output), &forest.targets, *divergence);
+                TeacherStatistics { divergences: leaf(&found.divergences), logps: found.logps }
+            }),
         };
         (rows, statistics)
     }

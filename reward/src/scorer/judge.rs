@@ -261,15 +261,16 @@ impl JudgeScorer {
             }));
         }
         let mut verdicts = self.judge.compare_all(&comparisons).into_iter();
-        let outcomes =
-            |((group, answer), pairs): ((&&Group, &Result<Option<String>, RewardError>), &Vec<Pair>)| {
-                let own: Vec<_> = pairs.iter().copied().zip(verdicts.by_ref()).collect();
-                match answer {
-                    Err(error) => vec![Err(error.clone()); group.completions.len()],
-                    Ok(_) => (0..group.completions.len()).map(|index| win_rate(group, index, &own)).collect(),
-                }
-            };
-        groups.iter().zip(&answers).zip(&pairs).map(outcomes).collect()
+        let mut outcomes = Vec::new();
+        for ((group, answer), pairs) in groups.iter().zip(&answers).zip(&pairs) {
+            let own: Vec<_> = pairs.iter().copied().zip(verdicts.by_ref()).collect();
+            let count = group.completions.len();
+            outcomes.push(match answer {
+                Err(error) => vec![Err(error.clone()); count],
+                Ok(_) => (0..count).map(|index| win_rate(group, index, &own)).collect(),
+            });
+        }
+        outcomes
     }
 
     fn pairs(&self, count: usize) -> Vec<Pair> {
