@@ -668,7 +668,8 @@ fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
         if part.contains("new file mode") {
             assert!(!root.join(target).exists(), "{target} is there already");
         } else {
-            let text = fs::read_to_string(root.join(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let text =
+                fs::read_to_string(root.join(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
             let kept: Vec<&str> = lines.filter_map(|line| line.strip_prefix(' ')).collect();
             assert!(text.contains(&kept.join("\n")), "{target} has changed around the line to add: {kept:?}");
         }
@@ -714,7 +715,10 @@ fn every_algorithm_is_described_documented_and_has_an_experiment() {
         let plan = arriero_actors::experiment::load(&root.join(&experiment), &[]);
         let plan = plan.unwrap_or_else(|error| panic!("{error}"));
         let mut stages = plan.arms.iter().flat_map(|arm| arm.trainings());
-        assert!(stages.any(|(_, stage)| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
+        assert!(
+            stages.any(|(_, stage)| stage.algorithm.kind() == kind),
+            "{experiment} is of another algorithm"
+        );
 
         let row = index.lines().find(|row| row.starts_with(&format!("| `{kind}` |")));
         let row = row.unwrap_or_else(|| panic!("docs/algorithms.md does not list {kind}"));
