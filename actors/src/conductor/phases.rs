@@ -141,8 +141,7 @@ impl ConductorState {
         }
         let Phase::Sampling(sampling) = &mut self.phase else { return };
         sampling.unscored += causes.len();
-        let samples =
-            self.context.plan.generator.samples + usize::from(sampling.selection.rule.wants_greedy());
+        let samples = sampling.selection.rule.completions(self.context.plan.generator.samples);
         let all = sampling.job.prompts.len() * samples;
         let last = causes.last().map_or("", String::as_str);
         if let Some(cause) = self.context.plan.unscored.too_many(sampling.unscored, all, last) {
