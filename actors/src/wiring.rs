@@ -134,14 +134,6 @@ pub(crate) struct Recipe {
     pub scored_by: ScoredBy,
 }
 
-impl Recipe {
-    /// Completions of a group.
-    pub fn completions(&self) -> usize {
-        let sides = if self.rivals.is_some() { 2 } else { 1 };
-        sides * self.generator.samples + usize::from(self.greedy_baseline)
-    }
-}
-
 /// Scored groups of the initial weights by prompt, with the recipes that made them. They are the same for every arm,
 /// since these start from the same weights and random numbers are keyed by seed, prompt, sample and token.
 #[derive(Debug, Clone, Default)]

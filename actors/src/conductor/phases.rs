@@ -180,8 +180,8 @@ impl ConductorState {
         }
         let Some(sampling) = self.sampling() else { return };
         sampling.unscored += causes.len();
-        let recipe = &sampling.job.recipe;
-        let (unscored, all) = (sampling.unscored, sampling.job.prompts.len() * recipe.completions());
+        let completions = sampling.selection.rule.completions(sampling.job.recipe.generator.samples);
+        let (unscored, all) = (sampling.unscored, sampling.job.prompts.len() * completions);
         let last = causes.last().map_or("", String::as_str);
         if let Some(cause) = self.context.plan.unscored.too_many(unscored, all, last) {
             self.end(Status::Failed, Some(cause));

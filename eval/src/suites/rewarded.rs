@@ -168,11 +168,13 @@ impl Suite for Rewarded {
 /// pass@k for as many k as there are samples: 1, 10, 100, and all of them.
 fn passes(outcomes: &[Outcome]) -> Vec<Option<Figure>> {
     let samples = outcomes.iter().map(|outcome| outcome.samples.len()).min().unwrap_or(0);
-    let mut sizes: Vec<usize> = [1, 10, 100, samples].into_iter().filter(|&k| k >= 1 && k <= samples).collect();
+    let mut sizes: Vec<usize> =
+        [1, 10, 100, samples].into_iter().filter(|&k| k >= 1 && k <= samples).collect();
     sizes.sort_unstable();
     sizes.dedup();
     let passed = |outcome: &Outcome, k: usize| {
-        let right = outcome.samples.iter().filter(|sample| sample.scores.get("all_passed") == Some(&1.0)).count();
+        let right =
+            outcome.samples.iter().filter(|sample| sample.scores.get("all_passed") == Some(&1.0)).count();
         pass_at(k, outcome.samples.len(), right)
     };
     let figure = |k: usize| {
