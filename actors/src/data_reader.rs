@@ -61,7 +61,7 @@ pub(crate) struct Portion {
 #[derive(Debug)]
 pub(crate) enum DataReaderMessage {
     /// Put this portion into the buffer, which is empty.
-    Read(ReadingJob),
+    Read(Box<ReadingJob>),
     /// Go on.
     Continue,
 }
@@ -133,6 +133,7 @@ impl ThreadLocalActor for DataReader {
             return Ok(());
         }
         if let DataReaderMessage::Read(job) = message {
+            let job = *job;
             // What a reader that died had put there comes once more.
             state.wiring.buffer().clear();
             state.stream = state.stream.take().filter(|stream| stream.is_before(&job));

@@ -36,7 +36,7 @@ pub(crate) enum Record {
     /// Something that happened; without an arm it concerns all of them.
     Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
     /// What came of a suite of the evaluation after `step` steps.
-    Suite { arm: String, step: u64, result: SuiteResult },
+    Suite { arm: String, step: u64, result: Box<SuiteResult> },
     /// Groups that were not used.
     Drops { arm: String, stage: String, reason: String, count: u64 },
     /// Weights were written.
@@ -159,7 +159,8 @@ impl RecorderState {
                     store.event(*level, actor, message)?;
                 }
             }
-            Record::Suite { arm, step, result: SuiteResult { report, outcomes } } => {
+            Record::Suite { arm, step, result } => {
+                let SuiteResult { report, outcomes } = &**result;
                 let stage = format!("evaluation/{}", report.suite);
                 arriero_eval::record::record(self.store(arm)?, arm, &stage, *step, report, outcomes)?;
             }

@@ -137,7 +137,10 @@ pub(crate) struct Recipe {
 /// Scored groups of the initial weights by prompt, with the recipes that made them. They are the same for every arm,
 /// since these start from the same weights and random numbers are keyed by seed, prompt, sample and token.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct InitialGroups(Arc<Mutex<BTreeMap<u64, Vec<(Arc<Recipe>, Arc<ScoredGroup>)>>>>);
+pub(crate) struct InitialGroups(Arc<Mutex<BTreeMap<u64, Vec<Made>>>>);
+
+/// A group, and how it was made.
+type Made = (Arc<Recipe>, Arc<ScoredGroup>);
 
 impl InitialGroups {
     pub fn keep(&self, recipe: &Arc<Recipe>, scored: &Arc<ScoredGroup>) {
@@ -157,7 +160,9 @@ impl InitialGroups {
 
 /// Scored groups of the running round by stage and prompt.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct StageGroups(Arc<Mutex<BTreeMap<String, BTreeMap<u64, Arc<ScoredGroup>>>>>);
+pub(crate) struct StageGroups(Arc<Mutex<BTreeMap<String, ByPrompt>>>);
+
+type ByPrompt = BTreeMap<u64, Arc<ScoredGroup>>;
 
 impl StageGroups {
     /// Forgets what a stage has sampled: it samples anew.

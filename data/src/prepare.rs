@@ -159,7 +159,7 @@ impl<'a> Work<'a> {
                     rules.as_ref().is_some_and(|rules| rules.apologises(&entry.row)),
                     &keywords,
                 )?;
-                if work.rows.len() % 1000 == 0 {
+                if work.rows.len().is_multiple_of(1000) {
                     helpers.progress("read", work.rows.len(), 0);
                 }
             }

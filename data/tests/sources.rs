@@ -19,7 +19,7 @@ fn expected(number: u64) -> Row {
         rejected: says("No."),
         edited: None,
         strength: None,
-        margin: (number % 2 == 0).then_some(number as f64 / 2.0),
+        margin: number.is_multiple_of(2).then_some(number as f64 / 2.0),
     }
 }
 

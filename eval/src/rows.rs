@@ -69,6 +69,9 @@ pub(crate) struct Rows {
     suite: String,
 }
 
+/// Where a row stands, and its fields.
+pub(crate) type Placed = (String, Map<String, Value>);
+
 impl Rows {
     /// Opens the rows of a path.
     pub fn open(config: &SuiteConfig, path: &str) -> Result<Self, EvalError> {
@@ -88,10 +91,7 @@ impl Rows {
     }
 
     /// The next row and where it stands. Broken ones are refused.
-    pub fn next(
-        &mut self,
-        refusals: &mut Refusals,
-    ) -> Result<Option<(String, Map<String, Value>)>, EvalError> {
+    pub fn next(&mut self, refusals: &mut Refusals) -> Result<Option<Placed>, EvalError> {
         loop {
             let object = match self.objects.next() {
                 None => return Ok(None),

@@ -169,7 +169,7 @@ impl ConductorState {
         }
         match (role, &mut self.phase) {
             (Role::DataReader, Phase::Reading { job }) => {
-                self.crew.data_reader.cast(DataReaderMessage::Read(job.clone()))?;
+                self.crew.data_reader.cast(DataReaderMessage::Read(Box::new(job.clone())))?;
             }
             (Role::Reference, Phase::Referencing { job, .. }) => {
                 self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;

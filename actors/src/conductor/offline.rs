@@ -61,7 +61,7 @@ impl ConductorState {
             budget: training.token_budget(&self.wiring.model, self.wiring.computes.learner),
         };
         self.enter(PhaseKind::Reading, (job.rows - job.from).min(job.trees as u64));
-        self.crew.data_reader.cast(DataReaderMessage::Read(job.clone()))?;
+        self.crew.data_reader.cast(DataReaderMessage::Read(Box::new(job.clone())))?;
         self.phase = Phase::Reading { job };
         Ok(())
     }

@@ -346,7 +346,7 @@ impl ConductorState {
             arms.iter().flat_map(|arm| evaluation.suites.iter().map(move |suite| (arm, suite)))
         {
             let (arm, result, step) = (arm.clone(), result.clone(), evaluation.version.into());
-            self.record(Record::Suite { arm, step, result });
+            self.record(Record::Suite { arm, step, result: Box::new(result) });
         }
     }
 
