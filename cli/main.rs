@@ -5,6 +5,8 @@
 
 mod algorithms;
 mod chat;
+mod data;
+mod eval;
 mod generate;
 mod model;
 mod progress;
@@ -39,6 +41,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Score a file of completions.
     Score(score::Arguments),
+    /// Look at a dataset.
+    Data(data::Arguments),
+    /// Measure a model on benchmarks.
+    Eval(eval::Arguments),
 }
 
 /// A command's way to fail, which decides the exit code.
@@ -70,6 +76,8 @@ fn main() -> ExitCode {
         Command::Chat(arguments) => chat::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Score(arguments) => score::run(arguments),
+        Command::Data(arguments) => data::run(arguments),
+        Command::Eval(arguments) => eval::run(arguments),
     };
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

@@ -35,14 +35,24 @@ impl ModelArguments {
         }
     }
 
+    /// Where and in which precision it is computed.
+    pub fn compute(&self) -> Result<Compute, Failure> {
+        Compute::resolve(self.device, self.dtype).map_err(Failure::input)
+    }
+
+    /// Reads its files.
+    pub fn open(&self) -> Result<Checkpoint, Failure> {
+        let checkpoint = Checkpoint::open(&self.path()?).map_err(Failure::input)?;
+        match &self.adapter {
+            Some(adapter) => checkpoint.with_adapter(adapter).map_err(Failure::input),
+            None => Ok(checkpoint),
+        }
+    }
+
     /// Loads it.
     pub fn load(&self) -> Result<(Model, Tokenizer), Failure> {
-        let path = self.path()?;
-        let compute = Compute::resolve(self.device, self.dtype).map_err(Failure::input)?;
-        let mut checkpoint = Checkpoint::open(&path).map_err(Failure::input)?;
-        if let Some(adapter) = &self.adapter {
-            checkpoint = checkpoint.with_adapter(adapter).map_err(Failure::input)?;
-        }
+        let compute = self.compute()?;
+        let checkpoint = self.open()?;
         let model = Model::new(&checkpoint.config, &checkpoint.weights, compute).map_err(Failure::input)?;
         Ok((model, checkpoint.tokenizer))
     }

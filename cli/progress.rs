@@ -25,7 +25,7 @@ const NAME_WIDTH: usize = 28;
 
 /// A bar that counts.
 pub fn counter(total: u64, unit: &'static str) -> ProgressBar {
-    let template = format!("{{bar:30}} {{pos}}/{{len}} {unit}, {{eta}} left");
+    let template = format!("{{prefix}}{{bar:30}} {{pos}}/{{len}} {unit}, {{msg}}{{eta}} left");
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style)
 }

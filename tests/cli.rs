@@ -392,12 +392,17 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
 /// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
 #[test]
 fn ctrl_c_at_any_moment_ends_the_run() {
-    for delay in (0..20).map(|index| Duration::from_millis(100 + 83 * index)) {
+    for (index, delay) in (0..20).map(|index| (index, Duration::from_millis(100 + 83 * index))) {
         let workplace = Workplace::new();
+        let mode: &[&str] =
+            if index % 2 == 0 { &["mode=lockstep"] } else { &["mode=async", "max_staleness=9"] };
         let mut command = arriero();
         command
             .args(["run", "tests/fixtures/experiments/two-equal-arms.toml", "--runs"])
             .arg(workplace.runs());
+        for assignment in mode {
+            command.args(["--set", assignment]);
+        }
         // One step a stage; the second arm comes soon.
         command.args(["--set", "rounds=3", "--set", "prompts.train=12", "--set", "prompts.held_out=40"]);
         let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
@@ -663,7 +668,8 @@ fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
         if part.contains("new file mode") {
             assert!(!root.join(target).exists(), "{target} is there already");
         } else {
-            let text = fs::read_to_string(root.join(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
+            let text =
+                fs::read_to_string(root.join(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
             let kept: Vec<&str> = lines.filter_map(|line| line.strip_prefix(' ')).collect();
             assert!(text.contains(&kept.join("\n")), "{target} has changed around the line to add: {kept:?}");
         }
@@ -708,8 +714,11 @@ fn every_algorithm_is_described_documented_and_has_an_experiment() {
 
         let plan = arriero_actors::experiment::load(&root.join(&experiment), &[]);
         let plan = plan.unwrap_or_else(|error| panic!("{error}"));
-        let mut stages = plan.arms.iter().flat_map(|arm| &arm.stages);
-        assert!(stages.any(|stage| stage.algorithm.kind() == kind), "{experiment} is of another algorithm");
+        let mut stages = plan.arms.iter().flat_map(|arm| arm.trainings());
+        assert!(
+            stages.any(|(_, stage)| stage.algorithm.kind() == kind),
+            "{experiment} is of another algorithm"
+        );
 
         let row = index.lines().find(|row| row.starts_with(&format!("| `{kind}` |")));
         let row = row.unwrap_or_else(|| panic!("docs/algorithms.md does not list {kind}"));

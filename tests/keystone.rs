@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arriero_actors::experiment::{Plan, Split};
+use arriero_actors::experiment::{ArmStage, Plan, Split};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::checkpoint::write_hf;
 use arriero_policy::device::Compute;
@@ -20,7 +20,7 @@ use support::{Workplace, fixture};
 /// What the loop is told by the same experiment.
 fn settings(plan: &Plan) -> Settings {
     let [arm] = &plan.arms[..] else { panic!("one arm") };
-    let [stage] = &arm.stages[..] else { panic!("one stage") };
+    let [ArmStage::Train(stage)] = &arm.stages[..] else { panic!("one stage") };
     Settings {
         algorithm: stage.algorithm.clone(),
         training: stage.training.clone(),
@@ -67,7 +67,7 @@ fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
         ];
         let plan = workplace.plan(&set);
         let prompts: Vec<_> =
-            plan.load_prompts(Split::Train).expect("prompts").into_iter().map(Arc::new).collect();
+            plan.load_prompts(Split::Train).expect("prompts").prompts.into_iter().map(Arc::new).collect();
         let expected =
             plain_loop(&plan.model.path, Compute::CPU_F32, &prompts, &settings(&plan)).expect("the loop");
 

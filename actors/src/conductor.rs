@@ -8,14 +8,16 @@
 //! each arm:    begin
 //!   each round, each stage:    sampling → (reference) → training
 //!     offline, each portion:   reading → (reference) → training
+//!     or averaging
 //!   evaluation → checkpoint
 //! ```
 //!
-//! `phases` has the phases, `offline` those of datasets, `ending` what happens when an actor dies or the run ends.
+//! `phases` has the phases, `ahead` what is sampled while the learner trains, `offline` those of datasets, `ending` what happens when an actor dies or the run ends.
 //!
 //! An actor that dies is started again where its work can be repeated (everybody but the learner and
 //! the recorder, who own state), a limited number of times; otherwise the run ends with the cause.
 
+mod ahead;
 mod ending;
 mod offline;
 mod phases;
@@ -68,12 +70,16 @@ pub(crate) enum ConductorMessage {
     ReferenceScored,
     /// The reference has scored all trees.
     Referenced,
+    /// The learner has taken what the buffer held.
+    Taken,
     /// The learner took a step; the policy's weights are of this version.
     Stepped { version: u32, metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
     /// The learner is through; the weights are published.
     Trained { version: u32 },
+    /// The average is there, and published.
+    Averaged { version: u32, seconds: f64 },
     /// Held-out responses so far.
-    Evaluating { done: u64, tokens: u64, seconds: f64 },
+    Evaluating { done: u64, total: u64, tokens: u64, seconds: f64 },
     /// The evaluation is complete.
     Evaluated(Box<Evaluation>),
     /// The weights are on disk.
@@ -89,11 +95,27 @@ enum Phase {
     Idle,
     Evaluating(EvaluationJob),
     Beginning,
-    Reading { job: ReadingJob },
+    Reading {
+        job: ReadingJob,
+    },
     Sampling(Box<SamplingPhase>),
-    Referencing { job: ReferenceJob, total: u64, done: u64, began: Instant },
-    Training { done: u64, trees: usize },
-    Checkpointing { then: AfterCheckpoint },
+    Referencing {
+        job: ReferenceJob,
+        total: u64,
+        done: u64,
+        began: Instant,
+    },
+    /// `fresh` of the trees are of this round.
+    Training {
+        done: u64,
+        steps: u64,
+        trees: usize,
+        fresh: usize,
+    },
+    Averaging,
+    Checkpointing {
+        then: AfterCheckpoint,
+    },
     Ended,
 }
 
@@ -111,6 +133,8 @@ struct SamplingPhase {
     /// What became of each prompt's group: `None` is accepted.
     outcomes: BTreeMap<u64, Option<&'static str>>,
     generated: bool,
+    /// Since when nothing else goes on, where the phase began while the learner was at work.
+    waited_for: Option<Instant>,
     /// Completions without a score.
     unscored: usize,
 }
@@ -123,6 +147,8 @@ struct ArmProgress {
     tokens_trained: u64,
     seconds: f64,
     dropped: BTreeMap<String, u64>,
+    /// Trees of all rounds so far, of stages that learn from those.
+    kept: BTreeMap<String, usize>,
     checkpointed: bool,
 }
 
@@ -136,6 +162,8 @@ pub(crate) struct ConductorState {
     roles: HashMap<ActorId, Role>,
     restarts: BTreeMap<Role, u32>,
     phase: Phase,
+    /// What is sampled while the learner trains: for the stage that comes next.
+    ahead: Option<Box<SamplingPhase>>,
     arm: usize,
     round: usize,
     stage: usize,
@@ -168,6 +196,7 @@ impl Actor for Conductor {
             roles,
             restarts: BTreeMap::new(),
             phase: Phase::Idle,
+            ahead: None,
             arm: 0,
             round: 0,
             stage: 0,
@@ -246,15 +275,16 @@ impl ConductorState {
             ConductorMessage::Sampling { tokens, seconds } => self.report_sampling(tokens, seconds, false)?,
             ConductorMessage::Generated { tokens, reused, seconds } => {
                 self.restarts.remove(&Role::Generator);
-                if let Phase::Sampling(sampling) = &mut self.phase {
-                    sampling.metrics.reused(reused, self.seconds_per_initial_token);
+                let seconds_per_token = self.seconds_per_initial_token;
+                if let Some(sampling) = self.sampling() {
+                    sampling.metrics.reused(reused, seconds_per_token);
                 }
                 self.report_sampling(tokens, seconds, true)?;
             }
             ConductorMessage::Scored(group) => {
                 self.restarts.remove(&Role::RewardWorker);
                 self.restarts.remove(&Role::RejectionSampler);
-                if let Phase::Sampling(sampling) = &mut self.phase {
+                if let Some(sampling) = self.sampling() {
                     sampling.metrics.add(&group);
                 }
             }
@@ -278,18 +308,24 @@ impl ConductorState {
                     self.train()?;
                 }
             }
+            ConductorMessage::Taken => self.look_ahead()?,
             ConductorMessage::Stepped { version, metrics, tokens, seconds } => {
                 self.progress.version = version;
                 self.report_step(&metrics, tokens, seconds);
+                self.look_ahead()?;
             }
             ConductorMessage::Trained { version } => {
                 self.progress.version = version;
                 self.after_portion()?;
             }
-            ConductorMessage::Evaluating { done, tokens, seconds } => {
-                if let Phase::Evaluating(job) = &self.phase {
-                    let total = job.prompts.len() as u64;
-                    let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
+            ConductorMessage::Averaged { version, seconds } => {
+                self.progress.version = version;
+                self.progress.seconds += seconds;
+                self.advance()?;
+            }
+            ConductorMessage::Evaluating { done, total, tokens, seconds } => {
+                if let Phase::Evaluating(_) = &self.phase {
+                    let rate = (seconds > 0.0 && tokens > 0).then(|| tokens as f64 / seconds);
                     self.context.emit(RunEvent::Progress { done, total, reward: None, rate });
                 }
             }
@@ -309,8 +345,10 @@ impl ConductorState {
         &self.context.plan.arms[self.arm]
     }
 
+    /// The stage of the phases that sample and train.
     fn current_stage(&self) -> &Stage {
-        &self.current_arm().stages[self.stage]
+        let stage = self.current_arm().stages[self.stage].training();
+        stage.expect("a stage that averages has no phase of sampling or training")
     }
 
     fn record(&self, record: Record) {
@@ -328,10 +366,14 @@ impl ConductorState {
         let arm = if kind == PhaseKind::Baseline { String::new() } else { self.current_arm().name.clone() };
         let in_rounds = matches!(
             kind,
-            PhaseKind::Reading | PhaseKind::Sampling | PhaseKind::Reference | PhaseKind::Training
+            PhaseKind::Reading
+                | PhaseKind::Sampling
+                | PhaseKind::Reference
+                | PhaseKind::Training
+                | PhaseKind::Averaging
         );
         let round = (in_rounds && self.current_arm().rounds > 1).then_some(self.round + 1);
-        let stage = self.current_stage().name.clone();
+        let stage = self.current_arm().stages[self.stage].name().to_string();
         let place = if in_rounds { format!(" of {stage}, round {}", self.round + 1) } else { String::new() };
         let message = format!("{}{place} begins, {total} to do", kind.as_str());
         self.record(Record::Event {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arriero_buffers::{Branch, Group, Prompt, Tree};
+use arriero_eval::Subject;
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
@@ -15,6 +16,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 use crate::conductor::ConductorMessage;
 use crate::faults::Role;
 use crate::generator::DECODE_STEPS;
+use crate::suites::{SuiteResult, SuitesAtWork};
 use crate::wiring::Wiring;
 
 /// Tokens of a forward pass when the KL to the reference is measured.
@@ -54,8 +56,10 @@ pub struct Evaluation {
     pub kl: f64,
     /// Tokens sampled.
     pub tokens: u64,
-    /// Time it took.
+    /// Time it took, suites included.
     pub seconds: f64,
+    /// The suites, in the order of the experiment.
+    pub suites: Vec<SuiteResult>,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,8 @@ pub(crate) struct EvaluatorState {
     wiring: Wiring,
     scorer: Box<dyn Scorer>,
     work: Option<Work>,
+    /// What follows the held-out prompts, with what was found on these.
+    suites: Option<(Evaluation, SuitesAtWork, Instant)>,
 }
 
 struct Work {
@@ -94,7 +100,7 @@ impl ThreadLocalActor for Evaluator {
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut scorer = wiring.plan.reward.build()?;
         scorer.heed(wiring.shutdown.watch());
-        Ok(EvaluatorState { wiring, scorer, work: None })
+        Ok(EvaluatorState { wiring, scorer, work: None, suites: None })
     }
 
     async fn handle(
@@ -104,12 +110,16 @@ impl ThreadLocalActor for Evaluator {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         if state.wiring.shutdown.has_begun() {
-            state.work = None;
+            (state.work, state.suites) = (None, None);
             return Ok(());
         }
         state.wiring.faults.begin(Role::Evaluator);
         if let EvaluatorMessage::Evaluate(job) = message {
+            state.suites = None;
             state.work = Some(begin(&state.wiring, job)?);
+        }
+        if state.suites.is_some() {
+            return state.step_suites(&myself);
         }
         let Some(work) = &mut state.work else { return Ok(()) };
         for _ in 0..DECODE_STEPS {
@@ -117,6 +127,7 @@ impl ThreadLocalActor for Evaluator {
         }
         state.wiring.tell(ConductorMessage::Evaluating {
             done: work.groups.len() as u64,
+            total: work.job.prompts.len() as u64,
             tokens: work.engine.sampled_tokens(),
             seconds: work.began.elapsed().as_secs_f64(),
         });
@@ -125,7 +136,13 @@ impl ThreadLocalActor for Evaluator {
             return Ok(());
         }
         if let Some(work) = state.work.take() {
+            let (version, began) = (work.job.version, work.began);
             let reply = match finish(&state.wiring, &mut *state.scorer, work) {
+                Ok(evaluation) if !state.wiring.plan.evaluation.suites.is_empty() => {
+                    state.suites = Some((evaluation, suites(&state.wiring, version)?, began));
+                    myself.cast(EvaluatorMessage::Step)?;
+                    return Ok(());
+                }
                 Ok(evaluation) => ConductorMessage::Evaluated(Box::new(evaluation)),
                 Err(cause) => ConductorMessage::Failed { role: Role::Evaluator, cause },
             };
@@ -133,6 +150,41 @@ impl ThreadLocalActor for Evaluator {
         }
         Ok(())
     }
+}
+
+impl EvaluatorState {
+    /// A little of the suites; at their end, the whole evaluation.
+    fn step_suites(&mut self, myself: &ActorRef<EvaluatorMessage>) -> Result<(), ActorProcessingErr> {
+        let Some((mut evaluation, mut suites, began)) = self.suites.take() else { return Ok(()) };
+        let reply = match suites.step() {
+            Ok(true) => {
+                let ((done, total), seconds) = (suites.progress(), began.elapsed().as_secs_f64());
+                self.suites = Some((evaluation, suites, began));
+                myself.cast(EvaluatorMessage::Step)?;
+                ConductorMessage::Evaluating { done, total, tokens: 0, seconds }
+            }
+            Ok(false) => {
+                evaluation.suites = suites.results;
+                evaluation.seconds = began.elapsed().as_secs_f64();
+                ConductorMessage::Evaluated(Box::new(evaluation))
+            }
+            Err(cause) => ConductorMessage::Failed { role: Role::Evaluator, cause },
+        };
+        self.wiring.tell(reply);
+        Ok(())
+    }
+}
+
+/// The plan's suites on weights of this version.
+fn suites(wiring: &Wiring, version: u32) -> Result<SuitesAtWork, ActorProcessingErr> {
+    let compute = wiring.computes.evaluator;
+    let subject = Subject {
+        weights: wiring.weights.pull(version)?.in_precision(compute),
+        max_positions: wiring.model.max_positions,
+        tokenizer: wiring.tokenizer.clone(),
+        compute,
+    };
+    Ok(SuitesAtWork::new(subject, wiring.plan.seed, &wiring.plan.evaluation.suites))
 }
 
 fn begin(wiring: &Wiring, job: EvaluationJob) -> Result<Work, ActorProcessingErr> {
@@ -169,7 +221,8 @@ fn finish(wiring: &Wiring, scorer: &mut dyn Scorer, work: Work) -> Result<Evalua
             mean_kl(wiring, &policy, &reference, &groups)?
         }
     };
-    Ok(Evaluation { version: job.version, outcomes, kl, tokens, seconds: began.elapsed().as_secs_f64() })
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Evaluation { version: job.version, outcomes, kl, tokens, seconds, suites: Vec::new() })
 }
 
 /// The reward of each group's one completion; no number where there is none.

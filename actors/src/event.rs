@@ -19,6 +19,8 @@ pub enum PhaseKind {
     Reference,
     /// Training.
     Training,
+    /// Averaging models.
+    Averaging,
     /// Measuring the trained model.
     Evaluation,
     /// Writing weights.
@@ -34,6 +36,7 @@ impl PhaseKind {
             PhaseKind::Sampling => "sampling",
             PhaseKind::Reference => "reference",
             PhaseKind::Training => "training",
+            PhaseKind::Averaging => "averaging",
             PhaseKind::Evaluation => "evaluation",
             PhaseKind::Checkpoint => "checkpoint",
         }

@@ -2,36 +2,43 @@
 //!
 //! - `document`: the file with the positions of its keys, and `--set` on top of it; sections that are
 //!   read key by key and complain about what is left over;
-//! - `prompts`: where prompts come from; `data`: what offline stages learn from;
+//! - `prompts`: where prompts come from; `data`: what offline stages learn from; `stages`: arms and their stages; `average`: stages
+//!   that average models;
 //! - here: which sections there are, and what they amount to.
 //!
 //! Everything that can be wrong with a file is found here, before anything heavy loads.
 
+mod average;
 mod data;
 mod document;
+mod preparation;
 mod prompts;
+mod stages;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arriero_buffers::{SelectionConfig, SelectionRule};
+use arriero_buffers::SelectionConfig;
+use arriero_eval::{Kind, SuiteConfig};
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::{DEFAULT, locate};
 use arriero_policy::device::{DeviceSpec, DtypeSpec};
-use arriero_policy::objective::Algorithm;
-use arriero_policy::optim::TrainingConfig;
 use arriero_policy::sampling::SamplingConfig;
 use arriero_reward::RewardConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::devices::DevicePlan;
-use crate::scoring::Unscored;
+pub use crate::scoring::Unscored;
 use document::{Document, Section};
+use stages::Surroundings;
 
-pub use data::{DataPlan, LessonConfig, TooLong};
+pub use average::{AverageSource, AverageStage};
+pub use data::{DataPlan, LessonConfig, TooLong, read_data};
 pub use document::{ExperimentError, nearest};
-pub use prompts::{PromptData, PromptFiles, PromptSource, Prompts, Split, read_prompts};
+pub use preparation::{PreparationPlan, read_preparation};
+pub use prompts::{PromptData, PromptFiles, PromptSet, PromptSource, Prompts, Split, read_prompts};
+pub use stages::{Arm, ArmStage, ExperienceOf, ReferenceWeights, ScoredBy, Stage, StartFrom};
 
 /// Sequences decoded at once: more is a slip of the finger, and would only run out of memory.
 const MOST_SEQUENCES: usize = 65_536;
@@ -39,8 +46,6 @@ const MOST_SEQUENCES: usize = 65_536;
 const MOST_QUEUED: usize = 65_536;
 /// MiB of a cache: what 64 bits can count in bytes, and more than there is.
 const MOST_MEBIBYTES: usize = 1 << 40;
-/// Rounds of an arm.
-const MOST_ROUNDS: usize = 1_000_000;
 
 /// An experiment with nothing left open.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +54,8 @@ pub struct Plan {
     pub name: String,
     /// Seed of every random number. Default 0.
     pub seed: u64,
+    /// How actors take turns. Default lockstep.
+    pub mode: Mode,
     /// What every arm starts from.
     pub model: ModelPlan,
     /// Where each actor computes. Default: `model.device`.
@@ -112,6 +119,8 @@ pub struct EvaluationPlan {
     pub batch: usize,
     /// Held-out prompts on whose answers the KL to the reference is measured. Default 64.
     pub kl_prompts: usize,
+    /// Benchmarks of the initial weights and of each arm's. Default none.
+    pub suites: Vec<SuiteConfig>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -121,6 +130,26 @@ struct GeneratorSizes {
     batch: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_memory: Option<usize>,
+}
+
+impl Default for GeneratorPlan {
+    fn default() -> Self {
+        let GeneratorSizes { samples, batch, cache_memory } = GeneratorSizes::default();
+        GeneratorPlan { sampling: SamplingConfig::default(), samples, batch, cache_memory }
+    }
+}
+
+impl GeneratorPlan {
+    fn sizes(&self) -> GeneratorSizes {
+        let GeneratorPlan { samples, batch, cache_memory, .. } = *self;
+        GeneratorSizes { samples, batch, cache_memory }
+    }
+
+    fn to_table(&self) -> Result<Table, toml::ser::Error> {
+        let mut table = Table::try_from(self.sizes())?;
+        table.extend(Table::try_from(&self.sampling)?);
+        Ok(table)
+    }
 }
 
 impl Default for GeneratorSizes {
@@ -156,36 +185,48 @@ impl Default for CheckpointPlan {
     }
 }
 
-/// One of the things that are compared.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Arm {
-    /// Names its folder and its column.
-    pub name: String,
-    /// How often its stages run, each time on the next prompts. Default 1.
-    pub rounds: usize,
-    /// In this order.
-    pub stages: Vec<Stage>,
-}
-
-/// One algorithm with its hyperparameters.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Stage {
-    /// The algorithm's kind; with a number after it where an arm has several of a kind.
-    pub name: String,
-    /// What is optimised.
-    pub algorithm: Algorithm,
-    /// How.
-    pub training: TrainingConfig,
-    /// What from, where it does not sample.
-    pub data: Option<Arc<DataPlan>>,
-}
-
 /// How actors take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// One phase after the other.
+    Lockstep,
+    /// The generator samples while the learner trains.
+    Async {
+        /// Versions of the weights between those that drew a token and those that training on it begins with, at most.
+        max_staleness: u32,
+    },
+}
+
+impl Mode {
+    /// True if actors work at the same time.
+    pub fn overlaps(self) -> bool {
+        self != Mode::Lockstep
+    }
+}
+
+/// `mode` in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Mode {
+enum ModeName {
     Lockstep,
     Async,
+}
+
+/// `max_staleness` where nothing is said: enough for the last steps of a round to overlap with the next one's samples.
+const DEFAULT_STALENESS: u32 = 4;
+
+fn mode(root: &mut Section<'_>) -> Result<Mode, ExperimentError> {
+    let name = root.take("mode")?.unwrap_or(ModeName::Lockstep);
+    let max_staleness: Option<u32> = root.take("max_staleness")?;
+    match (name, max_staleness) {
+        (ModeName::Lockstep, None) => Ok(Mode::Lockstep),
+        (ModeName::Lockstep, Some(_)) => {
+            let message =
+                "is an option of mode = \"async\"; in lockstep nothing is stale. Remove it, or set the mode";
+            Err(root.fail("max_staleness", message))
+        }
+        (ModeName::Async, given) => Ok(Mode::Async { max_staleness: given.unwrap_or(DEFAULT_STALENESS) }),
+    }
 }
 
 /// Reads an experiment file, with `set` (`key=value`) on top of it.
@@ -225,23 +266,22 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let name: String = root.take("name")?.unwrap_or_else(|| stem.to_string());
     arriero_store::check_run_name(&name).map_err(|error| root.fail("name", &format!("is wrong: {error}")))?;
     let seed: u64 = root.take("seed")?.unwrap_or(0);
-    if root.take("mode")?.unwrap_or(Mode::Lockstep) == Mode::Async {
-        return Err(root.fail("mode", "\"async\" is not there yet; use \"lockstep\""));
-    }
+    let mode = mode(&mut root)?;
     let rounds: Option<usize> = root.take("rounds")?;
 
     let (model, model_path) = model(root.child("model")?)?;
     let devices: DevicePlan = root.child("devices")?.read_whole(&DevicePlan::all(model.device))?;
-    let generator = generator(root.child("generator")?)?;
+    let generator = generator(root.child("generator")?, &GeneratorPlan::default())?;
     let evaluation = evaluation(root.child("evaluation")?, &generator)?;
     let (reward, unscored) = reward(root.child("reward")?)?;
-    let selection = selection(root.child("selection")?)?;
+    let selection = selection(root.child("selection")?, &SelectionConfig::default())?;
     let checkpoint: CheckpointPlan = root.child("checkpoint")?.read_whole(&CheckpointPlan::default())?;
     let shared = if root.has("data") { Some(Arc::new(data::data(root.child("data")?)?)) } else { None };
     root.knows("data");
-    let arms = arms(&mut root, rounds.unwrap_or(1), &Surroundings { generator: &generator, data: shared })?;
+    let around = Surroundings { generator: &generator, selection: &selection, data: shared };
+    let arms = stages::arms(&mut root, rounds.unwrap_or(1), &around)?;
     let most_rounds = arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
-    let stages = || arms.iter().flat_map(|arm| &arm.stages);
+    let stages = || arms.iter().flat_map(Arm::trainings).map(|(_, stage)| stage);
     let samples = stages().any(|stage| stage.data.is_none());
     let prompts = prompts::prompts(root.child("prompts")?, most_rounds, samples, seed)?;
     let portions = stages().filter_map(|stage| Some(stage.data.as_ref()?.portion(stage.training.batch_size)));
@@ -252,6 +292,7 @@ fn plan(document: &Document, stem: &str) -> Result<Plan, ExperimentError> {
     let mut plan = Plan {
         name,
         seed,
+        mode,
         model,
         devices,
         prompts,
@@ -291,9 +332,9 @@ fn model(mut section: Section<'_>) -> Result<(ModelPlan, String), ExperimentErro
     Ok((ModelPlan { path, adapter, device, dtype }, written))
 }
 
-fn generator(mut section: Section<'_>) -> Result<GeneratorPlan, ExperimentError> {
-    let GeneratorSizes { samples, batch, cache_memory } = section.read(&GeneratorSizes::default())?;
-    let sampling: SamplingConfig = section.read(&SamplingConfig::default())?;
+fn generator(mut section: Section<'_>, default: &GeneratorPlan) -> Result<GeneratorPlan, ExperimentError> {
+    let GeneratorSizes { samples, batch, cache_memory } = section.read(&default.sizes())?;
+    let sampling: SamplingConfig = section.read(&default.sampling)?;
     section.check(sampling.validate())?;
     section.counts(&[
         ("samples", samples, MOST_SEQUENCES),
@@ -318,12 +359,40 @@ fn evaluation(
     let sampling: SamplingConfig = section.read(&greedy)?;
     section.check(sampling.validate())?;
     section.counts(&[("batch", batch, MOST_SEQUENCES), ("kl_prompts", kl_prompts, usize::MAX)])?;
+    let suites = section.children("suites")?.into_iter().map(suite).collect::<Result<Vec<_>, _>>()?;
+    let repeated =
+        (1..suites.len()).find(|&place| suites[..place].iter().any(|one| one.name() == suites[place].name()));
+    if let Some(place) = repeated {
+        let name = suites[place].name();
+        return Err(section.fail("suites", &format!("has \"{name}\" twice; give one of them another name")));
+    }
     section.finish()?;
-    Ok(EvaluationPlan { sampling, batch, kl_prompts })
+    Ok(EvaluationPlan { sampling, batch, kl_prompts, suites })
 }
 
-fn selection(mut section: Section<'_>) -> Result<SelectionConfig, ExperimentError> {
-    let selection: SelectionConfig = section.read(&SelectionConfig::default())?;
+/// A suite of the evaluation.
+fn suite(mut section: Section<'_>) -> Result<SuiteConfig, ExperimentError> {
+    let names: Vec<&str> = Kind::ALL.iter().map(|(name, _)| *name).collect();
+    let Some(name) = section.take::<String>("kind")? else {
+        return Err(section.fail("kind", &format!("is missing; expected one of {}", names.join(", "))));
+    };
+    let kind = Kind::parse(&name).map_err(|error| section.fail("kind", &format!("is wrong: {error}")))?;
+    let config: SuiteConfig = section.read(&SuiteConfig::new(kind))?;
+    if kind.is_of_reward_models() {
+        return Err(
+            section.fail("kind", "asks a reward model, and a run evaluates a policy; use `arriero eval`")
+        );
+    }
+    section.check(config.validate())?;
+    section.finish()?;
+    Ok(config)
+}
+
+fn selection(
+    mut section: Section<'_>,
+    default: &SelectionConfig,
+) -> Result<SelectionConfig, ExperimentError> {
+    let selection: SelectionConfig = section.read(default)?;
     section.check(selection.validate())?;
     section.finish()?;
     Ok(selection)
@@ -354,103 +423,6 @@ fn capacities(mut section: Section<'_>, most_trees: usize) -> Result<(usize, usi
     Ok((queue, buffer))
 }
 
-/// What a stage must fit.
-struct Surroundings<'a> {
-    generator: &'a GeneratorPlan,
-    /// `[data]`.
-    data: Option<Arc<DataPlan>>,
-}
-
-/// One `[algorithm]`, or any number of `[[arm]]`.
-fn arms(
-    root: &mut Section<'_>,
-    rounds: usize,
-    around: &Surroundings<'_>,
-) -> Result<Vec<Arm>, ExperimentError> {
-    root.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
-    let listed = root.children("arm")?;
-    if root.has("algorithm") {
-        if !listed.is_empty() {
-            return Err(root.fail("algorithm", "cannot stand beside [[arm]]; make it a stage of an arm"));
-        }
-        let stage = stage(root.child("algorithm")?, around)?;
-        return Ok(vec![Arm { name: stage.algorithm.kind().to_string(), rounds, stages: vec![stage] }]);
-    }
-    if listed.is_empty() {
-        let kinds = Algorithm::KINDS.join(", ");
-        let message = format!("is missing; add [algorithm] with a kind ({kinds}), or [[arm]] tables");
-        return Err(root.fail("algorithm", &message));
-    }
-    let mut arms: Vec<Arm> = Vec::new();
-    for mut section in listed {
-        let stages = section.children("stage")?;
-        if stages.is_empty() {
-            return Err(section.fail("stage", "is missing; add at least one [[arm.stage]] with a kind"));
-        }
-        let stages =
-            number(stages.into_iter().map(|section| stage(section, around)).collect::<Result<_, _>>()?);
-        let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-        let name: String = section.take("name")?.unwrap_or_else(|| names.join("-"));
-        let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
-        section.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
-        arriero_store::check_arm_name(&name)
-            .map_err(|error| section.fail("name", &format!("is wrong: {error}")))?;
-        if arms.iter().any(|arm| arm.name == name) {
-            return Err(section.fail("name", &format!("\"{name}\" is the name of two arms; choose another")));
-        }
-        section.finish()?;
-        arms.push(Arm { name, rounds, stages });
-    }
-    Ok(arms)
-}
-
-/// Tells stages of one kind apart by a number.
-fn number(mut stages: Vec<Stage>) -> Vec<Stage> {
-    let kinds: Vec<&'static str> = stages.iter().map(|stage| stage.algorithm.kind()).collect();
-    for (index, stage) in stages.iter_mut().enumerate() {
-        let earlier = kinds[..index].iter().filter(|&&kind| kind == kinds[index]).count();
-        if earlier > 0 {
-            stage.name = format!("{}-{}", stage.name, earlier + 1);
-        }
-    }
-    stages
-}
-
-fn stage(mut section: Section<'_>, around: &Surroundings<'_>) -> Result<Stage, ExperimentError> {
-    let Surroundings { generator, data } = around;
-    let data = data::of_stage(&mut section, data.as_ref())?;
-    let training: TrainingConfig = section.read(&TrainingConfig::default())?;
-    section.check(training.validate())?;
-    let mut algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
-    section.check(algorithm.validate())?;
-    algorithm.fit(generator.sampling.max_new_tokens);
-    let algorithm = algorithm.resolved();
-    let rule = algorithm.objective().needs().selection;
-    if data.is_some() && !rule.takes_rows() {
-        let message = format!(
-            "\"{}\" learns from {} of its own sampling, which no dataset holds; write data = \"sampled\" beside it, \
-             remove the data, or change kind",
-            algorithm.kind(),
-            rule.learns_from()
-        );
-        return Err(section.fail("kind", &message));
-    }
-    let (samples, least) = (generator.samples, rule.least_samples());
-    if data.is_none() && samples < least {
-        let wants = match rule {
-            SelectionRule::BestAgainstWorst | SelectionRule::Ranking => "learns from pairs",
-            _ => "compares the samples of a group",
-        };
-        let message = format!(
-            "\"{}\" {wants}, but generator.samples is {samples}; set it to {least} or more",
-            algorithm.kind()
-        );
-        return Err(section.fail("kind", &message));
-    }
-    section.finish()?;
-    Ok(Stage { name: algorithm.kind().to_string(), algorithm, training, data })
-}
-
 /// Writes the plan out.
 fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
     let table = || -> Result<Table, toml::ser::Error> {
@@ -458,7 +430,13 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         let mut put = |key: &str, value: Value| root.insert(key.to_string(), value);
         put("name", Value::String(plan.name.clone()));
         put("seed", Value::try_from(plan.seed)?);
-        put("mode", Value::try_from(Mode::Lockstep)?);
+        match plan.mode {
+            Mode::Lockstep => put("mode", Value::try_from(ModeName::Lockstep)?),
+            Mode::Async { max_staleness } => {
+                put("max_staleness", Value::try_from(max_staleness)?);
+                put("mode", Value::try_from(ModeName::Async)?)
+            }
+        };
         let mut model = Table::new();
         model.insert("path".to_string(), Value::String(model_path.to_string()));
         if let Some(adapter) = &plan.model.adapter {
@@ -470,36 +448,24 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         put("devices", Value::try_from(plan.devices)?);
         put("prompts", Value::Table(plan.prompts.to_table()?));
         put("reward", merged(&[Table::try_from(&plan.reward)?, Table::try_from(plan.unscored)?]));
-        let GeneratorPlan { samples, batch, cache_memory, .. } = plan.generator;
-        let sizes = GeneratorSizes { samples, batch, cache_memory };
-        put("generator", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.generator.sampling)?]));
+        put("generator", Value::Table(plan.generator.to_table()?));
         put("selection", Value::try_from(&plan.selection)?);
         let EvaluationPlan { batch, kl_prompts, .. } = plan.evaluation;
         let sizes = EvaluationSizes { batch, kl_prompts };
-        put("evaluation", merged(&[Table::try_from(sizes)?, Table::try_from(&plan.evaluation.sampling)?]));
+        let mut suites = Table::new();
+        if !plan.evaluation.suites.is_empty() {
+            suites.insert("suites".to_string(), Value::try_from(&plan.evaluation.suites)?);
+        }
+        let sampling = Table::try_from(&plan.evaluation.sampling)?;
+        put("evaluation", merged(&[Table::try_from(sizes)?, sampling, suites]));
         let mut queues = Table::new();
         queues.insert("capacity".to_string(), Value::try_from(plan.queue_capacity)?);
         queues.insert("buffer".to_string(), Value::try_from(plan.buffer_capacity)?);
         put("queues", Value::Table(queues));
         put("checkpoint", Value::try_from(plan.checkpoint)?);
-        let mut arms = Vec::new();
-        for arm in &plan.arms {
-            let mut table = Table::new();
-            table.insert("name".to_string(), Value::String(arm.name.clone()));
-            table.insert("rounds".to_string(), Value::try_from(arm.rounds)?);
-            let mut stages = Vec::new();
-            for stage in &arm.stages {
-                let mut written = Table::new();
-                written.insert("data".to_string(), data::written(stage.data.as_ref())?);
-                stages.push(merged(&[
-                    Table::try_from(&stage.algorithm)?,
-                    Table::try_from(&stage.training)?,
-                    written,
-                ]));
-            }
-            table.insert("stage".to_string(), Value::Array(stages));
-            arms.push(Value::Table(table));
-        }
+        let arms =
+            plan.arms.iter().map(|arm| arm.to_table(&plan.generator, &plan.selection).map(Value::Table));
+        let arms = arms.collect::<Result<_, _>>()?;
         put("arm", Value::Array(arms));
         Ok(root)
     };

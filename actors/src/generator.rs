@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use arriero_buffers::{Prompt, ScoredGroup, SelectionRule};
+use arriero_buffers::{Completion, Prompt};
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
@@ -12,7 +12,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 
 use crate::conductor::ConductorMessage;
 use crate::faults::Role;
-use crate::wiring::Wiring;
+use crate::wiring::{Recipe, Wiring};
 
 /// Decode steps in one handler call: long enough to cost nothing, short enough to stop promptly.
 pub(crate) const DECODE_STEPS: usize = 8;
@@ -21,16 +21,32 @@ pub(crate) const DECODE_STEPS: usize = 8;
 /// restarted goes on with the others.
 #[derive(Debug, Clone)]
 pub(crate) struct GenerationJob {
+    /// Of the weights to sample from.
     pub version: u32,
+    /// Whether the learner is at work meanwhile: newer weights are taken as they come.
+    pub is_ahead: bool,
     pub prompts: Arc<Vec<Arc<Prompt>>>,
-    /// What is made of the groups, which may want completions beside the policy's samples.
-    pub rule: SelectionRule,
+    pub recipe: Arc<Recipe>,
+    /// The stage of this round that has sampled and scored the groups already.
+    pub samples_of: Option<String>,
     pub delivered: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl GenerationJob {
-    pub fn new(version: u32, prompts: Vec<Arc<Prompt>>, rule: SelectionRule) -> Self {
-        GenerationJob { version, prompts: Arc::new(prompts), rule, delivered: Arc::default() }
+    pub fn new(
+        (version, is_ahead): (u32, bool),
+        prompts: Vec<Arc<Prompt>>,
+        recipe: Arc<Recipe>,
+        samples_of: Option<String>,
+    ) -> Self {
+        GenerationJob {
+            version,
+            is_ahead,
+            prompts: Arc::new(prompts),
+            recipe,
+            samples_of,
+            delivered: Arc::default(),
+        }
     }
 
     fn is_delivered(&self, prompt_id: u64) -> bool {
@@ -60,10 +76,24 @@ pub(crate) struct GeneratorState {
 
 struct Work {
     engine: Engine,
+    /// Of the engine's weights.
+    version: u32,
     job: GenerationJob,
     /// Tokens of groups that were there already.
     reused: u64,
     began: Instant,
+}
+
+impl Work {
+    /// Takes the newest weights.
+    fn renew(&mut self, wiring: &Wiring) -> Result<(), ActorProcessingErr> {
+        let newest = wiring.weights.newest();
+        if newest.version() != self.version {
+            self.version = newest.version();
+            self.engine.renew(newest.in_precision(wiring.computes.generator).model()?, self.version);
+        }
+        Ok(())
+    }
 }
 
 impl ThreadLocalActor for Generator {
@@ -90,10 +120,18 @@ impl ThreadLocalActor for Generator {
             return Ok(());
         }
         state.wiring.faults.begin(Role::Generator);
-        if let GeneratorMessage::Generate(job) = message {
-            state.work = Some(begin(&state.wiring, job)?);
+        match message {
+            GeneratorMessage::Generate(job) if job.samples_of.is_some() => {
+                state.work = None;
+                pass_on(&state.wiring, &job)?;
+            }
+            GeneratorMessage::Generate(job) => state.work = Some(begin(&state.wiring, job)?),
+            GeneratorMessage::Step => {}
         }
         let Some(work) = &mut state.work else { return Ok(()) };
+        if work.job.is_ahead {
+            work.renew(&state.wiring)?;
+        }
         for _ in 0..DECODE_STEPS {
             for group in work.engine.step()? {
                 let prompt_id = group.prompt.id;
@@ -115,47 +153,57 @@ impl ThreadLocalActor for Generator {
     }
 }
 
+/// Hands on what another stage has sampled.
+fn pass_on(wiring: &Wiring, job: &GenerationJob) -> Result<(), ActorProcessingErr> {
+    let stage = job.samples_of.as_deref().unwrap_or_default();
+    for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
+        match wiring.sampled_for.get(stage, prompt.id) {
+            Some(scored) => wiring.push(&wiring.scored, scored)?,
+            None => {
+                let (prompt_id, reason) = (prompt.id, "not_sampled_before");
+                wiring.tell(ConductorMessage::Dropped { prompt_id, reason });
+            }
+        }
+        job.deliver(prompt.id);
+    }
+    wiring.tell(ConductorMessage::Generated { tokens: 0, reused: 0, seconds: 0.0 });
+    Ok(())
+}
+
 fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr> {
-    let generator = &wiring.plan.generator;
+    let Recipe { generator, greedy_baseline, rivals, .. } = &*job.recipe;
     let config = GenerationConfig {
         sampling: generator.sampling.clone(),
         samples: generator.samples,
         batch: generator.batch,
         seed: wiring.plan.seed,
     };
-    let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.generator).model()?;
-    let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
-    let mut completions = generator.samples;
-    if let Some(weight) = job.rule.rivals() {
+    let weights = if job.is_ahead { wiring.weights.newest() } else { wiring.weights.pull(job.version)? };
+    let version = weights.version();
+    let model = weights.in_precision(wiring.computes.generator).model()?;
+    let mut engine = Engine::new(model, version, wiring.tokenizer.clone(), config);
+    if let Some(weight) = rivals {
         let reference = wiring.initial.in_precision(wiring.computes.generator).model()?;
-        engine = engine.with_mixture(reference, weight.into())?;
+        engine = engine.with_mixture(reference, (*weight).into())?;
     }
     if let Some(mebibytes) = generator.cache_memory {
         engine = engine.with_cache_memory(mebibytes << 20);
     }
-    if job.rule.wants_greedy() {
+    if *greedy_baseline {
         engine = engine.with_greedy_baseline();
-        completions += 1;
     }
     let mut reused = 0;
     for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
-        // An arm with a greedy baseline has one completion more than one without; groups with rivals are not kept.
-        let fits = |scored: &Arc<ScoredGroup>| {
-            scored.group.completions.len() == completions && job.rule.rivals().is_none()
-        };
-        match wiring.sampled_initially.get(prompt.id).filter(|scored| job.version == 0 && fits(scored)) {
+        let sampled = wiring.sampled_initially.get(&job.recipe, prompt.id);
+        match sampled.filter(|_| version == 0) {
             Some(scored) => {
-                reused += scored
-                    .group
-                    .completions
-                    .iter()
-                    .map(|completion| completion.tokens.len() as u64)
-                    .sum::<u64>();
+                let tokens = |completion: &Completion| completion.tokens.len() as u64;
+                reused += scored.group.completions.iter().map(tokens).sum::<u64>();
                 wiring.push(&wiring.scored, scored)?;
                 job.deliver(prompt.id);
             }
             None => engine.submit(Arc::clone(prompt))?,
         }
     }
-    Ok(Work { engine, job, reused, began: Instant::now() })
+    Ok(Work { engine, version, job, reused, began: Instant::now() })
 }

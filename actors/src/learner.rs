@@ -2,6 +2,8 @@
 //!
 //! A stage that trains a reward model starts from the run's initial weights under a fresh head; the policy stays as it is.
 
+mod results;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -9,26 +11,29 @@ use std::time::Instant;
 
 use arriero_buffers::{ExperienceBuffer, Tree};
 use arriero_policy::PolicyError;
+use arriero_policy::average;
 use arriero_policy::checkpoint::{self, Beside, Weights};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
 use arriero_policy::lora::{Adapter, LoraConfig};
 use arriero_policy::model::Model;
 use arriero_policy::objective::{CriticKind, Objective, Statistics};
+use arriero_policy::optim::AcrossRounds;
 use arriero_policy::reward_model;
 use arriero_policy::snapshot::Snapshot;
 use arriero_policy::teacher;
-use arriero_policy::trainer::Trainer;
+use arriero_policy::trainer::{Position, Trainer};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 
 use crate::conductor::ConductorMessage;
 use crate::data_reader::FILE_IDS;
-use crate::experiment::Stage;
+use crate::experiment::{AverageStage, ExperienceOf, ReferenceWeights, Stage, StartFrom};
 use crate::faults::Role;
 use crate::recorder::Record;
 use crate::wiring::Wiring;
+use results::Results;
 
 /// One stage's training.
 #[derive(Debug, Clone)]
@@ -36,7 +41,23 @@ pub(crate) struct TrainingJob {
     pub arm: String,
     pub stage: Stage,
     pub round: u64,
+    /// Rounds of the arm.
+    pub rounds: u64,
     pub portion: PortionJob,
+}
+
+impl TrainingJob {
+    /// Whether the optimiser goes on from round to round.
+    fn continues(&self) -> bool {
+        self.stage.training.optimizer == Some(AcrossRounds::Continue)
+    }
+
+    /// Steps of the optimiser in all where `taken` are behind it, and this round has `steps`: as if the rounds that are
+    /// left had as many.
+    fn total_steps(&self, taken: usize, steps: usize) -> usize {
+        let rounds = if self.continues() { self.rounds.saturating_sub(self.round).max(1) } else { 1 };
+        taken.saturating_add(steps.saturating_mul(rounds as usize))
+    }
 }
 
 /// The part of a stage's experience that the buffer holds: all of it, but where a dataset comes in portions.
@@ -71,12 +92,14 @@ pub(crate) struct CheckpointJob {
 
 #[derive(Debug)]
 pub(crate) enum LearnerMessage {
-    /// Go back to the initial weights: an arm begins.
-    Begin,
+    /// Go back to the initial weights: the arm of this number begins.
+    Begin { arm: usize },
     /// Train on what the buffer holds.
     Train(Box<TrainingJob>),
     /// Take the next step.
     Step,
+    /// Put the average of models in the place of the policy, or of the reward model.
+    Average(Box<AverageStage>),
     /// Write the weights.
     Checkpoint(CheckpointJob),
 }
@@ -104,6 +127,10 @@ pub(crate) struct LearnerState {
     stage: String,
     /// Objectives of the arm's stages, whose running statistics go on from round to round.
     objectives: BTreeMap<String, Box<dyn Objective>>,
+    /// How far stages have come that go on with their optimiser.
+    positions: BTreeMap<String, Position>,
+    /// Trees of all rounds so far, of stages that learn from those.
+    kept: BTreeMap<String, Vec<Tree>>,
     /// Critics of the arm's stages, f32.
     critics: BTreeMap<String, Weights>,
     /// References of the arm's stages that follow the policy, f32.
@@ -114,7 +141,10 @@ pub(crate) struct LearnerState {
     /// The teacher that a stage named last, where it lies and in the learner's precision.
     teacher: Option<(PathBuf, Rc<Model>)>,
     work: Option<Work>,
-    /// Optimiser steps of the policy since the arm began: the version of the weights.
+    /// The arm's number.
+    arm: usize,
+    results: Results,
+    /// How often the policy's weights have changed since the arm began, by optimiser steps and averages.
     version: u32,
     /// Optimiser steps of the arm's reward models.
     reward_steps: u32,
@@ -131,6 +161,8 @@ struct Adapting {
 
 struct Work {
     job: TrainingJob,
+    /// Of the weights that training began with.
+    version: u32,
     experience: ExperienceBuffer,
     /// Trees that the policy and the critic have not scored yet as they were when training began.
     unscored: VecDeque<Tree>,
@@ -144,14 +176,14 @@ struct Work {
 
 impl Work {
     /// Of an experience that the trainer scores first where its objective wants that.
-    fn new(job: TrainingJob, experience: ExperienceBuffer, trainer: &mut Trainer) -> Self {
+    fn new(job: TrainingJob, version: u32, experience: ExperienceBuffer, trainer: &mut Trainer) -> Self {
         let mut unscored = VecDeque::new();
         if trainer.scores_old() {
             unscored.extend(experience.trees().cloned());
         } else {
             trainer.begin(&experience.trees().collect::<Vec<_>>());
         }
-        Work { job, experience, unscored, scoring_seconds: 0.0, epoch: 0, batches: VecDeque::new() }
+        Work { job, version, experience, unscored, scoring_seconds: 0.0, epoch: 0, batches: VecDeque::new() }
     }
 
     fn next_batch(&mut self, seed: u64) -> Option<Vec<Tree>> {
@@ -206,12 +238,16 @@ impl ThreadLocalActor for Learner {
             trainer: None,
             stage: String::new(),
             objectives: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            kept: BTreeMap::new(),
             critics: BTreeMap::new(),
             references: BTreeMap::new(),
             reward_model: None,
             adapting: None,
             teacher: None,
             work: None,
+            arm: 0,
+            results: Results::default(),
             version: 0,
             reward_steps: 0,
         })
@@ -224,7 +260,7 @@ impl ThreadLocalActor for Learner {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LearnerMessage::Begin => state.begin(),
+            LearnerMessage::Begin { arm } => state.begin(arm),
             LearnerMessage::Train(job) => {
                 state.train(*job)?;
                 myself.cast(LearnerMessage::Step)?;
@@ -234,6 +270,18 @@ impl ThreadLocalActor for Learner {
                 if state.step()? {
                     myself.cast(LearnerMessage::Step)?;
                 }
+            }
+            LearnerMessage::Average(_) if state.wiring.shutdown.has_begun() => {}
+            LearnerMessage::Average(stage) => {
+                let began = Instant::now();
+                let reply = match state.average(&stage) {
+                    Ok(()) => ConductorMessage::Averaged {
+                        version: state.version,
+                        seconds: began.elapsed().as_secs_f64(),
+                    },
+                    Err(cause) => ConductorMessage::Failed { role: Role::Learner, cause },
+                };
+                state.wiring.tell(reply);
             }
             LearnerMessage::Checkpoint(job) => {
                 let reply = match state.checkpoint(job) {
@@ -248,9 +296,15 @@ impl ThreadLocalActor for Learner {
 }
 
 impl LearnerState {
-    fn begin(&mut self) {
+    fn begin(&mut self, arm: usize) {
+        if arm > 0 {
+            self.results.arm_ends(&self.wiring.plan, self.arm, &self.weights);
+        }
+        self.arm = arm;
         self.trainer = None;
         self.objectives.clear();
+        self.positions.clear();
+        self.kept.clear();
         self.critics.clear();
         self.references.clear();
         self.reward_model = None;
@@ -264,41 +318,106 @@ impl LearnerState {
     }
 
     fn train(&mut self, job: TrainingJob) -> Result<(), ActorProcessingErr> {
-        let training = &job.stage.training;
-        let experience = {
-            let mut buffer = self.wiring.buffer();
-            let experience = buffer.clone();
-            buffer.clear();
-            experience
-        };
+        let experience = self.experience(&job);
+        self.wiring.tell(ConductorMessage::Taken);
         if let Some(trainer) = self.trainer.as_mut().filter(|_| job.portion.number > 0) {
-            self.work = Some(Work::new(job, experience, trainer));
+            self.work = Some(Work::new(job, self.version, experience, trainer));
             return Ok(());
         }
+        let own_steps =
+            job.portion.epochs.saturating_mul(experience.len().div_ceil(job.stage.training.batch_size));
+        let steps = job.portion.total_steps.unwrap_or(own_steps);
+        let goes_on = job.continues() && self.stage == job.stage.name;
         // The old optimiser goes before the new one comes: both at once would set the peak memory.
-        if let Some(trainer) = self.trainer.take() {
-            self.objectives.insert(std::mem::take(&mut self.stage), trainer.into_objective());
-        }
-        let objective = self.objectives.remove(&job.stage.name);
-        let objective = objective.unwrap_or_else(|| job.stage.algorithm.objective());
-        if let Err(cause) = objective.check(&experience.trees().collect::<Vec<_>>()) {
+        let mut trainer = match self.trainer.take() {
+            Some(mut trainer) if goes_on => {
+                trainer.reach(job.total_steps(trainer.steps(), steps));
+                trainer
+            }
+            other => {
+                self.put_away(other);
+                let objective = self.objectives.remove(&job.stage.name);
+                self.trainer(&job, objective.unwrap_or_else(|| job.stage.algorithm.objective()), steps)?
+            }
+        };
+        self.stage.clone_from(&job.stage.name);
+        if let Err(cause) = trainer.check(&experience.trees().collect::<Vec<_>>()) {
             let cause = format!("{}: {cause}", job.stage.algorithm.kind());
             self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause });
-            return Ok(());
+        } else {
+            self.work = Some(Work::new(job, self.version, experience, &mut trainer));
         }
-        let own_steps = job.portion.epochs.saturating_mul(experience.len().div_ceil(training.batch_size));
-        let steps = job.portion.total_steps.unwrap_or(own_steps);
+        self.trainer = Some(trainer);
+        Ok(())
+    }
+
+    /// What is to be learned from: what the buffer holds, which is empty then, and what is kept of earlier rounds.
+    fn experience(&mut self, job: &TrainingJob) -> ExperienceBuffer {
+        let fresh = {
+            let mut buffer = self.wiring.buffer();
+            let fresh = buffer.clone();
+            buffer.clear();
+            fresh
+        };
+        if job.stage.experience == ExperienceOf::Round {
+            return fresh;
+        }
+        let kept = self.kept.entry(job.stage.name.clone()).or_default();
+        kept.extend(fresh.trees().cloned());
+        ExperienceBuffer::of(kept.iter().cloned())
+    }
+
+    /// Keeps of a stage's trainer what its next round goes on with.
+    fn put_away(&mut self, trainer: Option<Trainer>) {
+        let Some(trainer) = trainer else { return };
+        let stage = std::mem::take(&mut self.stage);
+        let continues = trainer.training().optimizer == Some(AcrossRounds::Continue);
+        let (objective, position) = trainer.into_parts();
+        self.objectives.insert(stage.clone(), objective);
+        if continues {
+            self.positions.insert(stage, position);
+        }
+    }
+
+    /// A trainer of a stage that begins, or comes back after others, with `steps` steps in this round.
+    fn trainer(
+        &mut self,
+        job: &TrainingJob,
+        objective: Box<dyn Objective>,
+        steps: usize,
+    ) -> Result<Trainer, ActorProcessingErr> {
+        let (stage, training) = (&job.stage, &job.stage.training);
+        let mut position = self.positions.remove(&stage.name);
+        let steps = job.total_steps(position.as_ref().map_or(0, |position| position.steps), steps);
         let needs = objective.needs();
         let statistics = needs.statistics;
         let (compute, plan) = (self.compute, Arc::clone(&self.wiring.plan));
         let trainer = if statistics == Statistics::Scores {
-            let (tokenizer, weights) = (&self.wiring.tokenizer, self.masters.weights());
-            let (model, weights) = reward_model::initial(&self.wiring.model, &weights, tokenizer, plan.seed);
+            let (model, weights) = match &self.reward_model {
+                Some((model, weights)) if stage.from == StartFrom::Previous => {
+                    (model.clone(), handles(weights))
+                }
+                _ => {
+                    let (tokenizer, weights) = (&self.wiring.tokenizer, self.masters.weights());
+                    reward_model::initial(&self.wiring.model, &weights, tokenizer, plan.seed)
+                }
+            };
             Trainer::new(&model, &weights, compute, objective, training.clone(), steps)?
         } else {
-            self.adapting = match &training.lora {
-                Some(lora) => Some(self.adapting(lora)?),
-                None => None,
+            if stage.from == StartFrom::Initial {
+                self.weights = self.masters.weights();
+                self.adapting = None;
+            }
+            let before =
+                self.adapting.take().filter(|before| Some(&before.adapter.config) == training.lora.as_ref());
+            if before.is_none() && training.lora.is_some() {
+                // Moments of another adapter say nothing of a fresh one.
+                position = position.map(|position| Position { moments: None, ..position });
+            }
+            self.adapting = match (before, &training.lora) {
+                (Some(before), _) => Some(before),
+                (None, Some(lora)) => Some(self.fresh_adapter(lora, stage.from)?),
+                (None, None) => None,
             };
             let model = &self.wiring.model;
             match &self.adapting {
@@ -313,33 +432,27 @@ impl LearnerState {
             Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model
         );
         let reward_model = self.reward_model.as_ref().filter(|_| is_model).map(|(_, weights)| weights);
-        let mut trainer = match self.critics.get(&job.stage.name).or(reward_model) {
+        let mut trainer = match self.critics.get(&stage.name).or(reward_model) {
             Some(critic) => trainer.with_critic(critic)?,
             None => trainer,
         };
-        if let Some(path) = job.stage.algorithm.teacher() {
-            match self.teacher(path) {
-                Ok(teacher) => trainer = trainer.with_teacher(teacher)?,
-                Err(error) => {
-                    self.wiring
-                        .tell(ConductorMessage::Failed { role: Role::Learner, cause: error.to_string() });
-                    return Ok(());
-                }
-            }
+        if let Some(path) = stage.algorithm.teacher() {
+            trainer = trainer.with_teacher(self.teacher(path)?)?;
         }
-        if let Some(needs) = needs.keeps_reference().then_some(needs) {
+        if needs.keeps_reference() {
             // One that follows the policy goes on from round to round.
-            let weights = match self.references.get(&job.stage.name) {
+            let weights = match self.references.get(&stage.name) {
                 Some(reference) => handles(reference),
+                None if stage.reference == ReferenceWeights::Start => handles(&self.weights),
                 None if needs.sync.is_some() => self.masters.weights(),
                 None => self.wiring.initial.weights(),
             };
             trainer = trainer.with_reference(&weights)?;
         }
-        self.stage.clone_from(&job.stage.name);
-        self.work = Some(Work::new(job, experience, &mut trainer));
-        self.trainer = Some(trainer);
-        Ok(())
+        Ok(match position {
+            Some(position) => trainer.from_position(position)?,
+            None => trainer,
+        })
     }
 
     /// The model at `path`, which is read when a stage first names it.
@@ -354,14 +467,12 @@ impl LearnerState {
         Ok(teacher)
     }
 
-    /// The adapter of the stage before under the same options, or a fresh one on the weights as they are.
-    fn adapting(&mut self, lora: &LoraConfig) -> Result<Adapting, ActorProcessingErr> {
-        if let Some(adapting) = self.adapting.take().filter(|before| before.adapter.config == *lora) {
-            return Ok(adapting);
-        }
+    /// A fresh adapter on the weights as they are.
+    fn fresh_adapter(&self, lora: &LoraConfig, from: StartFrom) -> Result<Adapting, ActorProcessingErr> {
+        let is_untrained = self.version == 0 || from == StartFrom::Initial;
         Ok(Adapting {
             base: handles(&self.weights),
-            is_initial: self.version == 0 && self.wiring.plan.model.adapter.is_none(),
+            is_initial: is_untrained && self.wiring.plan.model.adapter.is_none(),
             adapter: Adapter::new(lora, &self.wiring.model, self.wiring.plan.seed)?,
         })
     }
@@ -395,19 +506,25 @@ impl LearnerState {
         if let Some(batch) = work.next_batch(self.wiring.plan.seed) {
             let began = Instant::now();
             self.wiring.faults.begin(Role::Learner);
-            let report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
+            let mut report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
                 Ok(report) => report,
                 Err(error) => {
                     self.wiring.tell(failed(error));
                     return Ok(false);
                 }
             };
-            let steps = if is_reward_model { &mut self.reward_steps } else { &mut self.version };
-            *steps += 1;
+            report.metrics.extend(staleness(&batch, work.version));
+            let counter = if is_reward_model { &mut self.reward_steps } else { &mut self.version };
+            *counter += 1;
+            let step = *counter;
+            if self.wiring.plan.mode.overlaps() && !is_reward_model {
+                // Before the conductor hears of the step: it lets a generator begin that takes these weights.
+                self.wiring.weights.publish(trainer.snapshot(self.version));
+            }
             let record = Record::Metrics {
                 arm: work.job.arm.clone(),
                 stage: work.job.stage.name.clone(),
-                step: (*steps).into(),
+                step: step.into(),
                 metrics: report.metrics.clone(),
             };
             self.wiring.push(&self.wiring.records, record)?;
@@ -422,7 +539,9 @@ impl LearnerState {
             return Ok(true);
         }
         if is_reward_model {
-            self.reward_model = Some((trainer.config().clone(), trainer.weights()));
+            let weights = trainer.weights();
+            self.results.keep(&self.wiring.plan.arms[self.arm], &work.job.stage.name, &weights);
+            self.reward_model = Some((trainer.config().clone(), weights));
             self.wiring.reward_model.publish(Some(trainer.snapshot(self.reward_steps)));
         } else {
             self.weights = trainer.weights();
@@ -435,11 +554,42 @@ impl LearnerState {
             if let Some(reference) = trainer.reference() {
                 self.references.insert(work.job.stage.name.clone(), reference);
             }
-            self.wiring.weights.publish(trainer.snapshot(self.version));
+            if !self.wiring.plan.mode.overlaps() {
+                self.wiring.weights.publish(trainer.snapshot(self.version));
+            }
+            self.results.keep(&self.wiring.plan.arms[self.arm], &work.job.stage.name, &self.weights);
         }
         self.wiring.tell(ConductorMessage::Trained { version: self.version });
         self.work = None;
         Ok(false)
+    }
+
+    /// Averages models.
+    fn average(&mut self, stage: &AverageStage) -> Result<(), String> {
+        let parts = self.results.parts(stage, &self.masters, &self.weights)?;
+        let mean = average::average(&parts).map_err(|error| error.to_string())?;
+        drop(parts);
+        self.results.keep(&self.wiring.plan.arms[self.arm], &stage.name, &mean);
+        // What the stage before trained is history: stages that follow begin with the mean.
+        let trainer = self.trainer.take();
+        self.put_away(trainer);
+        if stage.of_reward_models {
+            let (config, weights) =
+                self.reward_model.as_mut().ok_or("there is no reward model to replace")?;
+            *weights = mean;
+            self.reward_steps += 1;
+            let masters =
+                Snapshot::new(self.reward_steps, config.clone(), Compute::CPU_F32, handles(weights));
+            self.wiring.reward_model.publish(Some(masters.in_precision(self.compute)));
+            return Ok(());
+        }
+        self.adapting = None;
+        self.weights = mean;
+        self.version += 1;
+        let model = (*self.wiring.model).clone();
+        let masters = Snapshot::new(self.version, model, Compute::CPU_F32, handles(&self.weights));
+        self.wiring.weights.publish(masters.in_precision(self.compute));
+        Ok(())
     }
 
     /// Writes everything beside the final place, then puts it there by one rename.
@@ -486,6 +636,16 @@ impl LearnerState {
         .map_err(|error| error.to_string())?;
         Ok(ConductorMessage::Checkpointed { directory, version: self.version, state })
     }
+}
+
+/// How old the samples of a batch are: versions from the oldest weights that drew a token of a tree to those that training
+/// began with.
+fn staleness(batch: &[Tree], version: u32) -> BTreeMap<String, f64> {
+    let ages = batch.iter().filter_map(|tree| Some(f64::from(version.saturating_sub(tree.version?))));
+    let ages: Vec<f64> = ages.collect();
+    let Some(max) = ages.iter().copied().reduce(f64::max) else { return BTreeMap::new() };
+    let mean = ages.iter().sum::<f64>() / ages.len() as f64;
+    BTreeMap::from([("staleness/mean".to_string(), mean), ("staleness/max".to_string(), max)])
 }
 
 fn handles(weights: &Weights) -> Weights {

@@ -11,7 +11,8 @@
 //! - `data_reader`: fills the buffer from a dataset in place of the first three; `lessons`: rows as trees;
 //! - [`scoring`]: what becomes of completions that cannot be scored;
 //! - `wiring`: the bounded queues, the buffer and the published weights that they share;
-//! - [`statistics`], [`summary`]: estimates with intervals, and what the final table shows;
+//! - [`suites`]: the evaluator's benchmarks; [`statistics`], [`summary`]: estimates with intervals, and what the
+//!   final table shows;
 //! - [`event`]: what a spectator is told; [`faults`]: panics on purpose.
 //!
 //! Control messages are small and go through mailboxes. Experience goes through bounded queues.
@@ -36,6 +37,7 @@ pub mod run;
 mod sampling_metrics;
 pub mod scoring;
 pub mod statistics;
+pub mod suites;
 pub mod summary;
 mod wiring;
 

@@ -9,6 +9,7 @@ use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::faults::Role;
+use crate::suites::SuiteResult;
 use crate::wiring::{TAKE_PATIENCE, Wiring};
 
 const WORKER: &str = "recorder";
@@ -34,6 +35,8 @@ pub(crate) enum Record {
     Reference { arm: String, stage: String, round: u64, tree: Tree },
     /// Something that happened; without an arm it concerns all of them.
     Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
+    /// What came of a suite of the evaluation after `step` steps.
+    Suite { arm: String, step: u64, result: SuiteResult },
     /// Groups that were not used.
     Drops { arm: String, stage: String, reason: String, count: u64 },
     /// Weights were written.
@@ -155,6 +158,10 @@ impl RecorderState {
                 for store in self.stores.values_mut() {
                     store.event(*level, actor, message)?;
                 }
+            }
+            Record::Suite { arm, step, result: SuiteResult { report, outcomes } } => {
+                let stage = format!("evaluation/{}", report.suite);
+                arriero_eval::record::record(self.store(arm)?, arm, &stage, *step, report, outcomes)?;
             }
             Record::Drops { arm, stage, reason, count } => self.store(arm)?.drops(stage, reason, *count)?,
             Record::Checkpoint { arm, step, path, manifest } => {

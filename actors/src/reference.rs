@@ -1,8 +1,11 @@
-//! The reference: the frozen policy, which scores every response once and keeps the result with it.
+//! The reference: a frozen policy, which scores every response once and keeps the result with it.
+
+use std::sync::Arc;
 
 use arriero_buffers::Tree;
 use arriero_policy::model::Model;
 use arriero_policy::scoring::score_reference;
+use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -17,6 +20,8 @@ pub(crate) struct ReferenceJob {
     pub arm: String,
     pub stage: String,
     pub round: u64,
+    /// Of the reference's weights: the initial ones have 0, the policy's are pulled.
+    pub version: u32,
     /// Whether the responses were recorded as samples; rows of a dataset are not.
     pub recorded: bool,
 }
@@ -32,8 +37,8 @@ pub(crate) struct Reference;
 
 pub(crate) struct ReferenceState {
     wiring: Wiring,
-    /// Built when first needed: it shares the initial weights.
-    model: Option<Model>,
+    /// Built when first needed, with the arm and the version of its weights; all arms share the initial ones.
+    model: Option<(String, u32, Model)>,
 }
 
 impl ThreadLocalActor for Reference {
@@ -64,10 +69,19 @@ impl ThreadLocalActor for Reference {
             return Ok(());
         };
         wiring.faults.begin(Role::Reference);
-        let model = match model {
-            Some(model) => model,
-            None => model.insert(wiring.initial.in_precision(wiring.computes.reference).model()?),
+        let of = |job: &ReferenceJob| if job.version == 0 { String::new() } else { job.arm.clone() };
+        let known = model.take().filter(|(arm, version, _)| *arm == of(&job) && *version == job.version);
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let weights = match job.version {
+                    0 => Arc::clone(&wiring.initial),
+                    version => wiring.weights.pull(version)?,
+                };
+                (of(&job), job.version, weights.in_precision(wiring.computes.reference).model()?)
+            }
         };
+        let (_, _, model) = model.insert(known);
         // A tree is scored alone, so that its scores do not depend on what else was there.
         let mut trees: [Tree; 1] = [tree];
         score_reference(model, &mut trees, usize::MAX)?;

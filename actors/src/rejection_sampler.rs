@@ -3,25 +3,32 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arriero_buffers::{BufferError, Completion, Finish, ScoredGroup, Selection, SelectionRule, select};
+use arriero_buffers::{
+    BufferError, Completion, Finish, ScoredGroup, Selection, SelectionConfig, SelectionRule, select,
+};
 use arriero_policy::objective::Algorithm;
 use arriero_policy::reward_model;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use crate::conductor::ConductorMessage;
+use crate::experiment::ScoredBy;
 use crate::faults::Role;
 use crate::recorder::Record;
-use crate::wiring::{TAKE_PATIENCE, Wiring};
+use crate::wiring::{Recipe, TAKE_PATIENCE, Wiring};
 
 const WORKER: &str = "rejection sampler";
 
 /// What the phase's algorithm learns from, and where the samples are recorded.
 #[derive(Debug, Clone)]
 pub(crate) struct SelectionJob {
-    /// The weights that sampled the groups.
-    pub version: u32,
     pub rule: SelectionRule,
+    /// The rule's bounds.
+    pub bounds: SelectionConfig,
+    /// What made the groups.
+    pub recipe: Arc<Recipe>,
+    /// Whether a later stage of the round learns from the groups, too.
+    pub keep: bool,
     /// Which refuses what it cannot use.
     pub algorithm: Algorithm,
     pub arm: String,
@@ -75,8 +82,7 @@ fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
     let job = wiring.selection.get().ok_or("a scored group came before any phase of sampling")?;
     wiring.faults.begin(Role::RejectionSampler);
     let scored: Arc<ScoredGroup> = lease.item;
-    let mut selection =
-        select(&scored, job.rule, &wiring.plan.selection, |token| wiring.tokenizer.is_special(token));
+    let mut selection = select(&scored, job.rule, &job.bounds, |token| wiring.tokenizer.is_special(token));
     if let Selection::Accepted(tree) = &mut selection {
         if job.rule == SelectionRule::Ranking {
             // A reward model reads whole conversations.
@@ -94,9 +100,13 @@ fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
         rule: job.rule,
         selection: selection.clone(),
     };
-    let is_shared = job.version == 0 && job.round == 0 && wiring.plan.arms.len() > 1;
-    if is_shared && job.rule.rivals().is_none() {
-        wiring.sampled_initially.keep(&scored);
+    // Reward models are an arm's own.
+    let is_shared = job.recipe.scored_by == ScoredBy::Experiment && wiring.plan.arms.len() > 1;
+    if is_shared && job.round == 0 && scored.group.is_of_version(0) {
+        wiring.sampled_initially.keep(&job.recipe, &scored);
+    }
+    if job.keep {
+        wiring.sampled_for.keep(&job.stage, &scored);
     }
     let prompt_id = scored.group.prompt.id;
     let outcome = match selection {

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arriero_buffers::{ExperienceBuffer, Prompt, Queue};
-use arriero_data::DataError;
+use arriero_data::{DataError, Reason, RowError};
+use arriero_eval::EvalError;
 use arriero_policy::PolicyError;
+use arriero_policy::average;
 use arriero_policy::checkpoint::{Checkpoint, read_adapter};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::device::Compute;
@@ -25,11 +27,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::devices::{self, Computes};
 use crate::event::RunEvent;
-use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, Split, Stage};
+use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, PromptSet, Split, Stage};
 use crate::faults::{Fault, Faults};
 use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
-use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, Wiring};
+use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, StageGroups, Wiring};
 
 /// How long the actors' threads may take to end after a run.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -62,6 +64,9 @@ pub enum RunError {
     /// A dataset cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A suite of the evaluation cannot be asked.
+    #[error(transparent)]
+    Suite(#[from] EvalError),
     /// A stage cannot learn from its dataset.
     #[error("{0}")]
     Lesson(String),
@@ -72,6 +77,18 @@ pub enum RunError {
         place: String,
         /// Why.
         cause: Box<RunError>,
+    },
+    /// Too many prompts were skipped for the rounds.
+    #[error(
+        "{left} training prompts are left, but {rounds} rounds need at least {needed}; set prompts.per_round to less"
+    )]
+    FewPrompts {
+        /// How many.
+        left: usize,
+        /// How many are needed.
+        needed: usize,
+        /// For how many rounds.
+        rounds: usize,
     },
     /// The run cannot be written.
     #[error(transparent)]
@@ -101,8 +118,10 @@ impl RunError {
                 | RunError::Policy(_)
                 | RunError::Reward(_)
                 | RunError::Data(_)
+                | RunError::Suite(_)
                 | RunError::Lesson(_)
                 | RunError::Prompt { .. }
+                | RunError::FewPrompts { .. }
                 | RunError::Store(_)
                 | RunError::Metrics { .. }
         )
@@ -120,6 +139,8 @@ pub(crate) struct RunContext {
     pub held_out: Arc<Vec<Arc<Prompt>>>,
     /// Rows of the datasets of offline stages, by the numbers of arm and stage.
     pub rows: Arc<BTreeMap<(usize, usize), u64>>,
+    /// What the run's spectator must know before anything happens.
+    pub notes: Arc<Vec<String>>,
     train: Arc<Vec<Arc<Prompt>>>,
     model: Arc<ModelConfig>,
     tokenizer: Tokenizer,
@@ -151,6 +172,7 @@ impl RunContext {
             buffer: Arc::new(Mutex::new(ExperienceBuffer::new(self.plan.buffer_capacity))),
             selection: CurrentSelection::default(),
             sampled_initially: InitialGroups::default(),
+            sampled_for: StageGroups::default(),
             reward_model: RewardModelCell::default(),
             weights: WeightCell::new(Arc::clone(&self.initial)),
             initial: Arc::clone(&self.initial),
@@ -221,17 +243,24 @@ pub fn run(
     if let Some(folder) = &plan.model.adapter {
         read_adapter(folder, &model)?;
     }
-    let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
+    let stages = plan.arms.iter().flat_map(Arm::trainings).map(|(_, stage)| stage);
     stages.filter_map(|stage| stage.training.lora.as_ref()).try_for_each(|lora| lora.check(&model))?;
-    let stages = plan.arms.iter().flat_map(|arm| &arm.stages);
+    let stages = plan.arms.iter().flat_map(Arm::trainings).map(|(_, stage)| stage);
     for path in stages.filter_map(|stage| stage.algorithm.teacher()).collect::<BTreeSet<_>>() {
         teacher::check(path, &model, &tokenizer)?;
     }
+    for path in plan.arms.iter().flat_map(Arm::averaged_paths) {
+        average::check(path, &model, &tokenizer)?;
+    }
     let computes = Computes::resolve(&plan.devices, plan.model.dtype)?;
     RunDir::check(&options.runs, &plan.name, needed_bytes(&plan, &model))?;
-    let train = checked_prompts(&plan, Split::Train, &model, &tokenizer)?;
-    let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer)?;
+    let mut notes = Vec::new();
+    let train = checked_prompts(&plan, Split::Train, &model, &tokenizer, &mut notes)?;
+    let held_out = checked_prompts(&plan, Split::HeldOut, &model, &tokenizer, &mut notes)?;
     let rows = checked_rows(&plan)?;
+    for suite in &plan.evaluation.suites {
+        arriero_eval::Evaluation::check(suite, &tokenizer, model.max_positions)?;
+    }
     if let Some(address) = options.metrics {
         serve_metrics(address)?;
     }
@@ -263,6 +292,7 @@ pub fn run(
         held_out: Arc::new(held_out),
         rows: Arc::new(rows),
         train: Arc::new(train),
+        notes: Arc::new(notes),
         model: Arc::new(model),
         tokenizer,
         stores: Arc::new(Mutex::new(stores)),
@@ -369,7 +399,7 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> 
     // Stages that differ in nothing that matters here share one reading.
     let mut known: Vec<(&DataPlan, &Stage, u64)> = Vec::new();
     for (arm_number, arm) in plan.arms.iter().enumerate() {
-        for (number, stage) in arm.stages.iter().enumerate() {
+        for (number, stage) in arm.trainings() {
             let Some(data) = &stage.data else { continue };
             let is_same = |&&(other, of, _): &&(&DataPlan, &Stage, u64)| {
                 other == &**data && of.algorithm == stage.algorithm
@@ -385,21 +415,42 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> 
     Ok(rows)
 }
 
-/// The prompts of a split, each known to fit the model's context and to have what the reward checks.
+/// The prompts of a split, each known to fit the model's context and to have what the reward checks. Where rows of a
+/// dataset may be skipped, those that are not so are; what was skipped is told in `notes`.
 fn checked_prompts(
     plan: &Plan,
     split: Split,
     model: &ModelConfig,
     tokenizer: &Tokenizer,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Arc<Prompt>>, RunError> {
-    let prompts = plan.load_prompts(split)?;
-    for prompt in &prompts {
-        check_prompt(plan, prompt, model, tokenizer).map_err(|cause| RunError::Prompt {
-            place: plan.prompts.source.place(split, prompt.id),
-            cause: Box::new(cause),
-        })?;
+    let PromptSet { prompts, mut counts } = plan.load_prompts(split)?;
+    let source = &plan.prompts.source;
+    let max_skipped = source.skips(split);
+    let loaded = prompts.len();
+    let mut checked = Vec::with_capacity(loaded);
+    for prompt in prompts {
+        let place = || source.place(split, prompt.id);
+        match check_prompt(plan, &prompt, model, tokenizer) {
+            Ok(()) => checked.push(Arc::new(prompt)),
+            Err(cause) if max_skipped.is_some() => {
+                counts.skip(place(), RowError::new(Reason::Unusable, cause.to_string()));
+            }
+            Err(cause) => return Err(RunError::Prompt { place: place(), cause: Box::new(cause) }),
+        }
     }
-    Ok(prompts.into_iter().map(Arc::new).collect())
+    if let Some(max_skipped) = max_skipped {
+        counts.check(max_skipped)?;
+        let what = if split == Split::Train { "training" } else { "held-out" };
+        notes.extend(counts.skipped_line().map(|line| format!("{what} prompts: skipped {line}")));
+    }
+    let rounds = plan.arms.iter().map(|arm| arm.rounds).max().unwrap_or(1);
+    // The last round may be a smaller one, but not an empty one.
+    let needed = plan.prompts.per_round() * (rounds - 1) + usize::from(plan.prompts.per_round() > 0);
+    if split == Split::Train && checked.len() < loaded && checked.len() < needed {
+        return Err(RunError::FewPrompts { left: checked.len(), needed, rounds });
+    }
+    Ok(checked)
 }
 
 fn check_prompt(
@@ -424,7 +475,7 @@ fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
     // A reward model, and a critic of its own, which may have moments, too.
     let beside = |arm: &Arm| {
         let has = |wanted: fn(Statistics) -> bool| {
-            arm.stages.iter().any(|stage| wanted(stage.algorithm.objective().needs().statistics))
+            arm.trainings().any(|(_, stage)| wanted(stage.algorithm.objective().needs().statistics))
         };
         let has_critic = has(
             |statistics| matches!(statistics, Statistics::ProbabilitiesAndValues(critic) if critic.kind == CriticKind::Model),

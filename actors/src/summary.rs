@@ -1,5 +1,6 @@
 //! What the final table shows.
 
+use arriero_eval::Figure;
 use serde::Serialize;
 
 use crate::evaluator::{Evaluation, PromptOutcome};
@@ -70,6 +71,9 @@ pub struct ArmSummary {
     pub change: Option<HeldOut>,
     /// KL(policy ‖ reference) in nats a token, on held-out responses: the mean over their tokens of the exact divergence of the next-token distributions.
     pub kl: Option<f64>,
+    /// The suites of the evaluation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub suites: Vec<SuiteFigures>,
     /// Tokens sampled for training, those included that an earlier arm had sampled from the same weights.
     pub tokens_sampled: u64,
     /// Input tokens trained on, every epoch counted.
@@ -83,6 +87,29 @@ pub struct ArmSummary {
     pub seconds: f64,
     /// Where the weights are.
     pub checkpoint: Option<String>,
+}
+
+/// A suite's figures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SuiteFigures {
+    /// Its name.
+    pub suite: String,
+    /// Before training.
+    pub before: Vec<Figure>,
+    /// After training; empty where the run ended before.
+    pub after: Vec<Figure>,
+}
+
+/// The figures of both evaluations' suites.
+pub(crate) fn suite_figures(before: &Evaluation, after: Option<&Evaluation>) -> Vec<SuiteFigures> {
+    let figures = |(place, suite): (usize, &crate::suites::SuiteResult)| SuiteFigures {
+        suite: suite.report.suite.clone(),
+        before: suite.report.figures.clone(),
+        after: after
+            .and_then(|after| after.suites.get(place))
+            .map_or(Vec::new(), |suite| suite.report.figures.clone()),
+    };
+    before.suites.iter().enumerate().map(figures).collect()
 }
 
 /// Figures of an evaluation.
@@ -138,6 +165,7 @@ mod tests {
             kl: 0.0,
             tokens: 0,
             seconds: 0.0,
+            suites: Vec::new(),
         }
     }
 

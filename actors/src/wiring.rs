@@ -14,7 +14,7 @@ use ractor::ActorRef;
 
 use crate::conductor::ConductorMessage;
 use crate::devices::Computes;
-use crate::experiment::Plan;
+use crate::experiment::{GeneratorPlan, Plan, ScoredBy};
 use crate::faults::Faults;
 use crate::recorder::Record;
 use crate::rejection_sampler::SelectionJob;
@@ -44,6 +44,8 @@ pub(crate) struct Wiring {
     pub selection: CurrentSelection,
     /// What the initial weights sampled: every arm's first groups, so that they are sampled once.
     pub sampled_initially: InitialGroups,
+    /// Groups of this round that a later stage learns from, too.
+    pub sampled_for: StageGroups,
     /// The policy's newest weights: learner → generator, evaluator.
     pub weights: Arc<WeightCell>,
     /// The reward model that the running arm trained last: learner → whoever scores with it.
@@ -83,9 +85,9 @@ impl Wiring {
         let _ = self.conductor.cast(message);
     }
 
-    /// The shared buffer. A panic of another holder leaves it whole: every change is one insertion.
+    /// The shared buffer.
     pub fn buffer(&self) -> MutexGuard<'_, ExperienceBuffer> {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.buffer)
     }
 }
 
@@ -96,11 +98,11 @@ pub(crate) struct CurrentSelection(Arc<Mutex<Option<SelectionJob>>>);
 
 impl CurrentSelection {
     pub fn set(&self, job: SelectionJob) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        *lock(&self.0) = Some(job);
     }
 
     pub fn get(&self) -> Option<SelectionJob> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 
@@ -111,30 +113,79 @@ pub(crate) struct RewardModelCell(Arc<Mutex<Option<Arc<Snapshot>>>>);
 impl RewardModelCell {
     /// Replaces the reward model; with `None`, as an arm begins.
     pub fn publish(&self, snapshot: Option<Arc<Snapshot>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+        *lock(&self.0) = snapshot;
     }
 
-    #[allow(dead_code, reason = "for scorers of stages that follow")]
     /// The newest; its version is the number of optimiser steps that the arm's reward models took.
     pub fn pull(&self) -> Option<Arc<Snapshot>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 
-/// Scored groups of the initial weights by prompt. They are the same for every arm, since these start from
-/// the same weights and random numbers are keyed by seed, prompt, sample and token.
+/// How a phase's prompts are answered, and by whom the answers are scored: under the same weights, equal recipes make
+/// equal groups.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Recipe {
+    pub generator: GeneratorPlan,
+    /// Whether each group has a greedy completion more.
+    pub greedy_baseline: bool,
+    /// The reference's weight in the mixture that as many rivals again as there are samples are drawn from, if so.
+    pub rivals: Option<f32>,
+    pub scored_by: ScoredBy,
+}
+
+impl Recipe {
+    /// Completions of a group.
+    pub fn completions(&self) -> usize {
+        let sides = if self.rivals.is_some() { 2 } else { 1 };
+        sides * self.generator.samples + usize::from(self.greedy_baseline)
+    }
+}
+
+/// Scored groups of the initial weights by prompt, with the recipes that made them. They are the same for every arm,
+/// since these start from the same weights and random numbers are keyed by seed, prompt, sample and token.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct InitialGroups(Arc<Mutex<BTreeMap<u64, Arc<ScoredGroup>>>>);
+pub(crate) struct InitialGroups(Arc<Mutex<BTreeMap<u64, Vec<(Arc<Recipe>, Arc<ScoredGroup>)>>>>);
 
 impl InitialGroups {
-    pub fn keep(&self, scored: &Arc<ScoredGroup>) {
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.insert(scored.group.prompt.id, Arc::clone(scored));
+    pub fn keep(&self, recipe: &Arc<Recipe>, scored: &Arc<ScoredGroup>) {
+        let mut groups = lock(&self.0);
+        let of_prompt = groups.entry(scored.group.prompt.id).or_default();
+        if of_prompt.iter().all(|(known, _)| known != recipe) {
+            of_prompt.push((Arc::clone(recipe), Arc::clone(scored)));
+        }
     }
 
-    pub fn get(&self, prompt_id: u64) -> Option<Arc<ScoredGroup>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&prompt_id).cloned()
+    pub fn get(&self, recipe: &Recipe, prompt_id: u64) -> Option<Arc<ScoredGroup>> {
+        let groups = lock(&self.0);
+        let fits = groups.get(&prompt_id)?.iter().find(|(known, _)| **known == *recipe);
+        fits.map(|(_, scored)| Arc::clone(scored))
     }
+}
+
+/// Scored groups of the running round by stage and prompt.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StageGroups(Arc<Mutex<BTreeMap<String, BTreeMap<u64, Arc<ScoredGroup>>>>>);
+
+impl StageGroups {
+    /// Forgets what a stage has sampled: it samples anew.
+    pub fn forget(&self, stage: &str) {
+        lock(&self.0).remove(stage);
+    }
+
+    pub fn keep(&self, stage: &str, scored: &Arc<ScoredGroup>) {
+        let mut groups = lock(&self.0);
+        groups.entry(stage.to_string()).or_default().insert(scored.group.prompt.id, Arc::clone(scored));
+    }
+
+    pub fn get(&self, stage: &str, prompt_id: u64) -> Option<Arc<ScoredGroup>> {
+        lock(&self.0).get(stage)?.get(&prompt_id).cloned()
+    }
+}
+
+/// A panic of another holder leaves a map whole: every change is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Set once, when the run is to end early; whoever works in steps looks at it between two, and scorers that wait for

@@ -32,6 +32,12 @@ impl ExperienceBuffer {
         ExperienceBuffer { capacity, trees: BTreeMap::new() }
     }
 
+    /// A buffer of these trees with room for no more; of two of one prompt the last stays.
+    pub fn of(trees: impl IntoIterator<Item = Tree>) -> Self {
+        let trees: BTreeMap<u64, Tree> = trees.into_iter().map(|tree| (tree.prompt_id, tree)).collect();
+        ExperienceBuffer { capacity: trees.len(), trees }
+    }
+
     /// Stores a tree.
     ///
     /// # Errors
@@ -60,6 +66,15 @@ impl ExperienceBuffer {
         if let Some(stored) = self.trees.get_mut(&tree.prompt_id) {
             *stored = tree;
         }
+    }
+
+    /// Drops the trees of which weights before `version` drew a token; returns their prompts.
+    pub fn drop_before(&mut self, version: u32) -> Vec<u64> {
+        let is_older = |tree: &Tree| tree.version.is_some_and(|own| own < version);
+        let older = self.trees.values().filter(|tree| is_older(tree)).map(|tree| tree.prompt_id);
+        let older: Vec<u64> = older.collect();
+        older.iter().for_each(|prompt_id| drop(self.trees.remove(prompt_id)));
+        older
     }
 
     /// Trees stored.
@@ -121,6 +136,17 @@ mod tests {
         assert_eq!(buffer.insert(tree(2)), Err(BufferError::Full(2)));
         buffer.clear();
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn what_is_too_old_is_dropped_and_named() {
+        let mut buffer = ExperienceBuffer::new(4);
+        for (prompt_id, version) in [(1, Some(3)), (2, Some(4)), (3, None), (4, Some(0))] {
+            buffer.insert(Tree { version, ..tree(prompt_id) }).expect("there is room");
+        }
+        assert_eq!(buffer.drop_before(4), [1, 4]);
+        assert_eq!(buffer.trees().map(|tree| tree.prompt_id).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(buffer.drop_before(0), [0u64; 0]);
     }
 
     proptest! {

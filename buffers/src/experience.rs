@@ -52,6 +52,13 @@ pub struct Group {
     pub completions: Vec<Completion>,
 }
 
+impl Group {
+    /// True if weights of this version drew all tokens.
+    pub fn is_of_version(&self, version: u32) -> bool {
+        self.completions.iter().flat_map(|completion| &completion.weight_versions).all(|&own| own == version)
+    }
+}
+
 /// What a scorer says of one completion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Score {

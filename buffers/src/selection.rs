@@ -83,15 +83,6 @@ impl SelectionRule {
         }
     }
 
-    /// How many completions a group of so many samples has.
-    pub fn completions(self, samples: usize) -> usize {
-        match self {
-            SelectionRule::GroupAgainstGreedy => samples + 1,
-            SelectionRule::AgainstRivals { .. } => samples.saturating_mul(2),
-            _ => samples,
-        }
-    }
-
     /// What a tree that it makes holds, in words.
     pub fn learns_from(self) -> &'static str {
         match self {
@@ -343,9 +334,11 @@ pub fn select(
             truncated: completion.finish == Finish::Length,
         }
     };
+    let versions = |index: &usize| scored.group.completions[*index].weight_versions.iter().copied();
     Selection::Accepted(Tree {
         prompt_id: scored.group.prompt.id,
         prompt: scored.group.prompt_tokens.clone(),
+        version: chosen.iter().flat_map(versions).min(),
         branches: chosen.into_iter().map(branch).collect(),
         greedy_reward,
         rival_rewards,

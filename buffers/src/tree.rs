@@ -105,6 +105,9 @@ pub struct Tree {
     pub prompt: Vec<u32>,
     /// The responses. In a preference pair branch 0 is chosen and branch 1 rejected; a ranking has the best first.
     pub branches: Vec<Branch>,
+    /// The oldest weights that drew a token of the branches; `None` where these came from a file.
+    #[serde(default)]
+    pub version: Option<u32>,
     /// Reward of the prompt's greedy response, which is no branch: ReMax's baseline. `None` where there is none.
     pub greedy_reward: Option<f32>,
     /// Rewards of responses that are no branches, one a branch: of those that Nash-MD's samples stand against. Empty where

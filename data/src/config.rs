@@ -12,7 +12,7 @@ use crate::error::DataError;
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// A file of JSON lines or Parquet, plain or gzipped, a folder of such files, or a Hugging Face dataset as
-    /// `owner/name` or `hf://owner/name:split`.
+    /// `owner/name` or `hf://owner/name/folder@revision:split`. Default split train.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub path: String,
     /// What rows are. Default auto: as the first row shows.

@@ -23,6 +23,8 @@ pub enum Reason {
     RolesOutOfOrder,
     /// A pair's two answers are the same.
     EqualAnswers,
+    /// It reads well, but whoever asked for it cannot use it.
+    Unusable,
 }
 
 impl Reason {
@@ -38,6 +40,7 @@ impl Reason {
             Reason::NoUserTurn => "no_user_turn",
             Reason::RolesOutOfOrder => "roles_out_of_order",
             Reason::EqualAnswers => "equal_answers",
+            Reason::Unusable => "unusable",
         }
     }
 }
@@ -53,7 +56,8 @@ pub struct RowError {
 }
 
 impl RowError {
-    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+    /// With its sentence.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         RowError { reason, message: message.into() }
     }
 
@@ -77,6 +81,14 @@ pub enum DataError {
     NoFile {
         /// What was asked for.
         path: String,
+    },
+    /// A dataset of the Hugging Face Hub cannot be had.
+    #[error("{path} is no file or folder, and as a Hugging Face dataset it cannot be read: {cause}")]
+    Hub {
+        /// What was asked for.
+        path: String,
+        /// Why.
+        cause: String,
     },
     /// A file cannot be read.
     #[error("{} cannot be read: {cause}", path.display())]
@@ -108,6 +120,18 @@ pub enum DataError {
         allowed: f64,
         /// Where the first of them is, and what is wrong with it.
         first: String,
+    },
+    /// A row was embedded or scored in vain.
+    #[error("{cause}")]
+    Helper {
+        /// Why.
+        cause: String,
+    },
+    /// What was prepared cannot be written.
+    #[error("the prepared rows cannot be written: {cause}")]
+    Unwritable {
+        /// Why.
+        cause: std::io::Error,
     },
     /// There is nothing to read.
     #[error(

@@ -1,4 +1,4 @@
-//! JSON lines: one object a line, plain or gzipped, from the front or in any order.
+//! JSON lines: one object a line, plain or gzipped, from the front or in any order. And one JSON list, element by element.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -6,6 +6,9 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use serde_json::{Map, Value};
 
 use crate::error::{Reason, RowError};
+
+/// What some programs put before a text in UTF-8.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads a line's object.
 ///
@@ -67,7 +70,7 @@ impl<R: BufRead> Lines<R> {
             self.number += 1;
             self.offset += length;
             let content =
-                if self.number == 1 { bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes) } else { &bytes };
+                if self.number == 1 { bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes) } else { &bytes };
             if content.trim_ascii().is_empty() && !is_too_long {
                 continue;
             }
@@ -147,5 +150,86 @@ impl Iterator for IndexedLines {
     fn next(&mut self) -> Option<Self::Item> {
         let (offset, number) = self.rest.pop()?;
         Some(self.read(offset, number))
+    }
+}
+
+/// The elements of a text that is one JSON list, as if each were a line; numbers are those of the elements.
+pub(crate) struct Elements<R> {
+    input: R,
+    max_bytes: usize,
+    number: u64,
+    is_over: bool,
+}
+
+impl<R: BufRead> Elements<R> {
+    pub fn new(input: R, max_bytes: usize) -> Self {
+        Elements { input, max_bytes, number: 0, is_over: false }
+    }
+
+    fn byte(&mut self) -> std::io::Result<Option<u8>> {
+        let byte = self.input.fill_buf()?.first().copied();
+        self.input.consume(usize::from(byte.is_some()));
+        Ok(byte)
+    }
+
+    fn read(&mut self) -> std::io::Result<Option<Line>> {
+        let (mut bytes, mut length) = (Vec::new(), 0);
+        // How many lists and objects are open beside the one that is the file, and what a text's last byte was.
+        let (mut depth, mut is_text, mut is_escaped) = (0u64, false, false);
+        while !self.is_over {
+            let Some(byte) = self.byte()? else {
+                self.is_over = true;
+                break;
+            };
+            if !is_text && depth == 0 {
+                match byte {
+                    b',' if length > 0 => break,
+                    b']' => {
+                        self.is_over = true;
+                        break;
+                    }
+                    // The list's own beginning.
+                    b'[' if self.number == 0 && length == 0 => {
+                        self.number = 1;
+                        continue;
+                    }
+                    _ if length == 0 && (self.number == 0 || byte == b',' || byte.is_ascii_whitespace()) => {
+                        continue;
+                    }
+                    _ => {}
+                }
+            }
+            if is_text {
+                is_text = is_escaped || byte != b'"';
+                is_escaped = !is_escaped && byte == b'\\';
+            } else {
+                match byte {
+                    b'"' => is_text = true,
+                    b'{' | b'[' => depth += 1,
+                    b'}' | b']' => depth = depth.saturating_sub(1),
+                    _ => {}
+                }
+            }
+            length += 1;
+            if length <= self.max_bytes {
+                bytes.push(byte);
+            }
+        }
+        if length == 0 {
+            return Ok(None);
+        }
+        let number = self.number;
+        self.number += 1;
+        let bytes =
+            if length > self.max_bytes { Err(too_long(length as u64, self.max_bytes)) } else { Ok(bytes) };
+        Ok(Some(Line { number, offset: 0, bytes }))
+    }
+}
+
+impl<R: BufRead> Iterator for Elements<R> {
+    type Item = std::io::Result<Line>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
     }
 }

@@ -141,6 +141,14 @@ impl Parser {
     }
 }
 
+/// Reads a row in the form that [`Entry::to_json`](crate::Entry::to_json) gives it.
+pub(crate) fn own(row: &Map<String, Value>, config: &DataConfig) -> Result<Row> {
+    let plain =
+        DataConfig { format: Format::Auto, fields: BTreeMap::new(), checks: Vec::new(), ..config.clone() };
+    let parser = Parser::new(&plain, row)?;
+    Ok(parser.parse(row)?.0)
+}
+
 /// What a row with these fields is.
 fn detect(object: &Object<'_>) -> Result<Format> {
     let has = |field: &str| object.get(field).is_some();

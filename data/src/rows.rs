@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arriero_buffers::{Message, Role};
+use serde_json::Value;
 
 use crate::config::{DataConfig, OnError, Template};
 use crate::error::{DataError, RowError};
@@ -34,6 +35,23 @@ impl Entry {
     pub fn place(&self) -> String {
         format!("{}:{}", self.file, self.number)
     }
+
+    /// The row as JSON that reads back as the same: in TRL's conversational format, or in the standard one if it is
+    /// plain.
+    pub fn to_json(&self) -> Value {
+        let mut row = self.row.to_json();
+        if self.is_plain
+            && let Value::Object(fields) = &mut row
+        {
+            for name in ["prompt", "completion", "chosen", "rejected", "edited"] {
+                let text = fields.get(name).and_then(|turns| turns.get(0)?.get("content").cloned());
+                if let Some(text) = text {
+                    fields.insert(name.to_string(), text);
+                }
+            }
+        }
+        row
+    }
 }
 
 /// What became of a dataset's rows.
@@ -55,6 +73,38 @@ impl Counts {
     /// Rows that cannot be used.
     pub fn all_skipped(&self) -> u64 {
         self.skipped.values().sum()
+    }
+
+    /// Counts a row that cannot be used.
+    pub fn skip(&mut self, place: String, error: RowError) {
+        *self.skipped.entry(error.reason.as_str()).or_default() += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push((place, error));
+        }
+    }
+
+    /// Checks that no greater share was skipped than may be.
+    ///
+    /// # Errors
+    /// With the first that was.
+    pub fn check(&self, max_skipped: f64) -> Result<(), DataError> {
+        let (skipped, rows) = (self.all_skipped(), self.read);
+        if skipped as f64 <= max_skipped * rows as f64 {
+            return Ok(());
+        }
+        let first = self.examples.first();
+        let first = first.map_or(String::new(), |(place, error)| format!("{place}: {error}"));
+        Err(DataError::TooManySkipped { skipped, rows, allowed: max_skipped, first })
+    }
+
+    /// What was skipped, in one line: `3 of 40 rows (2 empty, 1 broken_json), the first: FILE:7: …`. `None` if nothing
+    /// was.
+    pub fn skipped_line(&self) -> Option<String> {
+        let (place, error) = self.examples.first()?;
+        let reasons: Vec<String> =
+            self.skipped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let (skipped, reasons) = (self.all_skipped(), reasons.join(", "));
+        Some(format!("{skipped} of {} rows ({reasons}), the first: {place}: {error}", self.read))
     }
 }
 
@@ -167,10 +217,7 @@ impl Rows {
         if self.config.on_error == OnError::Stop {
             return Err(DataError::Row { place, error });
         }
-        *self.counts.skipped.entry(error.reason.as_str()).or_default() += 1;
-        if self.counts.examples.len() < EXAMPLES {
-            self.counts.examples.push((place, error));
-        }
+        self.counts.skip(place, error);
         Ok(())
     }
 
@@ -182,18 +229,12 @@ impl Rows {
     }
 
     fn end(&mut self) -> Result<Option<Entry>, DataError> {
-        let (skipped, rows) = (self.counts.all_skipped(), self.counts.read);
-        let allowed = self.config.max_skipped;
-        if skipped as f64 > allowed * rows as f64 {
-            let first = self.counts.examples.first();
-            let first = first.map_or(String::new(), |(place, error)| format!("{place}: {error}"));
-            return Err(DataError::TooManySkipped { skipped, rows, allowed, first });
-        }
+        self.counts.check(self.config.max_skipped)?;
         if self.counts.given == 0 {
             return Err(DataError::NothingLeft {
                 path: self.config.path.clone(),
-                read: rows,
-                skipped,
+                read: self.counts.read,
+                skipped: self.counts.all_skipped(),
                 elsewhere: self.counts.elsewhere,
             });
         }

@@ -1,7 +1,10 @@
-//! A file of rows: what it is, and the objects in it.
+//! A file of rows: where it is, what it is, and the objects in it.
+
+mod hub;
+mod parquet;
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use arriero_buffers::random::{Purpose, Stream};
@@ -9,7 +12,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::error::{DataError, RowError};
-use crate::lines::{IndexedLines, Line, Lines, json_row};
+use crate::lines::{BYTE_ORDER_MARK, Elements, IndexedLines, Line, Lines, json_row};
 use crate::shuffle::Shuffled;
 
 /// One row, before it is known what it says.
@@ -34,36 +37,79 @@ pub(crate) struct Order {
     pub max_row_bytes: usize,
 }
 
-/// How a file is stored.
-enum Encoding {
+/// How rows are written.
+enum Writing {
+    /// JSON, one object a line.
     Lines,
-    GzippedLines,
+    /// JSON, one list of objects.
+    List,
+    Parquet,
 }
 
-fn encoding(path: &Path) -> std::io::Result<Encoding> {
-    let mut magic = Vec::new();
-    File::open(path)?.take(4).read_to_end(&mut magic)?;
-    Ok(if magic.starts_with(&[0x1f, 0x8b]) { Encoding::GzippedLines } else { Encoding::Lines })
+/// How a file is stored, which its first bytes tell: how rows are written, and whether it is gzipped.
+fn encoding(path: &Path) -> std::io::Result<(Writing, bool)> {
+    let begin = |input: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        input.take(256).read_to_end(&mut bytes)?;
+        Ok::<Vec<u8>, std::io::Error>(bytes)
+    };
+    let mut bytes = begin(&mut File::open(path)?)?;
+    let is_gzipped = bytes.starts_with(&[0x1f, 0x8b]);
+    if is_gzipped {
+        bytes = begin(&mut unzipped(File::open(path)?))?;
+    }
+    let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes).trim_ascii_start();
+    let writing = if bytes.starts_with(parquet::MAGIC) {
+        Writing::Parquet
+    } else if text.starts_with(b"[") {
+        Writing::List
+    } else {
+        Writing::Lines
+    };
+    Ok((writing, is_gzipped))
 }
 
-/// Opens a file. Where it is a plain file of JSON lines, a shuffled order is drawn among all of its rows, by an
+fn unzipped(file: File) -> MultiGzDecoder<BufReader<File>> {
+    MultiGzDecoder::new(BufReader::new(file))
+}
+
+/// Opens a file. Of a plain file of JSON lines, a shuffled order is drawn among all of its rows, by an
 /// index of their places; else among [`Order::buffer`] rows at a time.
 pub(crate) fn open(path: &Path, order: Order) -> Result<Reader, DataError> {
     let failed = |cause| DataError::Unreadable { path: path.to_path_buf(), cause };
     let file = File::open(path).map_err(failed)?;
     let max = order.max_row_bytes;
     let reader = match (encoding(path).map_err(failed)?, order.shuffle) {
-        (Encoding::Lines, None) => found(path, Lines::new(BufReader::new(file), max)),
-        (Encoding::Lines, Some(mut stream)) => {
+        ((Writing::Lines, false), Some(mut stream)) => {
             let shuffle = |places: &mut [(u64, u64)]| stream.shuffle(places);
             found(path, IndexedLines::new(file, max, shuffle).map_err(failed)?)
         }
-        (Encoding::GzippedLines, shuffle) => {
-            let lines = Lines::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))), max);
-            shuffled(found(path, lines), shuffle, order.buffer)
+        ((Writing::Parquet, is_gzipped), shuffle) => {
+            // Parquet is read from its end, which a stream has not: it is unpacked on disk, without a name.
+            let file = if is_gzipped { unpacked(file).map_err(failed)? } else { file };
+            shuffled(parquet::rows(path, file, max)?, shuffle, order.buffer)
+        }
+        ((writing, is_gzipped), shuffle) => {
+            let text: Box<dyn BufRead + Send> = if is_gzipped {
+                Box::new(BufReader::new(unzipped(file)))
+            } else {
+                Box::new(BufReader::new(file))
+            };
+            let rows = match writing {
+                Writing::List => found(path, Elements::new(text, max)),
+                _ => found(path, Lines::new(text, max)),
+            };
+            shuffled(rows, shuffle, order.buffer)
         }
     };
     Ok(reader)
+}
+
+fn unpacked(file: File) -> std::io::Result<File> {
+    let mut plain = tempfile::tempfile()?;
+    std::io::copy(&mut unzipped(file), &mut plain)?;
+    plain.rewind()?;
+    Ok(plain)
 }
 
 fn shuffled(reader: Reader, stream: Option<Stream>, buffer: usize) -> Reader {
@@ -88,14 +134,14 @@ pub(crate) fn stream(seed: u64, file: usize) -> Stream {
     Stream::new(seed, Purpose::Dataset, 0, file as u64)
 }
 
-/// The files that a path stands for, in order.
+/// The files that a path or a dataset's name stands for, in order.
 pub(crate) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
     let place = Path::new(path);
     if place.is_file() {
         return Ok(vec![place.to_path_buf()]);
     }
     if !place.is_dir() {
-        return Err(DataError::NoFile { path: path.to_string() });
+        return hub::files(path).unwrap_or_else(|| Err(DataError::NoFile { path: path.to_string() }));
     }
     let failed = |cause| DataError::Unreadable { path: place.to_path_buf(), cause };
     let mut files = Vec::new();

@@ -51,11 +51,13 @@ pub fn plain_loop(
     let reference: Model = initial.model()?;
     let mut scorer: Box<dyn Scorer> = settings.reward.build()?;
     let (mut weights, mut newest, mut version) = (masters.weights(), Arc::clone(&initial), 0);
-    let (mut objective, mut critic, mut own_reference) = (settings.algorithm.objective(), None, None);
+    let mut trainer: Option<Trainer> = None;
+    // An online algorithm goes on with its optimiser from round to round; another begins anew.
+    let goes_on = settings.algorithm.is_online();
+    let needs = settings.algorithm.objective().needs();
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
             Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
-        let needs = objective.needs();
         if needs.selection.wants_greedy() {
             generator = generator.with_greedy_baseline();
         }
@@ -83,36 +85,48 @@ pub fn plain_loop(
         }
         let TrainingConfig { epochs, batch_size, .. } = settings.training;
         let steps = epochs * buffer.len().div_ceil(batch_size);
-        let mut trainer =
-            Trainer::new(&config, &weights, compute, objective, settings.training.clone(), steps)?;
-        if let Some(critic) = &critic {
-            trainer = trainer.with_critic(critic)?;
-        }
-        if let Some(path) = settings.algorithm.teacher() {
-            trainer = trainer.with_teacher(teacher::open(path, &config, &tokenizer, compute)?.into())?;
-        }
-        if needs.keeps_reference() {
-            // One that follows the policy goes on from round to round.
-            trainer = trainer.with_reference(&own_reference.unwrap_or_else(|| masters.weights()))?;
+        let mut current = match trainer.take() {
+            Some(before) if goes_on => before,
+            before => {
+                let critic = before.as_ref().and_then(Trainer::critic);
+                let own_reference = before.as_ref().and_then(Trainer::reference);
+                let objective =
+                    before.map_or_else(|| settings.algorithm.objective(), |before| before.into_parts().0);
+                let mut fresh =
+                    Trainer::new(&config, &weights, compute, objective, settings.training.clone(), steps)?;
+                if let Some(critic) = &critic {
+                    fresh = fresh.with_critic(critic)?;
+                }
+                if let Some(path) = settings.algorithm.teacher() {
+                    fresh = fresh.with_teacher(teacher::open(path, &config, &tokenizer, compute)?.into())?;
+                }
+                if needs.keeps_reference() {
+                    // One that follows the policy goes on from round to round.
+                    fresh = fresh.with_reference(&own_reference.unwrap_or_else(|| masters.weights()))?;
+                }
+                fresh
+            }
+        };
+        if goes_on {
+            // As if the rounds that are left had as many steps as this one.
+            current.reach(current.steps() + steps * (settings.rounds - round));
         }
         for tree in &mut trees {
-            trainer.score_old(tree)?;
+            current.score_old(tree)?;
             buffer.replace(tree.clone());
         }
-        trainer.begin(&buffer.trees().collect::<Vec<_>>());
+        current.begin(&buffer.trees().collect::<Vec<_>>());
         for epoch in 0..epochs {
             for batch in buffer.minibatches(settings.generation.seed, round as u64, epoch as u64, batch_size)
             {
-                let report = trainer.step(&batch)?;
+                let report = current.step(&batch)?;
                 version += 1;
                 eprintln!("step {version}: loss {:.4}", report.metrics["loss"]);
             }
         }
-        weights = trainer.weights();
-        newest = trainer.snapshot(version);
-        critic = trainer.critic();
-        own_reference = trainer.reference();
-        objective = trainer.into_objective();
+        weights = current.weights();
+        newest = current.snapshot(version);
+        trainer = Some(current);
     }
     Ok(weights)
 }

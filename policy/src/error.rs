@@ -191,6 +191,14 @@ pub enum PolicyError {
     /// A trainer of an objective that compares the policy with a teacher was given none.
     #[error("the objective compares the policy with a teacher, and there is none; give the trainer one")]
     NoTeacher,
+    /// A model that has no mean with others.
+    #[error("{name} cannot be averaged with the others: {cause}; average models of one shape and vocabulary")]
+    CannotAverage {
+        /// Which.
+        name: String,
+        /// What was expected, and what was found.
+        cause: String,
+    },
     /// Weights of another version than the one asked for.
     #[error("weights of version {asked} were asked for, but version {held} is held")]
     WrongVersion {

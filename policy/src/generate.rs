@@ -221,6 +221,13 @@ impl Engine {
         self.cache = KvCache::new(&self.model, share);
     }
 
+    /// Goes on with other weights of the same shape. What is in the cache stays: sequences that are under way go on from
+    /// keys and values of the weights before, and each of their tokens names the weights that drew it.
+    pub fn renew(&mut self, model: Model, version: u32) {
+        self.model = model.packed();
+        self.version = version;
+    }
+
     /// The most tokens that a sequence of this request can have.
     fn most_tokens(&self, request: &Request) -> usize {
         let wanted = request.tokens.len().saturating_add(request.sampling.max_new_tokens);

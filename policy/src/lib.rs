@@ -16,10 +16,12 @@
 //! - [`pass`]: a forward pass that can be gone back through;
 //! - [`lora`]: low-rank adapters on frozen weights;
 //! - [`optim`]: AdamW, clipping, schedules;
+//! - [`average`]: weighted means of models;
 //! - [`trainer`]: one training step through all of these;
 //! - [`reward_model`]: a decoder under a scalar head: how it begins, the text it reads, its scores;
 //! - [`teacher`]: a model of the same vocabulary that the policy is compared with;
 //! - [`scoring`]: what a frozen model says of given responses;
+//! - [`embedding`]: texts as vectors;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
 //! - [`allocator`]: large blocks of memory stay ours;
 //! - [`error`]: what can go wrong, in words for the person who can mend it.
@@ -27,12 +29,14 @@
 //! This is the only crate that names tch.
 
 pub mod allocator;
+pub mod average;
 pub mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod cuda;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod forest;
 pub mod generate;

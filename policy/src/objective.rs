@@ -55,6 +55,15 @@ pub trait AlgorithmConfig {
     /// # Errors
     /// A sentence that begins with the option's name, and tells its value and its range.
     fn validate(&self) -> std::result::Result<(), String>;
+
+    /// True if it learns from fresh samples of the policy that it trains, a few steps a round: its optimiser then goes on
+    /// from round to round.
+    fn is_online(&self) -> bool {
+        matches!(
+            self.objective().needs().selection,
+            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy
+        )
+    }
 }
 
 /// Makes the modules and [`Algorithm`] from one line an algorithm. rustfmt does not see modules that a macro declares:
@@ -149,6 +158,11 @@ impl Algorithm {
     /// As [`AlgorithmConfig::teacher`].
     pub fn teacher(&self) -> Option<&Path> {
         self.config().teacher()
+    }
+
+    /// As [`AlgorithmConfig::is_online`].
+    pub fn is_online(&self) -> bool {
+        self.config().is_online()
     }
 
     /// Checks the ranges of the options.

@@ -40,6 +40,10 @@ pub struct TrainingConfig {
     pub betas: (f64, f64),
     /// AdamW's ε. Default 1e-8.
     pub eps: f64,
+    /// What becomes of the optimiser and of the learning rate's schedule between the rounds of a stage. Default:
+    /// `continue` for algorithms that learn from their own fresh samples, whose rounds have few steps; `fresh` for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<AcrossRounds>,
     /// Train adapters, and leave the weights as they are. Default: train all weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
@@ -60,6 +64,7 @@ impl Default for TrainingConfig {
             weight_decay: 0.0,
             betas: (0.9, 0.999),
             eps: 1e-8,
+            optimizer: None,
             lora: None,
         }
     }
@@ -76,6 +81,16 @@ pub enum Schedule {
     Linear,
     /// Down to 0 along half a cosine.
     Cosine,
+}
+
+/// What becomes of the optimiser and the schedule between the rounds of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AcrossRounds {
+    /// Moments of 0 and a schedule of its own for each round.
+    Fresh,
+    /// The moments stay, and one schedule reaches from the first round to the last.
+    Continue,
 }
 
 impl TrainingConfig {
@@ -168,6 +183,16 @@ impl AdamW {
     /// (first moment, second moment) of each parameter.
     pub fn moments(&self) -> &[(Tensor, Tensor)] {
         &self.moments
+    }
+
+    /// The same with the state of an earlier optimiser of these parameters, whose tensors it takes over.
+    pub fn resumed(moments: Vec<(Tensor, Tensor)>, steps: i32) -> Self {
+        AdamW { moments, steps }
+    }
+
+    /// Updates so far.
+    pub fn steps(&self) -> i32 {
+        self.steps
     }
 
     /// One update of `parameters` (f32) by `scale` times `gradients` (f32), in place. The leaf of each

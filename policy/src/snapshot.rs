@@ -79,6 +79,11 @@ impl WeightCell {
         Arc::new(WeightCell(Mutex::new(snapshot)))
     }
 
+    /// The newest snapshot, whatever its version.
+    pub fn newest(&self) -> Arc<Snapshot> {
+        Arc::clone(&lock(&self.0))
+    }
+
     /// Replaces the snapshot.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
         *lock(&self.0) = snapshot;

@@ -53,6 +53,16 @@ pub struct StepReport {
     pub tokens: u64,
 }
 
+/// How far a trainer has come beside its weights: for another one of the same tensors to go on with.
+#[derive(Debug)]
+pub struct Position {
+    /// Steps taken.
+    pub steps: usize,
+    /// The optimiser's moments ([`Trainer::optimizer_state`]), and the updates behind them; `None` where the tensors are
+    /// others now.
+    pub moments: Option<(Weights, i32)>,
+}
+
 /// A model in training under one objective.
 pub struct Trainer {
     config: ModelConfig,
@@ -265,6 +275,38 @@ impl Trainer {
             .map_err(|cause| PolicyError::WrongTeacher { teacher: "given".to_string(), cause })?;
         self.teacher = Some(teacher);
         Ok(self)
+    }
+
+    /// The same from where an earlier trainer stopped: its steps count, and its moments go on. A critic's are among them, so
+    /// it comes after [`Trainer::with_critic`].
+    ///
+    /// # Errors
+    /// If the moments do not fit.
+    pub fn from_position(mut self, position: Position) -> Result<Self> {
+        self.step = position.steps;
+        if let Some((moments, updates)) = position.moments {
+            self.parameters.resume(&moments, updates)?;
+            if let Some(critic) = &mut self.critic {
+                let own = |(name, tensor): (String, Tensor)| {
+                    Some((name.strip_prefix("critic.")?.to_string(), tensor))
+                };
+                critic.parameters.resume(&moments.into_iter().filter_map(own).collect(), updates)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Sets how many steps there will be in all, those taken included: they shape the learning rate's schedule.
+    pub fn reach(&mut self, total_steps: usize) {
+        self.total_steps = total_steps;
+    }
+
+    /// As [`Objective::check`].
+    ///
+    /// # Errors
+    /// As it.
+    pub fn check(&self, experience: &[&Tree]) -> std::result::Result<(), String> {
+        self.objective.check(experience)
     }
 
     /// Shows the objective all of the experience, scored, before the first step.
@@ -490,6 +532,11 @@ impl Trainer {
         moments
     }
 
+    /// How it trains.
+    pub fn training(&self) -> &TrainingConfig {
+        &self.training
+    }
+
     /// The architecture of what is trained.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -500,9 +547,10 @@ impl Trainer {
         self.step
     }
 
-    /// What is trained on, with its running statistics: for another trainer to go on with.
-    pub fn into_objective(self) -> Box<dyn Objective> {
-        self.objective
+    /// What is trained on, with its running statistics, and how far training has come: for another trainer to go on with.
+    pub fn into_parts(self) -> (Box<dyn Objective>, Position) {
+        let moments = Some((self.optimizer_state(), self.parameters.updates()));
+        (self.objective, Position { steps: self.step, moments })
     }
 
     /// An immutable copy of the weights in the compute precision.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use arriero_buffers::{Branch, Tree};
 use arriero_policy::checkpoint::{Checkpoint, Weights, write_hf};
 use arriero_policy::device::Compute;
+use arriero_policy::embedding::embed;
 use arriero_policy::forest::Forest;
 use arriero_policy::kernels;
 use arriero_policy::model::Model;
@@ -59,6 +60,35 @@ fn logits_equal_transformers_whether_tied_or_not_sharded_or_not() {
         let worst = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst <= 1e-4, "{name}: largest difference of a logit {worst}");
     }
+}
+
+/// Logits are linear in hidden states: those of a mean are the mean of transformers'.
+#[test]
+fn an_embedding_is_the_mean_of_hidden_states_whatever_the_batch() {
+    let expected = vectors();
+    let columns: Vec<i64> = ids(&expected["columns"]).into_iter().map(i64::from).collect();
+    let Checkpoint { config, weights, .. } = Checkpoint::open(&fixture("tiny-untied")).expect("it loads");
+    let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
+    let tokens = ids(&expected["tokens"]);
+    let sequences = [tokens.clone(), Vec::new(), tokens[..1].to_vec(), tokens[..3].to_vec()];
+    let packed = embed(&model, &sequences, 1000).expect("they fit");
+    for (sequence, vector) in sequences.iter().zip(&packed) {
+        let alone = &embed(&model, std::slice::from_ref(sequence), 1).expect("it fits")[0];
+        let worst = alone.iter().zip(vector).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 1e-5, "{worst}");
+        let length: f32 = vector.iter().map(|entry| entry * entry).sum();
+        assert!((length - if sequence.is_empty() { 0.0 } else { 1.0 }).abs() <= 1e-4, "{length}");
+    }
+    let found = Tensor::from_slice(&packed[0]).view([1, -1]).matmul(&model.output().tr()).squeeze();
+    let found = found.index_select(0, &Tensor::from_slice(&columns)).to_kind(Kind::Double);
+    let found: Vec<f64> = Vec::try_from(found).expect("numbers");
+    let rows = expected["models"]["tiny-untied"]["logits"].as_array().expect("rows");
+    let rows: Vec<Vec<f64>> = rows[1..].iter().map(numbers).collect();
+    let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>();
+    let wanted: Vec<f64> = (0..columns.len()).map(sum).collect();
+    let dot = |one: &[f64], other: &[f64]| one.iter().zip(other).map(|(a, b)| a * b).sum::<f64>();
+    let cosine = dot(&found, &wanted) / (dot(&found, &found) * dot(&wanted, &wanted)).sqrt();
+    assert!(cosine > 1.0 - 1e-6, "{cosine}");
 }
 
 /// The vectors' preference pairs; chosen first.

@@ -251,14 +251,14 @@ fn a_pass_cannot_be_forged() {
          open(f'/tmp/{name}.py', 'w').write('import os; os.write(1, b\"passed\")')\n\
          from decimal import Decimal\ndef f(x): return Decimal(1)"
             .to_string(),
-        // Looks for the tests.
+        // Looks for the tests, by a part of their text: the number alone can stand in an address.
         "import gc, os, sys\ndef f(x):\n    seen = [repr(one) for one in gc.get_objects() if isinstance(one, (str, dict, list))]\n    \
-         return 7341 if any('7' + '341' in one for one in seen) else 0"
+         return 7341 if any('== 7' + '341' in one for one in seen) else 0"
             .to_string(),
         "import os\ndef f(x):\n    for folder, _, files in os.walk('/tmp'):\n        for file in files:\n            \
-         if '7' + '341' in open(os.path.join(folder, file)).read(): return 7341"
+         if '== 7' + '341' in open(os.path.join(folder, file)).read(): return 7341"
             .to_string(),
-        "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        if '7' + '341' in str(frame.f_locals): return 7341\n        frame = frame.f_back"
+        "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        if '== 7' + '341' in str(frame.f_locals): return 7341\n        frame = frame.f_back"
             .to_string(),
     ];
     for attempt in &attempts {

@@ -78,30 +78,46 @@ impl ConductorState {
     pub(super) fn count_unused(&mut self, reason: &'static str) {
         let trees = self.wiring.buffer().len();
         let count = match &self.phase {
-            // A group is settled if it was dropped; accepted ones were to be trained on.
-            Phase::Sampling(sampling) => {
-                sampling.job.prompts.len() - sampling.outcomes.values().flatten().count()
-            }
+            Phase::Sampling(sampling) => sampling.unused(),
             Phase::Reading { .. } | Phase::Referencing { .. } => trees,
-            Phase::Training { done, trees } => {
+            Phase::Training { done, trees, fresh, .. } => {
                 let stage = &self.current_stage().training;
-                trees.saturating_sub(*done as usize * stage.batch_size)
+                // Trees of earlier rounds have been trained on before.
+                trees.saturating_sub(*done as usize * stage.batch_size).min(*fresh)
             }
             _ => 0,
         } as u64;
-        if count > 0 {
-            let (arm, stage) = (self.current_arm().name.clone(), self.current_stage().name.clone());
-            *self.progress.dropped.entry(reason.to_string()).or_default() += count;
-            self.record(Record::Drops { arm, stage, reason: reason.to_string(), count });
+        let stage = self.current_arm().stages[self.stage].name().to_string();
+        let mut counts = vec![(stage, reason, count)];
+        if let Some(sampling) = self.sampling() {
+            // What was dropped by then is counted at the end of the phase, which does not come.
+            let stage = &sampling.selection.stage;
+            counts
+                .extend(sampling.reasons().into_iter().map(|(reason, count)| (stage.clone(), reason, count)));
         }
+        counts.extend(
+            self.ahead.as_ref().map(|ahead| (ahead.selection.stage.clone(), reason, ahead.unused() as u64)),
+        );
+        for (stage, reason, count) in counts.into_iter().filter(|(.., count)| *count > 0) {
+            self.count_dropped(stage, reason, count);
+        }
+    }
+
+    /// Counts groups that are not used.
+    pub(super) fn count_dropped(&mut self, stage: String, reason: &'static str, count: u64) {
+        *self.progress.dropped.entry(reason.to_string()).or_default() += count;
+        let arm = self.current_arm().name.clone();
+        self.record(Record::Drops { arm, stage, reason: reason.to_string(), count });
     }
 
     /// Accounts for an arm that does not come to its end.
     pub(super) fn close_arm(&mut self, reason: &'static str) {
         self.count_unused(reason);
-        if let Phase::Sampling(sampling) = &self.phase {
-            self.progress.tokens_sampled += sampling.metrics.tokens();
-            self.progress.seconds += sampling.metrics.seconds();
+        if let Some(sampling) = self.sampling() {
+            let (tokens, seconds) = (sampling.metrics.tokens(), sampling.seconds());
+            self.progress.tokens_sampled += tokens;
+            // What was sampled ahead took no time of its own.
+            self.progress.seconds += if self.ahead.is_some() { 0.0 } else { seconds };
         }
         let unfinished = self.arms.len() == self.arm && self.baseline.is_some();
         if unfinished {
@@ -144,11 +160,14 @@ impl ConductorState {
 
     /// Gives an actor that was restarted its part of the running phase.
     pub(super) fn resume(&mut self, role: Role) -> Result<(), ActorProcessingErr> {
+        if let Some(sampling) =
+            self.sampling().filter(|sampling| role == Role::Generator && !sampling.generated)
+        {
+            sampling.metrics.generator_restarted();
+            let job = sampling.job.clone();
+            self.crew.generator.cast(GeneratorMessage::Generate(job))?;
+        }
         match (role, &mut self.phase) {
-            (Role::Generator, Phase::Sampling(sampling)) if !sampling.generated => {
-                sampling.metrics.generator_restarted();
-                self.crew.generator.cast(GeneratorMessage::Generate(sampling.job.clone()))?;
-            }
             (Role::DataReader, Phase::Reading { job }) => {
                 self.crew.data_reader.cast(DataReaderMessage::Read(job.clone()))?;
             }

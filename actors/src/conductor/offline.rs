@@ -8,7 +8,7 @@ use ractor::ActorProcessingErr;
 use super::{ConductorState, Phase};
 use crate::data_reader::{DataReaderMessage, Portion, ReadingJob};
 use crate::event::PhaseKind;
-use crate::experiment::Stage;
+use crate::experiment::{ArmStage, Stage};
 use crate::learner::PortionJob;
 use crate::recorder::Record;
 use crate::summary::Status;
@@ -37,7 +37,11 @@ impl ConductorState {
     /// Begins a stage of a round.
     pub(super) fn begin_stage(&mut self) -> Result<(), ActorProcessingErr> {
         self.pass = Pass::default();
-        if self.current_stage().data.is_some() { self.read() } else { self.sample() }
+        match &self.current_arm().stages[self.stage] {
+            ArmStage::Average(stage) => self.average(stage.clone()),
+            ArmStage::Train(stage) if stage.data.is_some() => self.read(),
+            ArmStage::Train(_) => self.sample(),
+        }
     }
 
     /// The rows that a pass of the running stage has.

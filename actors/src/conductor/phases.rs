@@ -11,13 +11,15 @@ use ractor::ActorProcessingErr;
 use super::{AfterCheckpoint, ArmProgress, ConductorState, Phase, SamplingPhase};
 use crate::evaluator::{Evaluation, EvaluationJob, EvaluatorMessage};
 use crate::event::{PhaseKind, RunEvent};
+use crate::experiment::{AverageStage, ExperienceOf, ReferenceWeights, StartFrom};
 use crate::generator::{GenerationJob, GeneratorMessage};
 use crate::learner::{CheckpointJob, LearnerMessage, TrainingJob};
 use crate::recorder::Record;
 use crate::reference::{ReferenceJob, ReferenceMessage};
 use crate::rejection_sampler::SelectionJob;
 use crate::sampling_metrics::SamplingMetrics;
-use crate::summary::{ArmSummary, Status, change, held_out};
+use crate::summary::{ArmSummary, Status, change, held_out, suite_figures};
+use crate::wiring::Recipe;
 
 /// Completions without a score that a phase shows; the others are recorded only.
 const SHOWN: usize = 10;
@@ -36,7 +38,7 @@ impl ConductorState {
         // Names of the arm's last stage label what follows.
         self.stage = self.current_arm().stages.len() - 1;
         self.round = self.current_arm().rounds - 1;
-        if self.context.held_out.is_empty() {
+        if self.measures_nothing() {
             return self.close_arm_unmeasured();
         }
         self.evaluate(self.progress.version)
@@ -44,12 +46,20 @@ impl ConductorState {
 
     /// The first thing of all.
     pub(super) fn start(&mut self) -> Result<(), ActorProcessingErr> {
-        if self.context.held_out.is_empty() {
-            // Nothing is to be measured: a baseline of no prompts.
+        for note in self.context.notes.iter() {
+            self.note(EventLevel::Warning, "conductor", note.clone());
+        }
+        if self.measures_nothing() {
+            // A baseline of no prompts.
             self.baseline = Some(Evaluation::default());
             return self.begin_arm();
         }
         self.evaluate(0)
+    }
+
+    /// True without held-out prompts and suites.
+    fn measures_nothing(&self) -> bool {
+        self.context.held_out.is_empty() && self.context.plan.evaluation.suites.is_empty()
     }
 
     /// The end of an arm without held-out prompts.
@@ -72,36 +82,65 @@ impl ConductorState {
     pub(super) fn begin_arm(&mut self) -> Result<(), ActorProcessingErr> {
         (self.round, self.stage) = (0, 0);
         self.progress = ArmProgress::default();
-        self.crew.learner.cast(LearnerMessage::Begin)?;
+        self.crew.learner.cast(LearnerMessage::Begin { arm: self.arm })?;
         self.phase = Phase::Beginning;
         Ok(())
     }
 
     pub(super) fn sample(&mut self) -> Result<(), ActorProcessingErr> {
-        let needs = self.current_stage().algorithm.objective().needs();
-        let prompts = self.context.round_prompts(self.round);
-        self.enter(PhaseKind::Sampling, prompts.len() as u64);
-        let job = GenerationJob::new(self.progress.version, prompts, needs.selection);
+        if self.catch_up()? {
+            return Ok(());
+        }
+        let total = self.context.round_prompts(self.round).len();
+        self.enter(PhaseKind::Sampling, total as u64);
+        let sampling = self.begin_sampling(self.round, self.stage, false)?;
+        self.phase = Phase::Sampling(Box::new(sampling));
+        Ok(())
+    }
+
+    /// Lets the generator sample for a stage of a round: now, or ahead of the learner.
+    pub(super) fn begin_sampling(
+        &mut self,
+        round: usize,
+        number: usize,
+        is_ahead: bool,
+    ) -> Result<SamplingPhase, ActorProcessingErr> {
+        let arm = self.current_arm();
+        let stage = arm.stages[number].training().ok_or("a stage that averages samples nothing")?;
+        let needs = stage.algorithm.objective().needs();
+        let recipe = Arc::new(Recipe {
+            generator: stage.generator.clone(),
+            greedy_baseline: needs.selection.wants_greedy(),
+            rivals: needs.selection.rivals(),
+            scored_by: stage.reward,
+        });
+        let name = stage.name.clone();
         let selection = SelectionJob {
-            version: self.progress.version,
             rule: needs.selection,
-            algorithm: self.current_stage().algorithm.clone(),
-            arm: self.current_arm().name.clone(),
-            stage: self.current_stage().name.clone(),
-            round: self.round as u64,
+            bounds: stage.selection.clone(),
+            recipe: Arc::clone(&recipe),
+            keep: arm.trainings().any(|(_, later)| later.samples_of.as_ref() == Some(&name)),
+            algorithm: stage.algorithm.clone(),
+            arm: arm.name.clone(),
+            stage: name,
+            round: round as u64,
         };
+        let prompts = self.context.round_prompts(round);
+        let job =
+            GenerationJob::new((self.progress.version, is_ahead), prompts, recipe, stage.samples_of.clone());
+        self.wiring.sampled_for.forget(&selection.stage);
         self.wiring.selection.set(selection.clone());
         self.crew.generator.cast(GeneratorMessage::Generate(job.clone()))?;
-        self.phase = Phase::Sampling(Box::new(SamplingPhase {
+        Ok(SamplingPhase {
             job,
             selection,
             needs_reference: needs.reference,
             metrics: SamplingMetrics::default(),
             outcomes: BTreeMap::new(),
             generated: false,
+            waited_for: None,
             unscored: 0,
-        }));
-        Ok(())
+        })
     }
 
     pub(super) fn report_sampling(
@@ -110,7 +149,7 @@ impl ConductorState {
         seconds: f64,
         last: bool,
     ) -> Result<(), ActorProcessingErr> {
-        let Phase::Sampling(sampling) = &mut self.phase else { return Ok(()) };
+        let Some(sampling) = self.sampling() else { return Ok(()) };
         sampling.metrics.sampled(tokens, seconds);
         sampling.generated |= last;
         self.sampling_progress();
@@ -139,12 +178,12 @@ impl ConductorState {
                 self.record(Record::Event { arm: None, level, actor, message });
             }
         }
-        let Phase::Sampling(sampling) = &mut self.phase else { return };
+        let Some(sampling) = self.sampling() else { return };
         sampling.unscored += causes.len();
-        let samples = sampling.selection.rule.completions(self.context.plan.generator.samples);
-        let all = sampling.job.prompts.len() * samples;
+        let recipe = &sampling.job.recipe;
+        let (unscored, all) = (sampling.unscored, sampling.job.prompts.len() * recipe.completions());
         let last = causes.last().map_or("", String::as_str);
-        if let Some(cause) = self.context.plan.unscored.too_many(sampling.unscored, all, last) {
+        if let Some(cause) = self.context.plan.unscored.too_many(unscored, all, last) {
             self.end(Status::Failed, Some(cause));
         }
     }
@@ -156,31 +195,33 @@ impl ConductorState {
         prompt_id: u64,
         dropped: Option<&'static str>,
     ) -> Result<(), ActorProcessingErr> {
-        let Phase::Sampling(sampling) = &mut self.phase else { return Ok(()) };
+        let Some(sampling) = self.sampling() else { return Ok(()) };
         sampling.outcomes.insert(prompt_id, dropped);
         self.sampling_progress();
         self.end_sampling()
     }
 
     pub(super) fn end_sampling(&mut self) -> Result<(), ActorProcessingErr> {
+        let is_over = |sampling: &SamplingPhase| {
+            sampling.generated && sampling.outcomes.len() >= sampling.job.prompts.len()
+        };
+        match &self.phase {
+            Phase::Sampling(sampling) if is_over(sampling) => self.drop_stale(),
+            _ => return Ok(()),
+        }
         let Phase::Sampling(sampling) = &mut self.phase else { return Ok(()) };
-        if !sampling.generated || sampling.outcomes.len() < sampling.job.prompts.len() {
-            return Ok(());
-        }
-        let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for reason in sampling.outcomes.values().copied().flatten() {
-            *reasons.entry(reason).or_default() += 1;
-        }
+        let reasons = sampling.reasons();
         let accepted = sampling.outcomes.values().filter(|outcome| outcome.is_none()).count() as u64;
         let metrics = sampling.metrics.finish(accepted, &reasons);
         let (tokens, seconds) = (sampling.metrics.tokens(), sampling.metrics.seconds());
+        let waited = sampling.seconds();
         let needs_reference = sampling.needs_reference;
         if self.progress.version == 0 && self.arm == 0 && tokens > 0 {
             self.seconds_per_initial_token = seconds / tokens as f64;
         }
         let (arm, stage) = (sampling.selection.arm.clone(), sampling.selection.stage.clone());
         self.progress.tokens_sampled += tokens;
-        self.progress.seconds += seconds;
+        self.progress.seconds += waited;
         self.record(Record::Metrics {
             arm: arm.clone(),
             stage: "rejection_sampling".to_string(),
@@ -188,13 +229,7 @@ impl ConductorState {
             metrics,
         });
         for (&reason, &count) in &reasons {
-            *self.progress.dropped.entry(reason.to_string()).or_default() += count;
-            self.record(Record::Drops {
-                arm: arm.clone(),
-                stage: stage.clone(),
-                reason: reason.to_string(),
-                count,
-            });
+            self.count_dropped(stage.clone(), reason, count);
         }
         if accepted == 0 {
             let message = format!(
@@ -213,11 +248,14 @@ impl ConductorState {
 
     pub(super) fn reference(&mut self, total: u64) -> Result<(), ActorProcessingErr> {
         self.enter(PhaseKind::Reference, total);
+        let stage = self.current_stage();
+        let is_initial = stage.reference == ReferenceWeights::Initial || stage.from == StartFrom::Initial;
         let job = ReferenceJob {
             arm: self.current_arm().name.clone(),
-            stage: self.current_stage().name.clone(),
+            stage: stage.name.clone(),
             round: self.round as u64,
-            recorded: self.current_stage().data.is_none(),
+            version: if is_initial { 0 } else { self.progress.version },
+            recorded: stage.data.is_none(),
         };
         self.crew.reference.cast(ReferenceMessage::Score(job.clone()))?;
         self.phase = Phase::Referencing { job, total, done: 0, began: Instant::now() };
@@ -226,14 +264,29 @@ impl ConductorState {
 
     pub(super) fn train(&mut self) -> Result<(), ActorProcessingErr> {
         let stage = self.current_stage().clone();
-        let trees = self.wiring.buffer().len();
+        let fresh = self.wiring.buffer().len();
+        let trees = match stage.experience {
+            ExperienceOf::Round => fresh,
+            ExperienceOf::All => {
+                let kept = self.progress.kept.entry(stage.name.clone()).or_default();
+                *kept += fresh;
+                *kept
+            }
+        };
         let portion = self.portion();
         let steps = portion.epochs.saturating_mul(trees.div_ceil(stage.training.batch_size));
         self.enter(PhaseKind::Training, steps as u64);
-        let (arm, round) = (self.current_arm().name.clone(), self.round as u64);
-        let job = TrainingJob { arm, stage, round, portion };
+        let (arm, rounds) = (self.current_arm().name.clone(), self.current_arm().rounds as u64);
+        let job = TrainingJob { arm, stage, round: self.round as u64, rounds, portion };
         self.crew.learner.cast(LearnerMessage::Train(Box::new(job)))?;
-        self.phase = Phase::Training { done: 0, trees };
+        self.phase = Phase::Training { done: 0, steps: steps as u64, trees, fresh };
+        Ok(())
+    }
+
+    pub(super) fn average(&mut self, stage: AverageStage) -> Result<(), ActorProcessingErr> {
+        self.enter(PhaseKind::Averaging, stage.of.len() as u64);
+        self.crew.learner.cast(LearnerMessage::Average(Box::new(stage)))?;
+        self.phase = Phase::Averaging;
         Ok(())
     }
 
@@ -268,14 +321,15 @@ impl ConductorState {
             None => self.context.plan.arms.iter().map(|arm| arm.name.clone()).collect(),
             Some(_) => vec![self.current_arm().name.clone()],
         };
-        for arm in arms {
+        for arm in &arms {
             self.record(Record::Metrics {
-                arm,
+                arm: arm.clone(),
                 stage: "evaluation".to_string(),
                 step: evaluation.version.into(),
                 metrics: metrics.clone(),
             });
         }
+        self.record_suites(&evaluation, &arms);
         self.context.emit(RunEvent::Evaluated { figures });
         if self.baseline.is_none() {
             self.baseline = Some(evaluation);
@@ -287,17 +341,27 @@ impl ConductorState {
         self.checkpoint(AfterCheckpoint::NextArm)
     }
 
+    fn record_suites(&mut self, evaluation: &Evaluation, arms: &[String]) {
+        for (arm, result) in
+            arms.iter().flat_map(|arm| evaluation.suites.iter().map(move |suite| (arm, suite)))
+        {
+            let (arm, result, step) = (arm.clone(), result.clone(), evaluation.version.into());
+            self.record(Record::Suite { arm, step, result });
+        }
+    }
+
     /// The running arm in numbers; nothing before the baseline is known.
     pub(super) fn summarise(&self, after: Option<&Evaluation>) -> Option<ArmSummary> {
         let baseline = self.baseline.as_ref()?;
         let arm = self.current_arm();
         Some(ArmSummary {
             arm: arm.name.clone(),
-            stages: arm.stages.iter().map(|stage| stage.name.clone()).collect(),
+            stages: arm.stages.iter().map(|stage| stage.name().to_string()).collect(),
             before: held_out(baseline),
             after: after.map(held_out),
             change: after.map(|after| change(baseline, after)),
             kl: after.map(|after| after.kl),
+            suites: suite_figures(baseline, after),
             tokens_sampled: self.progress.tokens_sampled,
             tokens_trained: self.progress.tokens_trained,
             steps: self.progress.version.into(),

@@ -1,12 +1,13 @@
 //! What offline stages learn from: `[data]`, or `data = { … }` of a stage.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arriero_data::DataConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::document::{ExperimentError, Section};
+use super::document::{Document, ExperimentError, Section};
 
 /// What a stage says to sample its own experience although there is `[data]`.
 pub(super) const SAMPLED: &str = "sampled";
@@ -66,6 +67,16 @@ impl DataPlan {
     }
 }
 
+/// Reads the `[data]` of a file, if one is given, with `set` (`option=value`) on top of it. Other tables of the file
+/// are not looked at.
+///
+/// # Errors
+/// As [`load`](super::load).
+pub fn read_data(path: Option<&Path>, set: &[String]) -> Result<DataPlan, ExperimentError> {
+    let set: Vec<String> = set.iter().map(|assignment| format!("data.{assignment}")).collect();
+    data(Document::read(path, &set)?.root().child("data")?)
+}
+
 /// Reads a `data` section.
 pub(super) fn data(mut section: Section<'_>) -> Result<DataPlan, ExperimentError> {
     let rows: DataConfig = section.read(&DataConfig::default())?;
@@ -89,7 +100,8 @@ pub(super) fn of_stage(
         }
         Some(word) => {
             let message = format!(
-                "is \"{word}\"; expected \"{SAMPLED}\", or a table such as {{ path = \"pairs.jsonl\" }}"
+                "is \"{word}\"; expected \"{SAMPLED}\", the name of an earlier stage of the arm whose samples to learn \
+                 from, or a table such as {{ path = \"pairs.jsonl\" }}"
             );
             Err(section.fail("data", &message))
         }

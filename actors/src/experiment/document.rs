@@ -86,6 +86,15 @@ impl Document {
         Ok(document)
     }
 
+    /// The document at `path`; an empty one, which errors call `--set`, where there is none.
+    pub fn read(path: Option<&Path>, set: &[String]) -> Result<Self, ExperimentError> {
+        let text = path.map_or(Ok(String::new()), |path| {
+            std::fs::read_to_string(path)
+                .map_err(|cause| ExperimentError::Unreadable { path: path.to_path_buf(), cause })
+        })?;
+        Document::parse(path.unwrap_or(Path::new("--set")), &text, set)
+    }
+
     pub fn root(&self) -> Section<'_> {
         Section {
             origins: &self.origins,

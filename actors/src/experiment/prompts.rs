@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use arriero_buffers::{Message, Prompt};
-use arriero_data::{DataConfig, DataError, Row as DataRow};
+use arriero_data::{Counts, DataConfig, DataError, OnError, Row as DataRow};
 use arriero_reward::instructions::{self, InstructionsConfig};
 use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
@@ -92,12 +92,27 @@ impl Prompts {
     }
 }
 
+/// The prompts of a split.
+#[derive(Debug, Clone, Default)]
+pub struct PromptSet {
+    /// In the order in which they are sampled from.
+    pub prompts: Vec<Prompt>,
+    /// What became of a dataset's rows; nothing for other sources.
+    pub counts: Counts,
+}
+
+impl From<Vec<Prompt>> for PromptSet {
+    fn from(prompts: Vec<Prompt>) -> Self {
+        PromptSet { prompts, counts: Counts::default() }
+    }
+}
+
 impl super::Plan {
     /// The prompts of a split. The order of a dataset's rows is that of the experiment's seed.
     ///
     /// # Errors
     /// If a file cannot be read, or holds no prompts.
-    pub fn load_prompts(&self, split: Split) -> Result<Vec<Prompt>, ExperimentError> {
+    pub fn load_prompts(&self, split: Split) -> Result<PromptSet, ExperimentError> {
         self.prompts.source.load(split, self.seed)
     }
 }
@@ -120,25 +135,33 @@ impl PromptSource {
         }
     }
 
-    fn load(&self, split: Split, seed: u64) -> Result<Vec<Prompt>, ExperimentError> {
-        match (self, split) {
+    /// The share of a split's rows that may be skipped; `None` where a row that cannot be used stops the run.
+    pub fn skips(&self, split: Split) -> Option<f64> {
+        let PromptSource::Data(data) = self else { return None };
+        let rows = data.rows(split).filter(|rows| rows.on_error == OnError::Skip)?;
+        Some(rows.max_skipped)
+    }
+
+    fn load(&self, split: Split, seed: u64) -> Result<PromptSet, ExperimentError> {
+        let prompts = match (self, split) {
             (PromptSource::Instructions(config), Split::Train) => {
-                Ok(instructions::generate(config, instructions::Split::Train))
+                instructions::generate(config, instructions::Split::Train)
             }
             (PromptSource::Instructions(config), Split::HeldOut) => {
-                Ok(instructions::generate(config, instructions::Split::HeldOut))
+                instructions::generate(config, instructions::Split::HeldOut)
             }
-            (PromptSource::File(files), Split::Train) => read_prompts(&files.path),
+            (PromptSource::File(files), Split::Train) => read_prompts(&files.path)?,
             (PromptSource::File(files), Split::HeldOut) => {
                 let mut prompts = read_prompts(&files.held_out_path)?;
                 for prompt in &mut prompts {
                     prompt.id += HELD_OUT_IDS;
                 }
-                Ok(prompts)
+                prompts
             }
-            (PromptSource::Data(data), split) => data.load(split, seed),
-            (PromptSource::None, _) => Ok(Vec::new()),
-        }
+            (PromptSource::Data(data), split) => return data.load(split, seed),
+            (PromptSource::None, _) => Vec::new(),
+        };
+        Ok(prompts.into())
     }
 }
 
@@ -150,15 +173,16 @@ impl PromptData {
         }
     }
 
-    fn load(&self, split: Split, seed: u64) -> Result<Vec<Prompt>, ExperimentError> {
-        let Some(rows) = self.rows(split) else { return Ok(Vec::new()) };
+    fn load(&self, split: Split, seed: u64) -> Result<PromptSet, ExperimentError> {
+        let Some(rows) = self.rows(split) else { return Ok(PromptSet::default()) };
         let refused = |cause: DataError| ExperimentError::Prompts {
             place: rows.path.clone(),
             message: cause.to_string(),
         };
         let first = if split == Split::HeldOut { HELD_OUT_IDS } else { 0 };
         let mut prompts = Vec::new();
-        for (entry, id) in rows.open(seed).map_err(refused)?.zip(first..) {
+        let mut opened = rows.open(seed).map_err(refused)?;
+        for (entry, id) in opened.by_ref().zip(first..) {
             let entry = entry.map_err(refused)?;
             let messages =
                 entry.row.prompt().map(<[Message]>::to_vec).ok_or_else(|| ExperimentError::Prompts {
@@ -171,7 +195,7 @@ impl PromptData {
             };
             prompts.push(Prompt { id, messages, checks });
         }
-        Ok(prompts)
+        Ok(PromptSet { prompts, counts: opened.counts().clone() })
     }
 }
 
@@ -197,7 +221,7 @@ pub(super) fn prompts(
         }
         PromptSource::File(_) => {
             source.load(Split::HeldOut, seed)?;
-            source.load(Split::Train, seed)?.len()
+            source.load(Split::Train, seed)?.prompts.len()
         }
         PromptSource::Data(data) => {
             for (key, rows) in [("train", &data.train), ("held_out", &data.held_out)] {
@@ -205,7 +229,7 @@ pub(super) fn prompts(
                 checked.map_err(|cause| section.fail(key, &format!("is wrong: {cause}")))?;
             }
             source.load(Split::HeldOut, seed)?;
-            source.load(Split::Train, seed)?.len()
+            source.load(Split::Train, seed)?.prompts.len()
         }
         PromptSource::None => 0,
     };

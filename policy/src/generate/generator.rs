@@ -71,6 +71,11 @@ impl Generator {
         self
     }
 
+    /// As [`Engine::renew`].
+    pub fn renew(&mut self, model: Model, version: u32) {
+        self.engine.renew(model, version);
+    }
+
     /// Accepts a prompt.
     ///
     /// # Errors

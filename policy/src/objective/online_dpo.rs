@@ -34,4 +34,8 @@ impl AlgorithmConfig for OnlineDpoConfig {
     fn validate(&self) -> Result<(), String> {
         self.0.validate()
     }
+
+    fn is_online(&self) -> bool {
+        true
+    }
 }

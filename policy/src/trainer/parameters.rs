@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::Weights;
 use crate::device::Compute;
+use crate::error::{PolicyError, Result};
 use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
 
 /// One trained tensor.
@@ -99,6 +100,34 @@ impl Parameters {
                 ]
             })
             .collect()
+    }
+
+    /// Updates so far.
+    pub fn updates(&self) -> i32 {
+        self.optimizer.steps()
+    }
+
+    /// Goes on with the moments of an earlier optimiser of these tensors, taken over from [`Parameters::moments`] after
+    /// `updates`.
+    ///
+    /// # Errors
+    /// If one is missing or has another shape.
+    pub fn resume(&mut self, moments: &Weights, updates: i32) -> Result<()> {
+        let moment = |parameter: &Parameter, which: &str| {
+            let name = format!("{}.{which}", parameter.name);
+            let expected = parameter.master.size();
+            match moments.get(&name) {
+                None => Err(PolicyError::MissingTensor { name }),
+                Some(found) if found.size() != expected => {
+                    Err(PolicyError::WrongShape { name, expected, found: found.size() })
+                }
+                Some(found) => Ok(found.to_device(parameter.master.device()).to_kind(Kind::Float)),
+            }
+        };
+        let both = |parameter| Ok((moment(parameter, "exp_avg")?, moment(parameter, "exp_avg_sq")?));
+        let moments = self.list.iter().map(both).collect::<Result<_>>()?;
+        self.optimizer = AdamW::resumed(moments, updates);
+        Ok(())
     }
 
     /// Sets the gradients to 0.

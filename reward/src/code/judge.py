@@ -41,7 +41,7 @@ def ask(*request):
             return reply
         names, message = [str(name) for name in reply["raised"]], str(reply["message"])
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Died("the program ended, or answered what is none") from error
+        raise Died("the program ended, or sent no answer that can be read") from error
     for name in names:
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, Exception):

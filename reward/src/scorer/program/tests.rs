@@ -74,13 +74,14 @@ fn what_dies_writes_garbage_or_hangs_is_named_and_the_rest_is_scored() {
         ("printf 'a\\377\\n'", "which is no answer"),
         ("echo '{\"id\":99,\"reward\":1}'", "no line with \"id\": 99 waits for an answer"),
         ("echo '[1]'", "the program wrote \"[1]\", which is no answer"),
-        ("sleep 100", "the program gave no answer for 0.5 s; it wrote nothing to stderr"),
+        ("sleep 100", "the program gave no answer for 1 s; it wrote nothing to stderr"),
         ("exec >&-; sleep 100", "the program closed its output and left 1 lines unanswered"),
     ] {
         let script = format!(
             r#"while :; do next; case $line in *bad*) {fault};; esac; echo "{{\"id\":$id,\"reward\":1}}"; done"#
         );
-        let mut scorer = scorer(&script, json!({"timeout": 0.5}));
+        let timeout = if fault == "sleep 100" { 1.0 } else { 60.0 };
+        let mut scorer = scorer(&script, json!({"timeout": timeout}));
         let found = scorer.score_groups(&[&texts(&["a", "bad", "b"]), &texts(&["c"])]);
         assert_eq!(rewards(&found[0]), [Some(1.0), None, Some(1.0)], "{fault}: {found:?}");
         assert_eq!(rewards(&found[1]), [Some(1.0)], "{fault}: {found:?}");

@@ -1,0 +1,493 @@
+//! Arms and their stages: `[algorithm]`, or `[[arm]]` with `[[arm.stage]]`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arriero_buffers::{SelectionConfig, SelectionRule};
+use arriero_policy::objective::{Algorithm, Statistics};
+use arriero_policy::optim::{AcrossRounds, TrainingConfig};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::average::{self, AverageSource, AverageStage};
+use super::document::{ExperimentError, Section};
+use super::{DataPlan, GeneratorPlan, data, generator, selection};
+
+/// Rounds of an arm.
+const MOST_ROUNDS: usize = 1_000_000;
+
+/// One of the things that are compared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arm {
+    /// Names its folder and its column.
+    pub name: String,
+    /// How often its stages run, each time on the next prompts. Default 1.
+    pub rounds: usize,
+    /// In this order.
+    pub stages: Vec<ArmStage>,
+}
+
+/// A step of an arm's recipe.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ArmStage {
+    /// An algorithm trains.
+    Train(Box<Stage>),
+    /// Models are averaged.
+    Average(AverageStage),
+}
+
+impl ArmStage {
+    /// Its name in the arm.
+    pub fn name(&self) -> &str {
+        match self {
+            ArmStage::Train(stage) => &stage.name,
+            ArmStage::Average(stage) => &stage.name,
+        }
+    }
+
+    /// The algorithm with its hyperparameters, if one trains.
+    pub fn training(&self) -> Option<&Stage> {
+        match self {
+            ArmStage::Train(stage) => Some(stage),
+            ArmStage::Average(_) => None,
+        }
+    }
+
+    /// True if what it comes to is a reward model.
+    pub(super) fn gives_reward_model(&self) -> bool {
+        match self {
+            ArmStage::Train(stage) => stage.trains_reward_model(),
+            ArmStage::Average(stage) => stage.of_reward_models,
+        }
+    }
+}
+
+impl Arm {
+    /// The stages that train, with their numbers.
+    pub fn trainings(&self) -> impl Iterator<Item = (usize, &Stage)> {
+        self.stages.iter().enumerate().filter_map(|(number, stage)| Some((number, stage.training()?)))
+    }
+
+    /// Models on disk that the arm's averages are made of.
+    pub fn averaged_paths(&self) -> impl Iterator<Item = &Path> {
+        let sources = self.stages.iter().flat_map(|stage| match stage {
+            ArmStage::Average(average) => &average.of[..],
+            ArmStage::Train(_) => &[],
+        });
+        sources.filter_map(|source| match source {
+            AverageSource::Path(path) => Some(path.as_path()),
+            _ => None,
+        })
+    }
+
+    /// True if an average is made of what this other arm came to.
+    pub fn averages_arm(&self, name: &str) -> bool {
+        let is_it = |source: &AverageSource| matches!(source, AverageSource::Arm(arm) if arm == name);
+        self.stages.iter().any(|stage| match stage {
+            ArmStage::Average(average) => average.of.iter().any(is_it),
+            ArmStage::Train(_) => false,
+        })
+    }
+
+    /// How many results of a stage the arm's averages are made of at most.
+    pub fn results_of(&self, stage: &str) -> usize {
+        let results = self.stages.iter().map(|other| match other {
+            ArmStage::Average(average) => average.results_of(stage),
+            ArmStage::Train(_) => 0,
+        });
+        results.max().unwrap_or(0)
+    }
+}
+
+/// A stage that trains: one algorithm with its hyperparameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// The algorithm's kind; with a number after it where an arm has several of a kind.
+    pub name: String,
+    /// What is optimised.
+    pub algorithm: Algorithm,
+    /// How.
+    pub training: TrainingConfig,
+    /// What from, where it does not learn from samples.
+    pub data: Option<Arc<DataPlan>>,
+    /// An earlier stage whose samples it learns from, where it does not sample itself.
+    pub samples_of: Option<String>,
+    /// How it samples. Default: `[generator]`.
+    pub generator: GeneratorPlan,
+    /// What of its samples is worth training on. Default: `[selection]`.
+    pub selection: SelectionConfig,
+    /// Who scores its samples. Default: the experiment's `[reward]`.
+    pub reward: ScoredBy,
+    /// The weights that training starts from.
+    pub from: StartFrom,
+    /// The weights of the frozen reference. Default: the initial ones.
+    pub reference: ReferenceWeights,
+    /// Whose rounds' trees it learns from. Default: the round's own.
+    pub experience: ExperienceOf,
+}
+
+impl Stage {
+    /// True if it trains a reward model, and leaves the policy as it is.
+    pub fn trains_reward_model(&self) -> bool {
+        self.algorithm.objective().needs().statistics == Statistics::Scores
+    }
+
+    /// True if the generator samples for it.
+    pub fn samples(&self) -> bool {
+        self.data.is_none() && self.samples_of.is_none()
+    }
+}
+
+/// Who scores samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoredBy {
+    /// `[reward]`.
+    #[default]
+    Experiment,
+    /// The reward model that the arm trained last.
+    RewardModel,
+}
+
+/// The weights that a stage's training starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartFrom {
+    /// What the stage before left. Of a reward model: what the round before trained.
+    Previous,
+    /// What every arm starts from. Of a reward model: that under a fresh head.
+    Initial,
+}
+
+/// The weights of the frozen reference.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceWeights {
+    /// What every arm starts from.
+    #[default]
+    Initial,
+    /// What the stage's training starts from, in each round anew.
+    Start,
+}
+
+/// Whose rounds' trees a stage learns from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExperienceOf {
+    /// The round's own.
+    #[default]
+    Round,
+    /// Those of all rounds so far.
+    All,
+}
+
+/// What a stage must fit.
+pub(super) struct Surroundings<'a> {
+    pub generator: &'a GeneratorPlan,
+    pub selection: &'a SelectionConfig,
+    /// `[data]`.
+    pub data: Option<Arc<DataPlan>>,
+}
+
+/// One `[algorithm]`, or any number of `[[arm]]`.
+pub(super) fn arms(
+    root: &mut Section<'_>,
+    rounds: usize,
+    around: &Surroundings<'_>,
+) -> Result<Vec<Arm>, ExperimentError> {
+    root.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
+    let listed = root.children("arm")?;
+    if root.has("algorithm") {
+        if !listed.is_empty() {
+            return Err(root.fail("algorithm", "cannot stand beside [[arm]]; make it a stage of an arm"));
+        }
+        let stage = stage(root.child("algorithm")?, around, &[])?;
+        let name = stage.algorithm.kind().to_string();
+        return Ok(vec![Arm { name, rounds, stages: vec![ArmStage::Train(Box::new(stage))] }]);
+    }
+    if listed.is_empty() {
+        let kinds = Algorithm::KINDS.join(", ");
+        let message = format!("is missing; add [algorithm] with a kind ({kinds}), or [[arm]] tables");
+        return Err(root.fail("algorithm", &message));
+    }
+    let mut arms: Vec<Arm> = Vec::new();
+    for mut section in listed {
+        let sections = section.children("stage")?;
+        if sections.is_empty() {
+            return Err(section.fail("stage", "is missing; add at least one [[arm.stage]] with a kind"));
+        }
+        let mut stages: Vec<ArmStage> = Vec::new();
+        for section in sections {
+            let stage = match section.text("kind") {
+                Some(kind) if kind == average::KIND => {
+                    ArmStage::Average(average::average(section, &stages, &arms)?)
+                }
+                _ => ArmStage::Train(Box::new(stage(section, around, &stages)?)),
+            };
+            stages.push(stage);
+        }
+        let names: Vec<&str> = stages.iter().map(ArmStage::name).collect();
+        let name: String = section.take("name")?.unwrap_or_else(|| names.join("-"));
+        let rounds: usize = section.take("rounds")?.unwrap_or(rounds);
+        section.counts(&[("rounds", rounds, MOST_ROUNDS)])?;
+        arriero_store::check_arm_name(&name)
+            .map_err(|error| section.fail("name", &format!("is wrong: {error}")))?;
+        if arms.iter().any(|arm| arm.name == name) {
+            return Err(section.fail("name", &format!("\"{name}\" is the name of two arms; choose another")));
+        }
+        section.finish()?;
+        arms.push(Arm { name, rounds, stages });
+    }
+    Ok(arms)
+}
+
+/// The name of a stage of this kind after `earlier` ones: stages of one kind are told apart by a number.
+fn name(kind: &str, earlier: &[ArmStage]) -> String {
+    let of_kind = |stage: &&Stage| stage.algorithm.kind() == kind;
+    match earlier.iter().filter_map(ArmStage::training).filter(of_kind).count() {
+        0 => kind.to_string(),
+        count => format!("{kind}-{}", count + 1),
+    }
+}
+
+fn stage(
+    mut section: Section<'_>,
+    around: &Surroundings<'_>,
+    earlier: &[ArmStage],
+) -> Result<Stage, ExperimentError> {
+    let source = source(&mut section, earlier)?;
+    let data = match source {
+        Some(_) => None,
+        None => data::of_stage(&mut section, around.data.as_ref())?,
+    };
+    let reward = reward(&mut section, earlier)?;
+    let (generator, selection) = sampling(&mut section, around, source, data.is_some(), reward)?;
+    let training: TrainingConfig = section.read(&TrainingConfig::default())?;
+    section.check(training.validate())?;
+    let mut algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
+    section.check(algorithm.validate())?;
+    algorithm.fit(generator.sampling.max_new_tokens);
+    let algorithm = algorithm.resolved();
+    let rule = algorithm.objective().needs().selection;
+    check_rule(&section, algorithm.kind(), rule, data.is_some(), &generator)?;
+    if let Some(source) = source {
+        check_source(&section, algorithm.kind(), rule, source)?;
+    }
+    let given_from: Option<StartFrom> = section.take("from")?;
+    let mut stage = Stage {
+        name: name(algorithm.kind(), earlier),
+        algorithm,
+        training,
+        data,
+        samples_of: source.map(|source| source.name.clone()),
+        generator,
+        selection,
+        reward: source.map_or(reward, |source| source.reward),
+        from: StartFrom::Previous,
+        reference: section.take("reference")?.unwrap_or_default(),
+        experience: section.take("experience")?.unwrap_or_default(),
+    };
+    // A reward model begins anew with each round: it learns whether the policy moved or not.
+    let default = if stage.trains_reward_model() { StartFrom::Initial } else { StartFrom::Previous };
+    stage.from = given_from.unwrap_or(default);
+    let goes_on = stage.algorithm.is_online() && stage.from == StartFrom::Previous;
+    let default = if goes_on { AcrossRounds::Continue } else { AcrossRounds::Fresh };
+    stage.training.optimizer.get_or_insert(default);
+    check_rounds(&section, &stage)?;
+    section.finish()?;
+    Ok(stage)
+}
+
+/// The earlier stage that `data` names.
+fn source<'a>(
+    section: &mut Section<'_>,
+    earlier: &'a [ArmStage],
+) -> Result<Option<&'a Stage>, ExperimentError> {
+    let Some(named) = section.text("data") else { return Ok(None) };
+    let mut trainings = earlier.iter().filter_map(ArmStage::training);
+    let Some(stage) = trainings.find(|stage| stage.name == named) else { return Ok(None) };
+    if !stage.samples() {
+        let message = format!(
+            "is \"{named}\", a stage that samples nothing itself; name the stage that its samples come from, or \
+             write \"{}\"",
+            data::SAMPLED
+        );
+        return Err(section.fail("data", &message));
+    }
+    let _: Option<String> = section.take("data")?;
+    Ok(Some(stage))
+}
+
+fn reward(section: &mut Section<'_>, earlier: &[ArmStage]) -> Result<ScoredBy, ExperimentError> {
+    let reward: ScoredBy = section.take("reward")?.unwrap_or_default();
+    if reward == ScoredBy::RewardModel && !earlier.iter().any(ArmStage::gives_reward_model) {
+        let message = "is \"reward_model\", but no stage before this one trains one; put a stage with kind = \
+                       \"reward_model\" before it, or take the model of another run with [reward] kind = \
+                       \"reward_model\"";
+        return Err(section.fail("reward", message));
+    }
+    Ok(reward)
+}
+
+/// How the stage samples and what it takes of its samples: its own tables over those of the file.
+fn sampling(
+    section: &mut Section<'_>,
+    around: &Surroundings<'_>,
+    source: Option<&Stage>,
+    has_data: bool,
+    reward: ScoredBy,
+) -> Result<(GeneratorPlan, SelectionConfig), ExperimentError> {
+    let does_sample = !has_data && source.is_none();
+    if !does_sample {
+        let sampler = source.map_or("a dataset", |source| source.name.as_str());
+        for (key, is_given) in
+            [("generator", section.has("generator")), ("reward", reward != ScoredBy::default())]
+        {
+            if is_given {
+                let message = format!(
+                    "says how samples are made, but this stage learns from {sampler}; remove it, or write data = \
+                     \"{}\"",
+                    data::SAMPLED
+                );
+                return Err(section.fail(key, &message));
+            }
+        }
+    }
+    let generator = match source {
+        Some(source) => {
+            section.knows("generator");
+            source.generator.clone()
+        }
+        None => generator(section.child("generator")?, around.generator)?,
+    };
+    // The file's bounds are in the units of its reward. A reward model's scores have no zero.
+    let scored_by = source.map_or(reward, |source| source.reward);
+    let bounds = match scored_by {
+        ScoredBy::Experiment => around.selection.clone(),
+        ScoredBy::RewardModel => {
+            SelectionConfig { min_reward: f32::NEG_INFINITY, min_margin: 0.0, ..around.selection.clone() }
+        }
+    };
+    Ok((generator, selection(section.child("selection")?, &bounds)?))
+}
+
+/// Checks that there is what the algorithm learns from.
+fn check_rule(
+    section: &Section<'_>,
+    kind: &str,
+    rule: SelectionRule,
+    has_data: bool,
+    generator: &GeneratorPlan,
+) -> Result<(), ExperimentError> {
+    if has_data && !rule.takes_rows() {
+        let message = format!(
+            "\"{kind}\" learns from {} of its own sampling, which no dataset holds; write data = \"{}\" beside it, \
+             remove the data, or change kind",
+            rule.learns_from(),
+            data::SAMPLED
+        );
+        return Err(section.fail("kind", &message));
+    }
+    let (samples, least) = (generator.samples, rule.least_samples());
+    if !has_data && samples < least {
+        let wants = match rule {
+            SelectionRule::BestAgainstWorst | SelectionRule::Ranking => "learns from pairs",
+            _ => "compares the samples of a group",
+        };
+        let message =
+            format!("\"{kind}\" {wants}, but generator.samples is {samples}; set it to {least} or more");
+        return Err(section.fail("kind", &message));
+    }
+    Ok(())
+}
+
+/// Checks that an algorithm can learn from the samples of another stage.
+fn check_source(
+    section: &Section<'_>,
+    kind: &str,
+    rule: SelectionRule,
+    source: &Stage,
+) -> Result<(), ExperimentError> {
+    if rule.wants_greedy() != source.algorithm.objective().needs().selection.wants_greedy() {
+        let message = format!(
+            "is \"{}\", but only one of it and \"{kind}\" has a greedy answer in each group; write data = \"{}\"",
+            source.name,
+            data::SAMPLED
+        );
+        return Err(section.fail("data", &message));
+    }
+    Ok(())
+}
+
+/// Checks what goes on from round to round.
+fn check_rounds(section: &Section<'_>, stage: &Stage) -> Result<(), ExperimentError> {
+    let continues = stage.training.optimizer == Some(AcrossRounds::Continue);
+    if continues && stage.from == StartFrom::Initial {
+        let message = "is \"continue\", but each round starts from the initial weights, to which the moments of \
+                       others would be applied; use \"fresh\", or from = \"previous\"";
+        return Err(section.fail("optimizer", message));
+    }
+    if stage.experience == ExperienceOf::All {
+        if stage.data.is_some() {
+            let message = "is \"all\", but this stage learns from a dataset, which is the same in each round; \
+                           remove it";
+            return Err(section.fail("experience", message));
+        }
+        if stage.reference == ReferenceWeights::Start {
+            let message = "is \"all\", but trees of earlier rounds were scored by another reference; use \
+                           reference = \"initial\", or experience = \"round\"";
+            return Err(section.fail("experience", message));
+        }
+    }
+    Ok(())
+}
+
+impl Arm {
+    /// As a table that reads back as the same arm, of a file with these `[generator]` and `[selection]`.
+    pub(super) fn to_table(
+        &self,
+        generator: &GeneratorPlan,
+        selection: &SelectionConfig,
+    ) -> Result<Table, toml::ser::Error> {
+        let stage = |stage: &ArmStage| match stage {
+            ArmStage::Train(stage) => stage.to_table(generator, selection).map(Value::Table),
+            ArmStage::Average(stage) => stage.to_table().map(Value::Table),
+        };
+        let stages = self.stages.iter().map(stage);
+        let mut table = Table::new();
+        table.insert("name".to_string(), Value::String(self.name.clone()));
+        table.insert("rounds".to_string(), Value::try_from(self.rounds)?);
+        table.insert("stage".to_string(), Value::Array(stages.collect::<Result<_, _>>()?));
+        Ok(table)
+    }
+}
+
+impl Stage {
+    fn to_table(
+        &self,
+        generator: &GeneratorPlan,
+        selection: &SelectionConfig,
+    ) -> Result<Table, toml::ser::Error> {
+        let mut table = Table::try_from(&self.algorithm)?;
+        table.extend(Table::try_from(&self.training)?);
+        let data = match &self.samples_of {
+            Some(source) => Value::String(source.clone()),
+            None => data::written(self.data.as_ref())?,
+        };
+        let mut put = |key: &str, value: Value| table.insert(key.to_string(), value);
+        put("data", data);
+        put("from", Value::try_from(self.from)?);
+        put("reference", Value::try_from(self.reference)?);
+        put("experience", Value::try_from(self.experience)?);
+        if self.samples() {
+            put("reward", Value::try_from(self.reward)?);
+            if self.generator != *generator {
+                put("generator", Value::Table(self.generator.to_table()?));
+            }
+        }
+        if self.selection != *selection {
+            put("selection", Value::try_from(&self.selection)?);
+        }
+        Ok(table)
+    }
+}

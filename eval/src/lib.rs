@@ -1,0 +1,37 @@
+//! Benchmarks: suites of questions, asked and judged, with figures that have standard errors.
+//!
+//! The way of a suite, in the order of the modules:
+//!
+//! - [`config`]: which suite, from which file, with which options ([`SuiteConfig`], [`Kind`]);
+//!   [`assign`]: the same from a command line;
+//! - `rows`: the rows of the file, each of which is an item, an example, or refused by name;
+//! - `asking`: an item as the tokens that a model is given;
+//! - `suites`, with a module a kind: from a row to what the model is asked, and from its answer to an
+//!   [`Outcome`];
+//! - [`evaluation`]: the work in small steps ([`Evaluation`]): generation, log-probabilities or scores in packed
+//!   batches;
+//! - [`figure`]: means and ratios with standard errors ([`Figure`]);
+//! - [`report`]: what came of it ([`Report`]); [`record`]: the same as rows of a run store;
+//! - [`error`]: what can go wrong ([`EvalError`]).
+//!
+//! Nothing is scored silently: what cannot be read, asked or judged is named, and stops the suite or is left out
+//! and counted.
+
+mod asking;
+pub mod assign;
+pub mod config;
+pub mod error;
+pub mod evaluation;
+pub mod figure;
+pub mod outcome;
+pub mod record;
+pub mod report;
+mod rows;
+mod suites;
+
+pub use config::{Kind, SuiteConfig};
+pub use error::EvalError;
+pub use evaluation::{Evaluation, Subject};
+pub use figure::{Figure, Form};
+pub use outcome::{Outcome, Sample};
+pub use report::Report;

@@ -1,0 +1,165 @@
+//! Answers that a scorer judges: IFEval by its instructions, GSM8K by the final answer.
+
+use std::collections::BTreeMap;
+
+use arriero_buffers::{Finish, Group, Message, Prompt, Role};
+use arriero_data::{DataConfig, Row};
+use arriero_reward::scorer::ifeval::IfevalConfig;
+use arriero_reward::scorer::math::MathConfig;
+use arriero_reward::{RewardConfig, RewardError, Scorer};
+use serde_json::{Map, Value};
+
+use super::{Fields, Reply, Suite, Task};
+use crate::asking::{Asking, Question};
+use crate::config::{Kind, SuiteConfig};
+use crate::figure::{Figure, Form};
+use crate::outcome::{Outcome, Sample, number};
+
+pub(crate) struct Rewarded {
+    kind: Kind,
+    asking: Asking,
+    data: DataConfig,
+    reward: RewardConfig,
+    scorer: Box<dyn Scorer>,
+    /// Questions with their worked answers.
+    examples: Vec<(String, String)>,
+}
+
+impl Rewarded {
+    pub fn ifeval(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
+        Rewarded::new(config, asking, RewardConfig::Ifeval(IfevalConfig::default()))
+    }
+
+    pub fn gsm8k(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
+        Rewarded::new(config, asking, RewardConfig::Math(MathConfig::default()))
+    }
+
+    fn new(config: &SuiteConfig, asking: Asking, reward: RewardConfig) -> Result<Self, RewardError> {
+        let (kind, data, scorer) = (config.kind, config.data(&config.path), reward.build()?);
+        Ok(Rewarded { kind, asking, data, reward, scorer, examples: Vec::new() })
+    }
+
+    fn prompt(&self, fields: &Fields) -> Result<(Vec<Message>, Value), String> {
+        match self.data.row(fields).map_err(|error| error.to_string())?.0 {
+            Row::Prompt { messages, checks } => Ok((messages, checks)),
+            other => {
+                Err(format!("expected a prompt with what is to be checked, found a row of {}", other.kind()))
+            }
+        }
+    }
+
+    fn question(&self, messages: &[Message]) -> Result<Question, String> {
+        if self.kind != Kind::Gsm8k {
+            return self.asking.question(messages);
+        }
+        if self.asking.chat {
+            let turn = |role, text: &String| Message { role, content: text.clone() };
+            let shown = self
+                .examples
+                .iter()
+                .flat_map(|(question, answer)| [turn(Role::User, question), turn(Role::Assistant, answer)]);
+            let all: Vec<Message> = shown.chain(messages.iter().cloned()).collect();
+            return self.asking.question(&all);
+        }
+        let Question::Text(question) = self.asking.question(messages)? else {
+            return Err("a text was expected".to_string());
+        };
+        let shown = self.examples.iter();
+        let shown: String =
+            shown.map(|(question, answer)| format!("Question: {question}\nAnswer: {answer}\n\n")).collect();
+        Ok(Question::Text(format!("{shown}Question: {question}\nAnswer:")))
+    }
+}
+
+impl Suite for Rewarded {
+    fn example(&mut self, fields: &Fields) -> Result<(), String> {
+        let (messages, checks) = self.prompt(fields)?;
+        let question = match &messages[..] {
+            [only] => only.content.clone(),
+            _ => return Err("an example's question must be one message".to_string()),
+        };
+        match checks.get("answer").and_then(Value::as_str) {
+            Some(answer) => self.examples.push((question, answer.to_string())),
+            None => return Err("an example needs its `answer`, worked out".to_string()),
+        }
+        Ok(())
+    }
+
+    fn task(&mut self, id: u64, fields: &Fields) -> Result<Task, String> {
+        let (messages, checks) = self.prompt(fields)?;
+        let question = self.question(&messages)?;
+        let prompt = Prompt { id, messages, checks };
+        self.reward.check_prompt(&prompt).map_err(|error| error.to_string())?;
+        Ok(Task::Answer { question, checks: prompt.checks })
+    }
+
+    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+        let Reply::Answers(group) = reply else { return Err("it was not answered".to_string()) };
+        let scored = self.scorer.score(group).map_err(|error| error.to_string())?;
+        let details = self.scorer.details(group).map_err(|error| error.to_string())?;
+        let mut samples = Vec::new();
+        for ((completion, score), details) in group.completions.iter().zip(scored).zip(details) {
+            if !score.reward.is_finite() {
+                return Err(format!("the score is {}, no finite number", score.reward));
+            }
+            let mut scores: BTreeMap<String, f64> =
+                score.components.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
+            scores.extend(counted(&details));
+            samples.push(Sample { completion: completion.clone(), scores, details });
+        }
+        Ok(outcome(id, group, samples))
+    }
+
+    fn figures(&self, outcomes: &[Outcome]) -> Vec<Figure> {
+        let mean = |name: &str, score: &str| {
+            Figure::mean(name, Form::Share, outcomes.iter().map(|outcome| outcome.score(score)))
+        };
+        let share = |name: &str, part: &str| {
+            let pair = |outcome: &Outcome| (outcome.score(part), outcome.score("instructions"));
+            Figure::ratio(name, Form::Share, outcomes.iter().map(pair))
+        };
+        let own = match self.kind {
+            Kind::Ifeval => vec![
+                mean("prompt_strict", "strict"),
+                share("instruction_strict", "followed_strict"),
+                mean("prompt_loose", "loose"),
+                share("instruction_loose", "followed_loose"),
+            ],
+            _ => vec![mean("accuracy", "correct"), mean("answer_found", "answer_found")],
+        };
+        own.into_iter().flatten().chain(of_answers(outcomes)).collect()
+    }
+}
+
+/// How many instructions there are, and how many are followed.
+fn counted(details: &Map<String, Value>) -> Vec<(String, f64)> {
+    let Some(verdicts) = details.get("instructions").and_then(Value::as_array) else { return Vec::new() };
+    let followed = |mode: &str| verdicts.iter().filter(|verdict| verdict[mode] == true).count() as f64;
+    let named = [
+        ("instructions", verdicts.len() as f64),
+        ("followed_strict", followed("strict")),
+        ("followed_loose", followed("loose")),
+    ];
+    named.map(|(name, count)| (name.to_string(), count)).to_vec()
+}
+
+/// An outcome whose numbers are the means over the samples.
+pub(crate) fn outcome(id: u64, group: &Group, samples: Vec<Sample>) -> Outcome {
+    let mut scores: BTreeMap<String, f64> = BTreeMap::new();
+    let count = samples.len().max(1) as f64;
+    let mut add = |name: &str, value: f64| *scores.entry(name.to_string()).or_default() += value / count;
+    for sample in &samples {
+        sample.scores.iter().for_each(|(name, value)| add(name, *value));
+        add("tokens", sample.completion.tokens.len() as f64);
+        add("truncated", number(sample.completion.finish == Finish::Length));
+    }
+    let contents: Vec<&str> = group.prompt.messages.iter().map(|message| message.content.as_str()).collect();
+    Outcome { place: String::new(), id, prompt: contents.join("\n"), scores, samples }
+}
+
+/// What is told of all answers: those that the token limit cut short, and their length.
+pub(crate) fn of_answers(outcomes: &[Outcome]) -> Vec<Figure> {
+    let mean =
+        |name: &str, form: Form| Figure::mean(name, form, outcomes.iter().map(|outcome| outcome.score(name)));
+    [mean("truncated", Form::Share), mean("tokens", Form::Number)].into_iter().flatten().collect()
+}

@@ -1,0 +1,172 @@
+//! `mode = "async"`: the generator samples while the learner trains.
+
+mod support;
+
+use std::fs;
+use std::sync::Arc;
+
+use arriero_actors::experiment::Plan;
+use arriero_actors::{Fault, Role, RunSummary, Status};
+use arriero_buffers::{Completion, Message, Prompt};
+use arriero_policy::checkpoint::Checkpoint;
+use arriero_policy::device::Compute;
+use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::model::Model;
+use arriero_policy::sampling::SamplingConfig;
+use rusqlite::Connection;
+use support::{Workplace, fixture};
+
+/// Four rounds of two steps each.
+fn plan(workplace: &Workplace, set: &[&str]) -> Plan {
+    let own = [
+        "rounds=4",
+        "prompts.train=32",
+        "algorithm={kind=\"grpo\", importance_sampling_mode=\"token_truncate\"}",
+        "algorithm.learning_rate=1e-3",
+        "algorithm.batch_size=4",
+    ];
+    let all: Vec<String> = own.iter().chain(set).map(|assignment| (*assignment).to_string()).collect();
+    workplace.plan(&all)
+}
+
+fn store(workplace: &Workplace) -> Connection {
+    Connection::open(workplace.runs().join("tiny/grpo/5/run.db")).expect("the store")
+}
+
+fn count(store: &Connection, query: &str) -> i64 {
+    store.query_row(query, [], |row| row.get(0)).expect("a row")
+}
+
+fn weights(summary: &RunSummary) -> Vec<u8> {
+    let folder = summary.arms[0].checkpoint.clone().expect("a checkpoint");
+    fs::read(std::path::Path::new(&folder).join("model.safetensors")).expect("weights")
+}
+
+/// Every prompt of the run was trained on, or dropped with a reason, and nothing else is in the store.
+fn check_that_nothing_is_lost(store: &Connection, summary: &RunSummary) {
+    let prompts = |condition: &str| {
+        count(
+            store,
+            &format!("SELECT count(*) FROM (SELECT DISTINCT round, prompt_id FROM samples {condition})"),
+        )
+    };
+    let dropped = summary.arms[0].dropped.values().sum::<u64>() as i64;
+    assert_eq!(prompts(""), 32);
+    assert_eq!(prompts("WHERE selected IS NOT NULL"), 32 - dropped);
+    assert_eq!(count(store, "SELECT coalesce(sum(count), 0) FROM drops"), dropped);
+}
+
+#[test]
+fn without_staleness_it_is_lockstep_to_the_last_bit() {
+    for file in ["tiny.toml", "rounds.toml"] {
+        let [lockstep, overlapping] =
+            [&["mode=lockstep"][..], &["mode=async", "max_staleness=0"]].map(|mode| {
+                let workplace = Workplace::new();
+                let plan = match file {
+                    "tiny.toml" => plan(&workplace, mode),
+                    file => {
+                        let mode: Vec<String> = mode.iter().map(|text| (*text).to_string()).collect();
+                        workplace.plan_of(file, &mode)
+                    }
+                };
+                let summary = workplace.run(plan, Vec::new()).expect("the run");
+                (weights(&summary), summary)
+            });
+        assert!(lockstep.0 == overlapping.0, "{file}: the weights differ");
+        let [lockstep, overlapping] = [lockstep.1, overlapping.1];
+        assert!(lockstep.arms[0].steps > 4);
+        assert_eq!(lockstep.arms[0].after, overlapping.arms[0].after);
+        assert_eq!(lockstep.arms[0].tokens_sampled, overlapping.arms[0].tokens_sampled);
+    }
+}
+
+/// The same weights under another number, in the middle of every answer: nothing changes but the number.
+#[test]
+fn tokens_name_the_weights_that_drew_them() {
+    let Checkpoint { config, weights, tokenizer } = Checkpoint::open(&fixture("tiny")).expect("the model");
+    let model = || Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
+    let sampling = SamplingConfig { max_new_tokens: 6, ..SamplingConfig::default() };
+    let options = GenerationConfig { sampling, samples: 3, batch: 8, seed: 1 };
+    let answers = |renewed_after: Option<usize>| {
+        let mut generator = Generator::new(model(), 2, tokenizer.clone(), options.clone());
+        let prompt =
+            Prompt { id: 0, messages: vec![Message::user("Say it.")], checks: serde_json::Value::Null };
+        generator.submit(Arc::new(prompt)).expect("it fits");
+        let mut groups = Vec::new();
+        for step in 0.. {
+            if Some(step) == renewed_after {
+                generator.renew(model(), 7);
+            }
+            groups.extend(generator.step().expect("a step"));
+            if generator.is_idle() {
+                break;
+            }
+        }
+        groups.remove(0).completions
+    };
+    // A request's first step draws two tokens of each answer: one as it is admitted, one as it is decoded.
+    for (renewed, whole) in answers(Some(2)).into_iter().zip(answers(None)) {
+        let versions: Vec<u32> = (0..whole.tokens.len()).map(|place| if place < 3 { 2 } else { 7 }).collect();
+        assert_eq!(renewed.weight_versions, versions);
+        assert_eq!(Completion { weight_versions: whole.weight_versions.clone(), ..renewed }, whole);
+    }
+}
+
+/// A round has two steps: with a bound of 1 sampling begins before the last of them, with more before the first.
+#[test]
+fn no_tree_is_older_than_the_bound() {
+    for bound in [1, 2, 100] {
+        let workplace = Workplace::new();
+        let set = ["mode=async".to_string(), format!("max_staleness={bound}")];
+        let set: Vec<&str> = set.iter().map(String::as_str).collect();
+        let summary = workplace.run(plan(&workplace, &set), Vec::new()).expect("the run");
+        assert_eq!(summary.status, Status::Completed);
+        let store = store(&workplace);
+        let oldest = "SELECT max(value) FROM metrics WHERE stage = 'grpo' AND name = 'staleness/max'";
+        let oldest: f64 = store.query_row(oldest, [], |row| row.get(0)).expect("a number");
+        assert!(oldest <= f64::from(bound.min(2)), "a tree of age {oldest} under the bound {bound}");
+        let begun =
+            "SELECT count(*) FROM events WHERE message LIKE 'sampling of grpo, round % begins ahead%'";
+        assert_eq!(count(&store, begun), 3, "nothing overlapped");
+        // The correction's ratios are those of the trainer to the sampler.
+        let corrected = "SELECT count(*) FROM metrics WHERE name = 'sampling/importance_sampling_ratio/mean'";
+        assert_eq!(count(&store, corrected) as u64, summary.arms[0].steps);
+        check_that_nothing_is_lost(&store, &summary);
+    }
+}
+
+#[test]
+fn whoever_holds_no_state_is_started_again() {
+    for (role, at) in [
+        (Role::Generator, 2),
+        (Role::Generator, 3),
+        (Role::RewardWorker, 12),
+        (Role::RejectionSampler, 12),
+        (Role::Evaluator, 2),
+    ] {
+        let workplace = Workplace::new();
+        let fault = Fault { role, at, repeats: 0 };
+        let plan = plan(&workplace, &["mode=async", "max_staleness=9"]);
+        let (result, notes) = workplace.run_seen(plan, vec![fault]);
+        let summary = result.unwrap_or_else(|error| panic!("{}: {error}", role.as_str()));
+        assert_eq!(summary.status, Status::Completed);
+        let note = format!("the {} died and is started again", role.as_str());
+        assert!(notes.iter().any(|seen| seen.starts_with(&note)), "{notes:?}");
+        check_that_nothing_is_lost(&store(&workplace), &summary);
+    }
+}
+
+/// The learner dies over a step while the generator samples: the run fails, and accounts for both.
+#[test]
+fn a_run_that_fails_accounts_for_what_was_sampled_ahead() {
+    let workplace = Workplace::new();
+    let fault = Fault { role: Role::Learner, at: 4, repeats: 0 };
+    let plan = plan(&workplace, &["mode=async", "max_staleness=9"]);
+    let error = workplace.run(plan, vec![fault]).expect_err("it cannot go on").to_string();
+    assert!(error.contains("planned fault"), "{error}");
+    let store = store(&workplace);
+    // Three steps of four trees were taken; the fourth's, and the third round's eight prompts, were not used.
+    let unused = count(&store, "SELECT sum(count) FROM drops WHERE reason = 'run_failed'");
+    let dropped = count(&store, "SELECT coalesce(sum(count), 0) FROM drops WHERE reason != 'run_failed'");
+    assert_eq!(unused + dropped, 12);
+}
