@@ -29,7 +29,7 @@ const MOST_RUNS: usize = 10_000;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Which suites: ifeval, gsm8k, arc, hellaswag, mmlu, perplexity, winrate, preference; docs/eval.md has all.
+    /// Which suites: ifeval, gsm8k, arc, hellaswag, mmlu, perplexity, humaneval, winrate, preference; docs/eval.md has all.
     #[arg(long, value_name = "NAME[,NAME…]", value_delimiter = ',', required = true)]
     suite: Vec<String>,
     /// A file, a folder or a Hugging Face dataset; with several suites as NAME=PATH. Without it: where the suite

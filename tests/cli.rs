@@ -87,7 +87,8 @@ fn wrong_keys_and_values_are_refused_with_the_nearest_valid_one() {
             "generator.temperature is 0.000000001; it must be 0 (greedy) or from 0.01 to 100",
         ),
         ("algorithm.batch_size=0", "algorithm.batch_size is 0; it must be at least 1"),
-        ("mode=async", "mode \"async\" is not there yet; use \"lockstep\""),
+        ("mode=asink", "mode is wrong: unknown variant `asink`, expected `lockstep` or `async`"),
+        ("max_staleness=3", "max_staleness is an option of mode = \"async\""),
         ("model=7", "model is a number, expected a table [model]"),
         ("model.dtype=f16", "model.dtype is wrong: unknown variant `f16`"),
         ("model.device=gpu", "unknown device \"gpu\"; expected \"auto\", \"cpu\" or \"cuda:N\""),
@@ -247,7 +248,7 @@ fn wrong_prompts_are_refused() {
     let held_out = format!("prompts.held_out_path={}", good.display());
     assert_refused(
         &["prompts.kind=file", &path, &held_out],
-        "is an option of \"instructions\" alone; remove it, or change kind",
+        "is an option of \"instructions\", \"data\" alone; remove it, or change kind",
     );
 }
 

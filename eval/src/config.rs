@@ -25,6 +25,8 @@ pub enum Kind {
     Mmlu,
     /// How probable texts or conversations are.
     Perplexity,
+    /// Functions that pass tests (Chen et al., arXiv:2107.03374).
+    Humaneval,
     /// Which of two answers to the same prompt is better, the model's or another's.
     Winrate,
     /// Whether a reward model scores the preferred answer higher.
@@ -110,7 +112,8 @@ pub struct SuiteConfig {
     /// Whose answers the model's are compared with: a model, or a file of completions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
-    /// What compares the two answers: any reward.
+    /// What judges: of `winrate` any reward, which compares the two answers; of `humaneval` the reward `code` with its
+    /// options. Default of `humaneval`: `code` with its defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<RewardConfig>,
 }
@@ -147,6 +150,7 @@ impl Kind {
         ("hellaswag", Kind::Hellaswag),
         ("mmlu", Kind::Mmlu),
         ("perplexity", Kind::Perplexity),
+        ("humaneval", Kind::Humaneval),
         ("winrate", Kind::Winrate),
         ("preference", Kind::Preference),
     ];
@@ -180,6 +184,7 @@ impl Kind {
             Kind::Arc => Some("hf://allenai/ai2_arc/ARC-Challenge:test"),
             Kind::Hellaswag => Some("hf://Rowan/hellaswag:validation"),
             Kind::Mmlu => Some("hf://cais/mmlu/all:test"),
+            Kind::Humaneval => Some("hf://openai/openai_humaneval:test"),
             Kind::Perplexity | Kind::Winrate | Kind::Preference => None,
         }
     }
@@ -191,7 +196,7 @@ impl Kind {
 
     /// Whether its answers are generated.
     pub fn is_generated(self) -> bool {
-        matches!(self, Kind::Ifeval | Kind::Gsm8k | Kind::Winrate)
+        matches!(self, Kind::Ifeval | Kind::Gsm8k | Kind::Humaneval | Kind::Winrate)
     }
 
     /// The names of the options that it reads.
@@ -203,6 +208,7 @@ impl Kind {
                 &["shots", "shots_path", "chat", "system", "batch_tokens"]
             }
             Kind::Perplexity => &["window", "stride", "batch_tokens"],
+            Kind::Humaneval => &["judge"],
             Kind::Winrate => &["against", "judge"],
             Kind::Preference => &["max_length", "batch_tokens"],
         };

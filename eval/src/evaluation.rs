@@ -276,6 +276,7 @@ impl Evaluation {
                 if is_over {
                     self.tokens += generator.sampled_tokens();
                 }
+                self.suite.announce(&groups);
                 for group in &groups {
                     self.judge(group.prompt.id, Reply::Answers(group))?;
                 }

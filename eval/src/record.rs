@@ -56,7 +56,7 @@ fn row(stage: &str, round: u64, outcome: &Outcome, sample: &crate::outcome::Samp
     // The first figure that a suite has of an answer is what it is about.
     let of = |name: &str| sample.scores.get(name).copied();
     let main =
-        ["strict", "correct", "acc", "win_rate", "passed", "score", "logp"].iter().find_map(|name| of(name));
+        ["strict", "correct", "acc", "win_rate", "all_passed", "score", "logp"].iter().find_map(|name| of(name));
     SampleRecord {
         stage: stage.to_string(),
         round,

@@ -74,6 +74,9 @@ pub(crate) trait Suite: Send {
     /// Takes the answer of the model that this one is compared with.
     fn other_answers(&mut self, _id: u64, _completion: Completion) {}
 
+    /// Shows the answers that are judged next, for suites that would rather see several at once.
+    fn announce(&mut self, _groups: &[Group]) {}
+
     /// What came of an item. Its place is filled in by the caller.
     ///
     /// # Errors
@@ -111,6 +114,7 @@ pub(crate) fn build(config: &SuiteConfig, context: &Context) -> Result<Box<dyn S
     Ok(match config.kind {
         Kind::Ifeval => Box::new(rewarded::Rewarded::ifeval(config, asking).map_err(refused)?),
         Kind::Gsm8k => Box::new(rewarded::Rewarded::gsm8k(config, asking).map_err(refused)?),
+        Kind::Humaneval => Box::new(rewarded::Rewarded::humaneval(config, asking).map_err(refused)?),
         Kind::Arc | Kind::Hellaswag | Kind::Mmlu => {
             Box::new(choice::Choice::new(config.kind, asking, context.clone()))
         }
@@ -124,6 +128,8 @@ pub(crate) fn build(config: &SuiteConfig, context: &Context) -> Result<Box<dyn S
 pub(crate) fn stops(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Gsm8k => &["Question:"],
+        // As in the paper: what can only begin something else.
+        Kind::Humaneval => &["\nclass", "\ndef", "\n#", "\nif", "\nprint"],
         _ => &[],
     }
 }

@@ -137,6 +137,7 @@ fn certain_and_impossible_responses_have_finite_gradients() {
         behaviour_logps: Vec::new(),
         reference_logps: vec![-1.0],
         reward,
+        mismatched_ratio: Some(0.0),
         ..Branch::default()
     };
     // (chosen, rejected) log-probabilities; 0 is certainty.

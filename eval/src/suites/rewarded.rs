@@ -1,4 +1,4 @@
-//! Answers that a scorer judges: IFEval by its instructions, GSM8K by the final answer.
+//! Answers that a scorer judges: IFEval by its instructions, GSM8K by the final answer, HumanEval by its tests.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use arriero_data::{DataConfig, Row};
 use arriero_reward::scorer::ifeval::IfevalConfig;
 use arriero_reward::scorer::math::MathConfig;
 use arriero_reward::{RewardConfig, RewardError, Scorer};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Fields, Reply, Suite, Task};
 use crate::asking::{Asking, Question};
 use crate::config::{Kind, SuiteConfig};
-use crate::figure::{Figure, Form};
+use crate::figure::{Figure, Form, pass_at};
 use crate::outcome::{Outcome, Sample, number};
 
 pub(crate) struct Rewarded {
@@ -34,12 +34,41 @@ impl Rewarded {
         Rewarded::new(config, asking, RewardConfig::Math(MathConfig::default()))
     }
 
+    pub fn humaneval(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
+        let code = || serde_json::from_value(json!({"kind": "code"}));
+        let reward = match &config.judge {
+            Some(judge) => judge.clone(),
+            None => code().map_err(|error| RewardError::Config(error.to_string()))?,
+        };
+        Rewarded::new(config, asking, reward)
+    }
+
     fn new(config: &SuiteConfig, asking: Asking, reward: RewardConfig) -> Result<Self, RewardError> {
         let (kind, data, scorer) = (config.kind, config.data(&config.path), reward.build()?);
         Ok(Rewarded { kind, asking, data, reward, scorer, examples: Vec::new() })
     }
 
+    /// A row of HumanEval: the function's beginning, its name, and the tests that it must pass.
+    fn function(&self, fields: &Fields) -> Result<(Vec<Message>, Value), String> {
+        let text = |name: &str| match fields.get(name).and_then(Value::as_str) {
+            Some(text) if !text.trim().is_empty() => Ok(text),
+            _ => Err(format!("expected a text in `{name}`")),
+        };
+        let beginning = text("prompt")?;
+        let checks = json!({"test": text("test")?, "entry_point": text("entry_point")?, "prefix": beginning});
+        let asked = match self.asking.chat {
+            true => format!(
+                "Complete this function. Answer with the whole function in a block of code.\n\n```python\n{beginning}\n```"
+            ),
+            false => beginning.to_string(),
+        };
+        Ok((vec![Message::user(asked)], checks))
+    }
+
     fn prompt(&self, fields: &Fields) -> Result<(Vec<Message>, Value), String> {
+        if self.kind == Kind::Humaneval {
+            return self.function(fields);
+        }
         match self.data.row(fields).map_err(|error| error.to_string())?.0 {
             Row::Prompt { messages, checks } => Ok((messages, checks)),
             other => {
@@ -125,10 +154,32 @@ impl Suite for Rewarded {
                 mean("prompt_loose", "loose"),
                 share("instruction_loose", "followed_loose"),
             ],
+            Kind::Humaneval => {
+                let mut figures = passes(outcomes);
+                figures.push(mean("code_found", "code_found"));
+                figures
+            }
             _ => vec![mean("accuracy", "correct"), mean("answer_found", "answer_found")],
         };
         own.into_iter().flatten().chain(of_answers(outcomes)).collect()
     }
+}
+
+/// pass@k for as many k as there are samples: 1, 10, 100, and all of them.
+fn passes(outcomes: &[Outcome]) -> Vec<Option<Figure>> {
+    let samples = outcomes.iter().map(|outcome| outcome.samples.len()).min().unwrap_or(0);
+    let mut sizes: Vec<usize> = [1, 10, 100, samples].into_iter().filter(|&k| k >= 1 && k <= samples).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let passed = |outcome: &Outcome, k: usize| {
+        let right = outcome.samples.iter().filter(|sample| sample.scores.get("all_passed") == Some(&1.0)).count();
+        pass_at(k, outcome.samples.len(), right)
+    };
+    let figure = |k: usize| {
+        let all = outcomes.iter().filter_map(|outcome| passed(outcome, k));
+        Figure::mean(&format!("pass@{k}"), Form::Share, all)
+    };
+    sizes.into_iter().map(figure).collect()
 }
 
 /// How many instructions there are, and how many are followed.

@@ -1,15 +1,16 @@
 //! Which of two answers to the same prompt is better: the model's, or that of another model or of a file.
 //!
-//! The judge is a reward. One that looks at each answer alone gives both a score. One that compares answers sees the
-//! pair twice, the second time with the answers' places swapped; where the two verdicts differ the pair counts as a
-//! tie, and how often the first place wins is reported.
+//! The judge is a reward. One that looks at each answer alone gives both a score. One that compares answers, such as an
+//! LLM, sees the pair twice, the second time with the answers' places swapped; where the two verdicts differ the pair
+//! counts as a tie, and how often the first place wins is reported.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use arriero_buffers::{Completion, Group, Message};
 use arriero_data::{DataConfig, Row};
-use arriero_reward::{RewardConfig, RewardError, Scorer};
+use arriero_reward::scorer::judge::{Comparison, JudgeMode, Winner};
+use arriero_reward::{Judge, RewardConfig, RewardError, Scorer};
 use serde_json::{Map, Value, json};
 
 use super::rewarded::{of_answers, outcome};
@@ -19,35 +20,71 @@ use crate::config::SuiteConfig;
 use crate::figure::{Figure, Form};
 use crate::outcome::{Outcome, Sample, given, number, scores};
 
+/// What says which of two answers is better.
+enum Comparer {
+    /// By their scores.
+    Scores(Box<dyn Scorer>),
+    /// An LLM that sees both.
+    Judge(Box<Judge>),
+}
+
+/// The verdict on a pair, the model's answer in the first place and in the second: above 0 if the model's is better.
+type Verdicts = [f64; 2];
+
 pub(crate) struct Winrate {
     asking: Asking,
     data: DataConfig,
-    scorer: Box<dyn Scorer>,
+    comparer: Comparer,
     compares: bool,
     reward: RewardConfig,
     /// Answers of a file, by the prompt that they answer; none where a model answers.
     written: Option<HashMap<String, String>>,
     /// The other's answers to the items.
     theirs: HashMap<u64, Completion>,
+    /// What a judge said of the answers to an item that are to be judged next.
+    said: HashMap<u64, Vec<Result<Verdicts, String>>>,
     against: String,
 }
 
 impl Winrate {
     pub fn new(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
         let reward = config.judge.clone().unwrap_or_default();
+        let comparer = match &reward {
+            RewardConfig::Judge(judge) if judge.mode == JudgeMode::Pairwise => {
+                Comparer::Judge(Box::new(Judge::new(judge)?))
+            }
+            reward => Comparer::Scores(reward.build()?),
+        };
+        let compares = matches!(comparer, Comparer::Judge(_)) || reward.compares_completions();
         Ok(Winrate {
             asking,
             data: config.data(&config.path),
-            scorer: reward.build()?,
-            compares: reward.compares_completions(),
+            comparer,
+            compares,
             reward,
             written: None,
             theirs: HashMap::new(),
+            said: HashMap::new(),
             against: config.against.clone().unwrap_or_default(),
         })
     }
 
-    /// The judge's verdict on two answers, the first place's minus the second's.
+    /// The verdicts on the model's answer.
+    fn verdicts(
+        &mut self,
+        group: &Group,
+        ours: &Completion,
+        theirs: &Completion,
+    ) -> Result<Verdicts, String> {
+        if let Some(said) = self.said.get_mut(&group.prompt.id).filter(|said| !said.is_empty()) {
+            return said.remove(0);
+        }
+        let first = self.compare(group, ours, theirs)?;
+        let second = if self.compares { -self.compare(group, theirs, ours)? } else { first };
+        Ok([first, second])
+    }
+
+    /// The scores of two answers, the first place's minus the second's.
     fn compare(&mut self, group: &Group, first: &Completion, second: &Completion) -> Result<f64, String> {
         let place = |sample, completion: &Completion| Completion { sample, ..completion.clone() };
         let pair = Group {
@@ -55,7 +92,10 @@ impl Winrate {
             prompt_tokens: group.prompt_tokens.clone(),
             completions: vec![place(0, first), place(1, second)],
         };
-        let scored = self.scorer.score(&pair).map_err(|error| error.to_string())?;
+        let Comparer::Scores(scorer) = &mut self.comparer else {
+            return Err("the judge was not asked".to_string());
+        };
+        let scored = scorer.score(&pair).map_err(|error| error.to_string())?;
         let [first, second] = &scored[..] else { return Err("the judge gave no two scores".to_string()) };
         let difference = f64::from(first.reward) - f64::from(second.reward);
         if difference.is_nan() {
@@ -124,14 +164,43 @@ impl Suite for Winrate {
         self.theirs.insert(id, completion);
     }
 
+    /// An LLM is asked about all pairs at once: its server works on several at a time.
+    fn announce(&mut self, groups: &[Group]) {
+        let Comparer::Judge(judge) = &self.comparer else { return };
+        let pairs = || {
+            groups
+                .iter()
+                .filter_map(|group| Some((group, self.theirs.get(&group.prompt.id)?)))
+                .flat_map(|(group, theirs)| group.completions.iter().map(move |ours| (group, ours, theirs)))
+        };
+        let comparisons: Vec<Comparison<'_>> = pairs()
+            .map(|(group, ours, theirs)| Comparison {
+                prompt: &group.prompt.messages,
+                answer: None,
+                a: &ours.text,
+                b: &theirs.text,
+            })
+            .collect();
+        let points = |winner: Winner| match winner {
+            Winner::A => 1.0,
+            Winner::B => -1.0,
+            Winner::Tie => 0.0,
+        };
+        let said = judge.compare_all(&comparisons);
+        let mut by_item: HashMap<u64, Vec<Result<Verdicts, String>>> = HashMap::new();
+        for ((group, ..), verdict) in pairs().zip(said) {
+            let verdicts = verdict.map(|verdict| [points(verdict.a_first), points(verdict.b_first)]);
+            by_item.entry(group.prompt.id).or_default().push(verdicts.map_err(|error| error.to_string()));
+        }
+        self.said = by_item;
+    }
+
     fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
         let Reply::Answers(group) = reply else { return Err("it was not answered".to_string()) };
         let theirs = self.theirs.remove(&id).ok_or("there is no answer to compare with")?;
         let mut samples = Vec::new();
         for ours in &group.completions {
-            let first = self.compare(group, ours, &theirs)?;
-            // Theirs first, as seen from ours.
-            let second = if self.compares { -self.compare(group, &theirs, ours)? } else { first };
+            let [first, second] = self.verdicts(group, ours, &theirs)?;
             let is_consistent = sign(first) == sign(second);
             let verdict = if is_consistent { sign(first) } else { 0.0 };
             let mut numbers = scores([
