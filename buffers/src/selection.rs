@@ -83,6 +83,15 @@ impl SelectionRule {
         }
     }
 
+    /// How many completions a group of so many samples has.
+    pub fn completions(self, samples: usize) -> usize {
+        match self {
+            SelectionRule::GroupAgainstGreedy => samples + 1,
+            SelectionRule::AgainstRivals { .. } => samples.saturating_mul(2),
+            _ => samples,
+        }
+    }
+
     /// What a tree that it makes holds, in words.
     pub fn learns_from(self) -> &'static str {
         match self {
