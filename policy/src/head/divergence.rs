@@ -21,10 +21,12 @@ fn logits((hidden, output): Side<'_>, start: i64, length: i64) -> Tensor {
     wide_product(&hidden.narrow(0, start, length), output)
 }
 
+/// In f64: of large logits an f32 logarithm is off by more than what two sure models differ by.
 fn tempered(logits: &Tensor, temperature: f64) -> Tensor {
+    let logits = logits.to_kind(Kind::Double);
     match temperature == 1.0 {
-        true => logits.log_softmax(-1, Kind::Float),
-        false => (logits / temperature).log_softmax(-1, Kind::Float),
+        true => logits.log_softmax(-1, Kind::Double),
+        false => (logits / temperature).log_softmax(-1, Kind::Double),
     }
 }
 
@@ -62,7 +64,7 @@ pub fn statistics(
                 let log_m = mixture(&log_p, &log_q, beta);
                 q * (log_q - &log_m) * beta + p * (log_p - log_m) * (1.0 - beta)
             };
-            divergences.push(per_entry.sum_dim_intlist(1, false, Kind::Float));
+            divergences.push(per_entry.sum_dim_intlist(1, false, Kind::Double).to_kind(Kind::Float));
         }
         let [divergences, logps] = [divergences, logps].map(|parts| join(parts, policy.0));
         TeacherStatistics { divergences, logps }
@@ -95,10 +97,11 @@ pub fn backward(
                     false => (mixture(&log_p, &log_q, beta), 1.0 - beta),
                 };
                 let ratio = log_p - log_m;
-                let mean = (&p * &ratio).sum_dim_intlist(1, true, Kind::Float);
+                let mean = (&p * &ratio).sum_dim_intlist(1, true, Kind::Double);
                 p * (ratio - mean) * (scale * weight)
             };
             let hidden = hidden.narrow(0, start, length);
+            let d_logits = d_logits.to_kind(Kind::Float);
             parts.push(through_output(&d_logits, &hidden, output, output_gradient.as_deref_mut()));
         }
         match parts.is_empty() {
