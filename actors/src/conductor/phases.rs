@@ -184,7 +184,7 @@ impl ConductorState {
         let (unscored, all) = (sampling.unscored, sampling.job.prompts.len() * completions);
         let last = causes.last().map_or("", String::as_str);
         if let Some(cause) = self.context.plan.unscored.too_many(unscored, all, last) {
-            self.end(Status::Failed, Some(cause));
+            self.fail(cause);
         }
     }
 
