@@ -278,7 +278,10 @@ impl Programs<'_> {
     /// The command line with paths relative to the checkout, the toolkits' folder as PEERS, and preference pairs from
     /// elsewhere by their name alone.
     fn describe(&self, command: &Command) -> String {
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        // Cargo names itself by its place on this machine.
+        let program = Path::new(command.get_program());
+        let name = program.file_name().filter(|name| *name == "cargo").unwrap_or(program.as_os_str());
+        let words = std::iter::once(name).chain(command.get_args());
         let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
         let root = format!("{}/", self.workspace.root().display());
         let line = words.join(" ").replace(&self.toolkits.folder().display().to_string(), "PEERS");
