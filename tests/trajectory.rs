@@ -1,5 +1,6 @@
-//! Offline training follows TRL's trainers step by step: runs of the program's experiments on the model that set-up brings,
-//! against what `vectors/make_trajectories.py` recorded (DPO as TRL logs it, to four digits).
+//! Offline training follows TRL's trainers step by step: runs of the program's experiments on the model that set-up brings
+//! (its token ids those of transformers' conversion, as the experiments say), against what `vectors/make_trajectories.py`
+//! recorded.
 
 mod support;
 
@@ -7,8 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use arriero_actors::experiment;
-use arriero_policy::checkpoint::{Checkpoint, default_model, write_hf};
-use serde_json::{Value, json};
+use serde_json::Value;
 use support::Workplace;
 
 /// How far a number may be from TRL's, as a part of it.
@@ -31,20 +31,6 @@ const DPO: &[&str] = &[
 ];
 const SFT: &[&str] = &["loss", "entropy", "mean_token_accuracy", "grad_norm"];
 
-/// The default model as transformers converts its file, without the rule that cuts digits off: so the token ids are those of
-/// TRL's run (docs/adr/0001-digits-in-gguf-tokenizers.md). With the rule, 3 of the 1,021 response tokens are others.
-fn converted(folder: &Path) {
-    let path = default_model().expect("`cargo xtask setup` has brought the model");
-    let Checkpoint { config, weights, tokenizer } = Checkpoint::open(&path).expect("the model loads");
-    write_hf(folder, &config, &tokenizer, &weights).expect("written");
-    let file = folder.join("tokenizer.json");
-    let text = fs::read_to_string(&file).expect("a tokenizer");
-    let mut tokenizer: Value = serde_json::from_str(&text).expect("JSON");
-    tokenizer["pre_tokenizer"] =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    fs::write(&file, tokenizer.to_string()).expect("written");
-}
-
 /// Runs the first `most` of the recorded steps, and returns the largest difference from TRL's numbers as a part of them, with
 /// where it is.
 fn largest_difference(kind: &str, names: &[&str], most: usize) -> (f64, String) {
@@ -53,11 +39,8 @@ fn largest_difference(kind: &str, names: &[&str], most: usize) -> (f64, String) 
     let vectors: Value = serde_json::from_str(&vectors).expect("the vectors are JSON");
     let steps = vectors[kind]["loss"].as_array().map_or(0, Vec::len).min(most);
     let workplace = Workplace::new();
-    let model = workplace.path().join("model");
-    converted(&model);
     let set = [
         "name=trajectory".to_string(),
-        format!("model.path={}", model.display()),
         "model.dtype=f32".to_string(),
         "model.device=cpu".to_string(),
         format!("data.path={}", root.join("tests/vectors/pairs.jsonl").display()),

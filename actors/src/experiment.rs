@@ -24,6 +24,7 @@ use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::{DEFAULT, locate};
 use arriero_policy::device::{DeviceSpec, DtypeSpec};
 use arriero_policy::sampling::SamplingConfig;
+use arriero_policy::tokenizer::TokenizerRule;
 use arriero_reward::RewardConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -91,6 +92,8 @@ pub struct ModelPlan {
     pub path: PathBuf,
     /// A LoRA adapter in PEFT's layout, merged into the weights before anything else.
     pub adapter: Option<PathBuf>,
+    /// How the tokenizer of a GGUF file cuts text. Default `own`.
+    pub tokenizer: TokenizerRule,
     /// Default `auto`.
     pub device: DeviceSpec,
     /// Default `auto`.
@@ -326,10 +329,11 @@ fn model(mut section: Section<'_>) -> Result<(ModelPlan, String), ExperimentErro
         );
         return Err(section.fail("adapter", &message));
     }
+    let tokenizer = section.take("tokenizer")?.unwrap_or_default();
     let device = section.take("device")?.unwrap_or_default();
     let dtype = section.take("dtype")?.unwrap_or_default();
     section.finish()?;
-    Ok((ModelPlan { path, adapter, device, dtype }, written))
+    Ok((ModelPlan { path, adapter, tokenizer, device, dtype }, written))
 }
 
 fn generator(mut section: Section<'_>, default: &GeneratorPlan) -> Result<GeneratorPlan, ExperimentError> {
@@ -442,6 +446,7 @@ fn resolve(plan: &Plan, model_path: &str) -> Result<String, ExperimentError> {
         if let Some(adapter) = &plan.model.adapter {
             model.insert("adapter".to_string(), Value::String(adapter.display().to_string()));
         }
+        model.insert("tokenizer".to_string(), Value::try_from(plan.model.tokenizer)?);
         model.insert("device".to_string(), Value::try_from(plan.model.device)?);
         model.insert("dtype".to_string(), Value::try_from(plan.model.dtype)?);
         put("model", Value::Table(model));

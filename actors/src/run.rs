@@ -240,6 +240,10 @@ pub fn run(
 ) -> Result<RunSummary, RunError> {
     let began = Instant::now();
     let (model, tokenizer) = Checkpoint::inspect(&plan.model.path)?;
+    let tokenizer = match plan.model.path.is_file() {
+        true => tokenizer.with_rule(plan.model.tokenizer),
+        false => tokenizer, // a directory's tokenizer.json says how text is cut
+    };
     if let Some(folder) = &plan.model.adapter {
         read_adapter(folder, &model)?;
     }

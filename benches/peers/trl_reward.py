@@ -1,6 +1,6 @@
 """TRL's RewardTrainer on HH transcripts: trains on one file, and says how the model orders the pairs of another.
 
-The settings are those of `experiments/reward_model_hh.toml`, which is our side of it.
+The settings are those of `benches/peers/reward_model.toml`, which is our side of it.
 """
 
 import argparse

@@ -15,7 +15,19 @@ use crate::messages::{
 use crate::row::Row;
 
 /// What scorers know, under the same names.
-const CHECKED_FIELDS: &[&str] = &["constraints", "instruction_id_list", "kwargs", "schema"];
+const CHECKED_FIELDS: &[&str] = &[
+    "constraints",
+    "instruction_id_list",
+    "kwargs",
+    "schema",
+    "test",
+    "entry_point",
+    "test_list",
+    "test_setup_code",
+    "test_imports",
+    "cases",
+    "prefix",
+];
 /// Where the right answer stands, in this order.
 const ANSWER_FIELDS: &[&str] = &["answer", "solution", "ground_truth"];
 

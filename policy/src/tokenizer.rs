@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arriero_buffers::{Message, Role};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::sequence::Sequence;
 
 use crate::chat::{self, TemplateTokens};
 use crate::error::{PolicyError, Result};
@@ -14,10 +17,22 @@ use crate::error::{PolicyError, Result};
 /// few per cent, another model's tokenizer misses by more.
 const LEAST_COVERAGE: f64 = 0.9;
 
+/// How the tokenizer that a GGUF file describes cuts text before it merges (docs/adr/0001-digits-in-gguf-tokenizers.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerRule {
+    /// As the model was trained.
+    #[default]
+    Own,
+    /// As transformers converts the file: digits are not cut off. For figures that are compared with transformers'.
+    Transformers,
+}
+
 /// A tokenizer with its chat template. Cloning shares it.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     special: HashSet<u32>,
@@ -66,6 +81,20 @@ impl Tokenizer {
             config: facts.config,
             tokenizer,
         })))
+    }
+
+    /// The same tokenizer, cutting text by this rule.
+    #[must_use]
+    pub fn with_rule(&self, rule: TokenizerRule) -> Self {
+        let mut inner = (*self.0).clone();
+        if let (TokenizerRule::Transformers, Some(PreTokenizerWrapper::Sequence(steps))) =
+            (rule, inner.tokenizer.get_pre_tokenizer())
+        {
+            let digits = |step: &PreTokenizerWrapper| matches!(step, PreTokenizerWrapper::Digits(_));
+            let rest = steps.as_ref().iter().filter(|step| !digits(step)).cloned().collect();
+            inner.tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(Sequence::new(rest))));
+        }
+        Tokenizer(Arc::new(inner))
     }
 
     /// Checks that the tokenizer can belong to an embedding of `rows` rows.

@@ -12,6 +12,7 @@ use arriero_policy::forest::Forest;
 use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
+use arriero_policy::tokenizer::TokenizerRule;
 use serde_json::Value;
 use tch::{Kind, Tensor, no_grad};
 
@@ -102,12 +103,18 @@ fn logits_and_greedy_text_equal_transformers() {
 fn token_ids_and_chats_equal_transformers() {
     let expected = vectors("tokenizer_cases.json");
     let (_, tokenizer) = Checkpoint::inspect(&model_path()).expect("the model is there");
+    let converted = tokenizer.with_rule(TokenizerRule::Transformers);
     for case in expected["cases"].as_array().expect("cases") {
         let text = case["text"].as_str().expect("a text");
         // transformers forgets SmolLM2's rule for digits when it reads a GGUF file: `ids_digits` has it.
         let wanted = if case["ids_digits"].is_null() { &case["ids"] } else { &case["ids_digits"] };
         let found = tokenizer.encode(text).expect("it encodes");
         assert_eq!(found, ids(wanted), "{text:?}");
+        assert_eq!(
+            converted.encode(text).expect("it encodes"),
+            ids(&case["ids"]),
+            "{text:?} by transformers' rule"
+        );
         for (key, skip) in [("decoded", false), ("decoded_skip", true)] {
             assert_eq!(
                 tokenizer.decode(&found, skip).expect("it decodes"),

@@ -216,3 +216,93 @@ pub(crate) fn of_answers(outcomes: &[Outcome]) -> Vec<Figure> {
         |name: &str, form: Form| Figure::mean(name, form, outcomes.iter().map(|outcome| outcome.score(name)));
     [mean("truncated", Form::Share), mean("tokens", Form::Number)].into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arriero_buffers::Completion;
+
+    use super::*;
+    use crate::outcome::given;
+
+    /// Two problems in HumanEval's format.
+    fn problems() -> [Fields; 2] {
+        let double = json!({
+            "prompt": "def double(x):\n    \"\"\"Twice x.\"\"\"\n",
+            "entry_point": "double",
+            "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n",
+        });
+        let first = json!({
+            "prompt": "from typing import List\n\n\ndef first(items: List[int]) -> int:\n",
+            "entry_point": "first",
+            "test": "def check(candidate):\n    assert candidate([3, 1]) == 3\n",
+        });
+        [double, first].map(|problem| problem.as_object().expect("an object").clone())
+    }
+
+    /// Answers that pass and that do not, whole in a block of code and as HumanEval's continuations; the verdicts and
+    /// pass@k are by hand: 2 of 4 and 1 of 4 are right.
+    #[test]
+    fn functions_pass_their_tests_or_do_not() {
+        let config = SuiteConfig { path: "rows.jsonl".to_string(), ..SuiteConfig::new(Kind::Humaneval) };
+        let asking = Asking { chat: true, system: None };
+        let mut suite = Rewarded::humaneval(&config, asking).expect("this machine runs Python in a sandbox");
+        let whole = |code: &str| format!("Here it is:\n```python\n{code}\n```\nIt works.");
+        let answers = [
+            [
+                (whole("def double(x):\n    return 2 * x"), true),
+                ("    return x + x\n".to_string(), true),
+                (whole("def double(x):\n    return x ** 2"), false),
+                ("I cannot do this.".to_string(), false),
+            ],
+            [
+                (whole("def first(items):\n    return min(items)"), false),
+                ("    return items[0]\n".to_string(), true),
+                (whole("def first(items):\n    while True:\n        raise ValueError(items)"), false),
+                (whole("def last(items):\n    return items[-1]"), false),
+            ],
+        ];
+        let mut outcomes = Vec::new();
+        for (id, (problem, answers)) in problems().iter().zip(&answers).enumerate() {
+            let task = suite.task(id as u64, problem).expect("a problem");
+            let Task::Answer { question, checks } = task else { panic!("it is to be answered") };
+            assert!(question.shown().contains(problem["prompt"].as_str().expect("a text")));
+            let prompt = Prompt { id: id as u64, messages: question.messages(), checks };
+            let completions = answers.iter().enumerate().map(|(sample, (text, _))| Completion {
+                sample: sample as u32,
+                ..given(text.clone(), vec![1, 2], Vec::new())
+            });
+            let group = Group {
+                prompt: Arc::new(prompt),
+                prompt_tokens: vec![1],
+                completions: completions.collect(),
+            };
+            let outcome = suite.judge(id as u64, Reply::Answers(&group)).expect("it is judged");
+            for (sample, (text, passes)) in outcome.samples.iter().zip(answers) {
+                assert_eq!(sample.scores["all_passed"], f64::from(u8::from(*passes)), "{text}");
+            }
+            outcomes.push(outcome);
+        }
+        let figures = suite.figures(&outcomes);
+        let figure = |name: &str| {
+            let found = figures.iter().find(|figure| figure.name == name);
+            found.unwrap_or_else(|| panic!("no {name}")).value
+        };
+        assert!((figure("pass@1") - (0.5 + 0.25) / 2.0).abs() < 1e-12);
+        assert_eq!(figure("pass@4"), 1.0);
+    }
+
+    #[test]
+    fn a_problem_without_tests_is_refused() {
+        let config = SuiteConfig { path: "rows.jsonl".to_string(), ..SuiteConfig::new(Kind::Humaneval) };
+        let mut suite =
+            Rewarded::humaneval(&config, Asking { chat: false, system: None }).expect("a sandbox");
+        for missing in ["prompt", "test", "entry_point"] {
+            let [mut problem, _] = problems();
+            problem.remove(missing);
+            let error = suite.task(0, &problem).map(|_| ()).expect_err("it lacks something");
+            assert!(error.contains(&format!("`{missing}`")), "{error}");
+        }
+    }
+}
