@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
 use arriero_data::OnError;
@@ -12,6 +12,8 @@ use arriero_eval::{EvalError, Evaluation, Outcome, Report, Subject, SuiteConfig,
 use arriero_policy::device::Compute;
 use arriero_store::{RunDir, StoreError};
 use serde_json::{Value, json};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
 
 use crate::Failure;
 use crate::model::ModelArguments;
@@ -298,23 +300,20 @@ impl Drop for Created {
     }
 }
 
-/// Ctrl-c: the first ends the work after its step, the second the program.
-struct Interrupts(Arc<AtomicU8>);
+/// Ctrl-c: the first ends the work after its step, the second the program, at once: the exit handlers of libraries would
+/// pull the ground from under threads that still compute.
+struct Interrupts(Arc<AtomicBool>);
 
 impl Interrupts {
     fn listen() -> Result<Self, Failure> {
-        let count = Arc::new(AtomicU8::new(0));
-        let shared = Arc::clone(&count);
-        ctrlc::set_handler(move || {
-            if shared.fetch_add(1, Ordering::SeqCst) > 0 {
-                std::process::exit(130);
-            }
-        })
-        .map_err(Failure::broken)?;
-        Ok(Interrupts(count))
+        let interrupted = Arc::new(AtomicBool::new(false));
+        flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&interrupted))
+            .and_then(|_| flag::register(SIGINT, Arc::clone(&interrupted)))
+            .map_err(Failure::broken)?;
+        Ok(Interrupts(interrupted))
     }
 
     fn any(&self) -> bool {
-        self.0.load(Ordering::SeqCst) > 0
+        self.0.load(Ordering::SeqCst)
     }
 }

@@ -140,12 +140,12 @@ fn data_that_an_algorithm_cannot_use_are_refused_before_anything_is_written() {
     for (set, expected) in [
         (
             &[&unpaired[..]][..],
-            "answers.jsonl:1: this is a prompt-completion row, of which \"dpo\" has no use: it learns from pairs of a \
+            "answers.jsonl:1: this is a row of type prompt-completion, of which \"dpo\" has no use: it learns from pairs of a \
              chosen and a rejected response of a prompt; give it other data, or change kind",
         ),
         (
             &[&unpaired, "algorithm.kind=kto"],
-            "answers.jsonl:1: this is a prompt-completion row, of which \"kto\" has no use",
+            "answers.jsonl:1: this is a row of type prompt-completion, of which \"kto\" has no use",
         ),
         (&[&good, "algorithm.kind=kto"], "good.jsonl: kto: all 2 responses are desirable"),
         (&[&bad, "algorithm.kind=kto"], "bad.jsonl: kto: all 2 responses are undesirable"),
@@ -195,6 +195,42 @@ fn a_loss_that_is_not_finite_keeps_the_weights_and_names_the_rows() {
 
     let (_workplace, first) = trained(&[&set[..], &["data.limit=4"]].concat());
     assert!(weights(&first) == kept, "what was kept is not what the first step made");
+}
+
+/// What does not fit is left out with its size and the limit; where nothing is left the run fails.
+#[test]
+fn rows_that_do_not_fit_are_named_with_their_size_and_the_limit() {
+    let row = |words: usize, answer: usize| {
+        let message = |role: &str, words: usize| json!([{"role": role, "content": "ab ".repeat(words)}]);
+        json!({"prompt": message("user", words), "completion": message("assistant", answer)})
+    };
+    let folder = Workplace::new();
+    let rows = file(&folder, "rows.jsonl", &[row(200, 1), row(1, 200)]);
+    let path = format!("data.path={}", rows.display());
+    for (set, expected) in [
+        (
+            &["data.max_length=64", "data.too_long=drop"][..],
+            &[
+                "prompt_too_long: 1 (first: ",
+                "rows.jsonl:1, its prompt has ",
+                " tokens, max_length is 64)",
+                "response_too_long: 1 (first: ",
+                "rows.jsonl:2, prompt and response have ",
+            ][..],
+        ),
+        (&["data.max_length=4096"], &["the model's context is 256"]),
+        (
+            &["algorithm.micro_batch_tokens=16"],
+            &["over_micro_batch_tokens: 2 (first: ", " tokens, a micro-batch takes 16)"],
+        ),
+    ] {
+        let output =
+            arriero(&workplace, &[&[&path, "algorithm.kind=sft", "data.too_long=drop"], set].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        for part in expected {
+            assert!(said.contains(part), "{set:?}: expected …{part}…, found: {said}");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arriero_buffers::{Selection, SelectionRule};
+use arriero_buffers::SelectionRule;
 use arriero_data::{Entry, Rows};
 use arriero_policy::objective::Algorithm;
 use ractor::thread_local::ThreadLocalActor;
@@ -13,7 +13,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 use crate::conductor::ConductorMessage;
 use crate::experiment::DataPlan;
 use crate::faults::Role;
-use crate::lessons::{Lesson, Tokenisation, rate};
+use crate::lessons::{Lesson, Tokenisation, Unfit, rate};
 use crate::wiring::Wiring;
 
 /// Rows of one handler call.
@@ -42,6 +42,14 @@ pub(crate) struct ReadingJob {
     pub budget: usize,
 }
 
+/// Rows that are left out for one reason.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Dropped {
+    pub count: u64,
+    /// Where the first stands, and what is wrong with it.
+    pub first: Option<String>,
+}
+
 /// A portion that is in the buffer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Portion {
@@ -50,7 +58,8 @@ pub(crate) struct Portion {
     /// Whether these are all of them.
     pub is_last: bool,
     pub accepted: u64,
-    pub dropped: BTreeMap<String, u64>,
+    /// Rows that are left out, by the reason.
+    pub dropped: BTreeMap<String, Dropped>,
     pub truncated: u64,
     /// Tokens of the trees, and those among them that carry loss.
     pub tokens: u64,
@@ -182,21 +191,25 @@ impl DataReaderState {
             };
             let entry = row.map_err(|error| error.to_string())?;
             stream.position += 1;
-            let mut selection = match Lesson::of(job.rule, &entry) {
-                None => Selection::Dropped(OTHER_TYPE),
+            let fitted = match Lesson::of(job.rule, &entry) {
+                None => Err(Unfit::from(OTHER_TYPE)),
                 Some(lesson) => tokenisation
                     .tree(stream.id(&entry), &lesson)
                     .map_err(|error| format!("{}: {error}", entry.place()))?,
             };
-            if let Selection::Accepted(tree) = &mut selection {
-                rate(tree, &entry.row);
-                if let Some(reason) = objective.refuses(tree) {
-                    selection = Selection::Dropped(reason);
+            let fitted = fitted.and_then(|mut tree| {
+                rate(&mut tree, &entry.row);
+                objective.refuses(&tree).map_or(Ok(tree), |reason| Err(Unfit::from(reason)))
+            });
+            match fitted {
+                Err(Unfit { reason, detail }) => {
+                    let dropped = portion.dropped.entry(reason.to_string()).or_default();
+                    dropped.count += 1;
+                    let first =
+                        || detail.map_or(entry.place(), |detail| format!("{}, {detail}", entry.place()));
+                    dropped.first.get_or_insert_with(first);
                 }
-            }
-            match selection {
-                Selection::Dropped(reason) => *portion.dropped.entry(reason.to_string()).or_default() += 1,
-                Selection::Accepted(tree) => {
+                Ok(tree) => {
                     portion.accepted += 1;
                     portion.tokens += tree.len() as u64;
                     portion.loss_tokens += tree.loss_tokens() as u64;
@@ -210,7 +223,7 @@ impl DataReaderState {
         (portion.position, portion.is_last) = (stream.position, is_over);
         if is_over {
             for (reason, count) in &stream.rows.counts().skipped {
-                *portion.dropped.entry(reason.to_string()).or_default() += count;
+                portion.dropped.entry(reason.to_string()).or_default().count += count;
             }
         } else {
             self.stream = Some(stream);

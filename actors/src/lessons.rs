@@ -1,6 +1,6 @@
 //! Rows of a dataset as the trees that an algorithm learns from.
 
-use arriero_buffers::{Branch, Message, Selection, SelectionRule, Tree};
+use arriero_buffers::{Branch, Message, SelectionRule, Tree};
 use arriero_data::{Entry, OnError, Row};
 use arriero_policy::PolicyError;
 use arriero_policy::tokenizer::Tokenizer;
@@ -102,7 +102,7 @@ pub(crate) fn check(stage: &Stage, data: &DataPlan, seed: u64) -> Result<u64, Ru
         match Lesson::of(rule, &entry) {
             None => {
                 let message = format!(
-                    "{}: this is a {} row, of which \"{kind}\" has no use: it learns from {}; give it other data, or \
+                    "{}: this is a row of type {}, of which \"{kind}\" has no use: it learns from {}; give it other data, or \
                      change kind",
                     entry.place(),
                     entry.row.kind(),
@@ -134,6 +134,21 @@ pub(crate) fn check(stage: &Stage, data: &DataPlan, seed: u64) -> Result<u64, Ru
     Ok(rows)
 }
 
+/// Why a lesson is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unfit {
+    /// The reason's name.
+    pub reason: &'static str,
+    /// What was found and what the limit is, where there is one.
+    pub detail: Option<String>,
+}
+
+impl From<&'static str> for Unfit {
+    fn from(reason: &'static str) -> Self {
+        Unfit { reason, detail: None }
+    }
+}
+
 /// How lessons become trees.
 #[derive(Debug)]
 pub(crate) struct Tokenisation<'a> {
@@ -146,14 +161,14 @@ pub(crate) struct Tokenisation<'a> {
 }
 
 impl Tokenisation<'_> {
-    /// The tree of a lesson, with `id` as its prompt's id.
+    /// The tree of a lesson, with `id` as its prompt's id, or why there is none.
     ///
     /// # Errors
     /// If the chat template refuses the conversation, or the tokenizer the text.
-    pub fn tree(&self, id: u64, lesson: &Lesson<'_>) -> Result<Selection, PolicyError> {
+    pub fn tree(&self, id: u64, lesson: &Lesson<'_>) -> Result<Result<Tree, Unfit>, PolicyError> {
         let loss = &self.data.rows.loss;
         let (prompt, responses) = match lesson {
-            Lesson::Nothing(reason) => return Ok(Selection::Dropped(reason)),
+            Lesson::Nothing(reason) => return Ok(Err(Unfit::from(*reason))),
             Lesson::Responses { prompt, responses, is_plain } => {
                 let (prompt, marked) = if *is_plain {
                     let texts: Vec<&str> = responses.iter().map(|(response, _)| text_of(response)).collect();
@@ -171,27 +186,39 @@ impl Tokenisation<'_> {
         Ok(self.fitted(id, prompt, responses))
     }
 
-    fn fitted(&self, id: u64, prompt: Vec<u32>, responses: Vec<(Marked, f32)>) -> Selection {
-        let limit = self.data.lessons.max_length.min(self.max_positions);
+    fn fitted(&self, id: u64, prompt: Vec<u32>, responses: Vec<(Marked, f32)>) -> Result<Tree, Unfit> {
+        let unfit = |reason, detail| Unfit { reason, detail: Some(detail) };
+        let (limit, limited_by) = match self.data.lessons.max_length {
+            max_length if max_length < self.max_positions => (max_length, "max_length"),
+            _ => (self.max_positions, "the model's context"),
+        };
         let Some(room) = limit.checked_sub(prompt.len()).filter(|&room| room > 0) else {
-            return Selection::Dropped("prompt_too_long");
+            let detail = format!("its prompt has {} tokens, {limited_by} is {limit}", prompt.len());
+            return Err(unfit("prompt_too_long", detail));
         };
         let mut branches = Vec::with_capacity(responses.len());
         for (sample, (mut marked, reward)) in responses.into_iter().enumerate() {
+            let whole = prompt.len() + marked.tokens.len();
             let truncated = marked.truncate(room);
             if truncated && self.data.lessons.too_long == TooLong::Drop {
-                return Selection::Dropped("response_too_long");
+                let detail = format!("prompt and response have {whole} tokens, {limited_by} is {limit}");
+                return Err(unfit("response_too_long", detail));
             }
             let Some(branch) = marked.branch(self.tokenizer) else {
-                return Selection::Dropped("no_token_with_loss");
+                return Err(Unfit::from("no_token_with_loss"));
             };
             branches.push(Branch { sample: sample as u32, reward, truncated, ..branch });
         }
         let tree = Tree { prompt_id: id, prompt, branches, ..Tree::default() };
         if tree.len() > self.budget {
-            return Selection::Dropped("over_micro_batch_tokens");
+            let detail = format!(
+                "prompt and responses have {} tokens, a micro-batch takes {}",
+                tree.len(),
+                self.budget
+            );
+            return Err(unfit("over_micro_batch_tokens", detail));
         }
-        Selection::Accepted(tree)
+        Ok(tree)
     }
 }
 

@@ -360,7 +360,8 @@ fn conduct(context: RunContext, handle_ctrl_c: bool) -> Result<(), RunError> {
                 interrupts.next().await;
                 let _ = conductor.cast(ConductorMessage::Interrupt);
                 interrupts.next().await;
-                std::process::exit(130);
+                // At once: the exit handlers of libraries would pull the ground from under threads that still compute.
+                signal_hook::low_level::exit(130);
             });
         }
         let _ = finished.await;

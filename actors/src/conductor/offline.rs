@@ -6,7 +6,7 @@ use arriero_store::EventLevel;
 use ractor::ActorProcessingErr;
 
 use super::{ConductorState, Phase};
-use crate::data_reader::{DataReaderMessage, Portion, ReadingJob};
+use crate::data_reader::{DataReaderMessage, Dropped, Portion, ReadingJob};
 use crate::event::PhaseKind;
 use crate::experiment::{ArmStage, Stage};
 use crate::learner::PortionJob;
@@ -102,7 +102,7 @@ impl ConductorState {
             ]
             .map(|(name, value)| (name.to_string(), value)),
         );
-        for (reason, &count) in &portion.dropped {
+        for (reason, &Dropped { count, .. }) in &portion.dropped {
             metrics.insert(format!("dropped/{reason}"), count as f64);
             *self.progress.dropped.entry(reason.clone()).or_default() += count;
             self.record(Record::Drops {
@@ -150,6 +150,9 @@ impl ConductorState {
 
 /// `reason: count, …`.
 fn listed(portion: &Portion) -> String {
-    let reasons = portion.dropped.iter().map(|(reason, count)| format!("{reason}: {count}"));
+    let reasons = portion.dropped.iter().map(|(reason, dropped)| match &dropped.first {
+        Some(first) => format!("{reason}: {} (first: {first})", dropped.count),
+        None => format!("{reason}: {}", dropped.count),
+    });
     reasons.collect::<Vec<_>>().join(", ")
 }

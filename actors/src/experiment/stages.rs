@@ -201,7 +201,7 @@ pub(super) fn arms(
         if !listed.is_empty() {
             return Err(root.fail("algorithm", "cannot stand beside [[arm]]; make it a stage of an arm"));
         }
-        let stage = stage(root.child("algorithm")?, around, &[])?;
+        let stage = stage(root.child("algorithm")?, around, &[], Algorithm::KINDS)?;
         let name = stage.algorithm.kind().to_string();
         return Ok(vec![Arm { name, rounds, stages: vec![ArmStage::Train(Box::new(stage))] }]);
     }
@@ -211,6 +211,7 @@ pub(super) fn arms(
         return Err(root.fail("algorithm", &message));
     }
     let mut arms: Vec<Arm> = Vec::new();
+    let kinds = [Algorithm::KINDS, &[average::KIND]].concat();
     for mut section in listed {
         let sections = section.children("stage")?;
         if sections.is_empty() {
@@ -222,7 +223,7 @@ pub(super) fn arms(
                 Some(kind) if kind == average::KIND => {
                     ArmStage::Average(average::average(section, &stages, &arms)?)
                 }
-                _ => ArmStage::Train(Box::new(stage(section, around, &stages)?)),
+                _ => ArmStage::Train(Box::new(stage(section, around, &stages, &kinds)?)),
             };
             stages.push(stage);
         }
@@ -254,6 +255,7 @@ fn stage(
     mut section: Section<'_>,
     around: &Surroundings<'_>,
     earlier: &[ArmStage],
+    kinds: &[&'static str],
 ) -> Result<Stage, ExperimentError> {
     let source = source(&mut section, earlier)?;
     let data = match source {
@@ -264,7 +266,7 @@ fn stage(
     let (generator, selection) = sampling(&mut section, around, source, data.is_some(), reward)?;
     let training: TrainingConfig = section.read(&TrainingConfig::default())?;
     section.check(training.validate())?;
-    let mut algorithm: Algorithm = section.read_kind(Algorithm::KINDS, Algorithm::option_names, None)?;
+    let mut algorithm: Algorithm = section.read_kind(kinds, Algorithm::option_names, None)?;
     section.check(algorithm.validate())?;
     algorithm.fit(generator.sampling.max_new_tokens);
     let algorithm = algorithm.resolved();
