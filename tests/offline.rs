@@ -220,12 +220,13 @@ fn rows_that_do_not_fit_are_named_with_their_size_and_the_limit() {
         ),
         (&["data.max_length=4096"], &["the model's context is 256"]),
         (
-            &["algorithm.micro_batch_tokens=16"],
-            &["over_micro_batch_tokens: 2 (first: ", " tokens, a micro-batch takes 16)"],
+            &["data.path=tests/fixtures/pairs.jsonl", "algorithm.micro_batch_tokens=16"],
+            &["over_micro_batch_tokens: 10 (first: ", " tokens, a micro-batch takes 16)"],
         ),
     ] {
-        let output =
-            arriero(&workplace, &[&[&path, "algorithm.kind=sft", "data.too_long=drop"], set].concat());
+        let workplace = Workplace::new();
+        let common = ["algorithm.kind=sft", "data.too_long=drop"];
+        let output = arriero(&workplace, &[&[&path][..], &common, set].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         for part in expected {
             assert!(said.contains(part), "{set:?}: expected …{part}…, found: {said}");

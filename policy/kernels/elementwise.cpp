@@ -24,8 +24,8 @@ int64_t shares() { return at::get_num_threads(); }
 }  // namespace
 
 template <typename T>
-void rms_norm_forward(const T* x, const T* delta, const T* weight, float eps, int64_t m, int64_t n, T* sum, T* y,
-                      float* scales) {
+void rms_norm_forward(const float* x, const T* delta, const float* weight, float eps, int64_t m, int64_t n, float* sum,
+                      T* y, float* scales) {
   each_share(m, [&](int64_t first, int64_t last, int64_t) {
     for (int64_t i = first; i < last; i++) {
       const float squares = rows<T>().norm_sum(x + i * n, delta ? delta + i * n : nullptr, n, sum + i * n);
@@ -36,14 +36,14 @@ void rms_norm_forward(const T* x, const T* delta, const T* weight, float eps, in
 }
 
 template <typename T>
-void rms_norm_backward(const T* dy, const T* d_sum, const T* sum, const float* scales, const T* weight, int64_t m,
-                       int64_t n, T* dx, float* weight_gradient) {
+void rms_norm_backward(const T* dy, const float* d_sum, const float* sum, const float* scales, const float* weight,
+                       int64_t m, int64_t n, float* dx, T* d_delta, float* weight_gradient) {
   std::vector<std::vector<float>> parts(weight_gradient ? shares() : 0);
   each_share(m, [&](int64_t first, int64_t last, int64_t share) {
     std::vector<float> part(weight_gradient ? n : 0);
     for (int64_t i = first; i < last; i++) {
       rows<T>().norm_backward(dy + i * n, d_sum ? d_sum + i * n : nullptr, sum + i * n, weight, scales[i], n, dx + i * n,
-                        weight_gradient ? part.data() : nullptr);
+                              d_delta ? d_delta + i * n : nullptr, weight_gradient ? part.data() : nullptr);
     }
     if (weight_gradient) parts[share] = std::move(part);
   });
@@ -92,7 +92,14 @@ void adamw_step(float* master, const float* gradient, float* first, float* secon
   each_task((n + range - 1) / range, [&](int64_t task) {
     const int64_t i = task * range;
     flat_rows().adamw(master + i, gradient + i, first + i, second + i,
-                leaf ? leaf + i : nullptr, std::min(range, n - i), options);
+                      leaf ? leaf + i : nullptr, static_cast<uint32_t>(i), std::min(range, n - i), options);
+  });
+}
+
+void round_weights(const float* x, int64_t n, bf16* out) {
+  each_task((n + range - 1) / range, [&](int64_t task) {
+    const int64_t i = task * range;
+    flat_rows().round_weights(x + i, static_cast<uint32_t>(i), std::min(range, n - i), out + i);
   });
 }
 
@@ -106,9 +113,10 @@ double square_sum(const float* x, int64_t n) {
 }
 
 #define ARRIERO_INSTANTIATE(T)                                                                                     \
-  template void rms_norm_forward<T>(const T*, const T*, const T*, float, int64_t, int64_t, T*, T*, float*);        \
-  template void rms_norm_backward<T>(const T*, const T*, const T*, const float*, const T*, int64_t, int64_t, T*,   \
-                                     float*);                                                                      \
+  template void rms_norm_forward<T>(const float*, const T*, const float*, float, int64_t, int64_t, float*, T*,     \
+                                    float*);                                                                       \
+  template void rms_norm_backward<T>(const T*, const float*, const float*, const float*, const float*, int64_t,    \
+                                     int64_t, float*, T*, float*);                                                 \
   template void rotate<T>(T*, int64_t, int64_t, int64_t, int64_t, const int64_t*, const float*, const float*,      \
                           float);                                                                                  \
   template void swiglu_forward<T>(const T*, int64_t, int64_t, T*);                                                 \

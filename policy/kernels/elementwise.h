@@ -5,16 +5,18 @@
 
 namespace arriero {
 
-/// sum = x + delta (where there is a delta), y = sum / sqrt(mean(sum²) + eps) * weight, row by row.
-/// scales[m] keeps 1 / sqrt(…).
+/// sum = x + delta (where there is a delta), y = sum / sqrt(mean(sum²) + eps) * weight, row by row. Sums are f32
+/// whatever T is: rounded to bf16 sixty times over they would cost more than all products do. scales[m] keeps
+/// 1 / sqrt(…).
 template <typename T>
-void rms_norm_forward(const T* x, const T* delta, const T* weight, float eps, int64_t m, int64_t n, T* sum, T* y,
-                      float* scales);
+void rms_norm_forward(const float* x, const T* delta, const float* weight, float eps, int64_t m, int64_t n, float* sum,
+                      T* y, float* scales);
 
-/// dx = d_sum + the gradient through y; weight_gradient[n] += (f32, where it is wanted).
+/// dx = d_sum + the gradient through y, and the same as T in d_delta (where it is wanted); weight_gradient[n] +=
+/// (f32, where it is wanted).
 template <typename T>
-void rms_norm_backward(const T* dy, const T* d_sum, const T* sum, const float* scales, const T* weight, int64_t m,
-                       int64_t n, T* dx, float* weight_gradient);
+void rms_norm_backward(const T* dy, const float* d_sum, const float* sum, const float* scales, const float* weight,
+                       int64_t m, int64_t n, float* dx, T* d_delta, float* weight_gradient);
 
 /// Rotates the first `heads` heads of each row of `qkv` (ld elements) in place by the angles of its
 /// position; direction −1 turns back. cos and sin are [positions, head_dim], each angle in both halves.
@@ -35,6 +37,9 @@ void add_column_sums(const T* x, int64_t m, int64_t n, int64_t ld, float* sums);
 /// One step of AdamW in one pass; `leaf` gets the new weights in bf16 where it is not null.
 void adamw_step(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n,
                 const AdamW& options);
+
+/// Weights as bf16, each rounded up or down by a threshold that is its place's own.
+void round_weights(const float* x, int64_t n, bf16* out);
 
 /// Σ x², in f64, in one order whatever the number of threads.
 double square_sum(const float* x, int64_t n);

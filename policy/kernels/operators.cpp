@@ -63,7 +63,7 @@ struct Embedding : torch::autograd::Function<Embedding> {
   static Tensor forward(AutogradContext* context, const Tensor& anchor, const Tensor& weight, const Frozen& gradient,
                         const Tensor& ids) {
     keep(context, "kept", {gradient[0], ids});
-    return weight.index_select(0, ids);
+    return weight.index_select(0, ids).to(at::kFloat);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     auto saved = kept(context, "kept");
@@ -72,26 +72,27 @@ struct Embedding : torch::autograd::Function<Embedding> {
   }
 };
 
+/// The residual stream x and the weight are f32; y is of the kind that the products take.
 struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static variable_list forward(AutogradContext* context, const Tensor& x_given, const std::optional<Tensor>& delta_given,
-                               const Tensor& weight, const Frozen& gradient, double eps) {
+                               const Tensor& weight, const Frozen& gradient, double eps, bool narrow) {
     const Tensor x = x_given.contiguous();
     const Tensor delta = delta_given ? delta_given->contiguous() : Tensor();
+    const at::ScalarType kind = narrow ? at::kBFloat16 : at::kFloat;
     Tensor sum, y, scales;
     if (on_cpu(x)) {
       const int64_t n = x.size(-1), m = x.numel() / n;
       sum = at::empty_like(x);
-      y = at::empty_like(x);
-      scales = at::empty({m}, x.options().dtype(at::kFloat));
-      typed(x, [&]<typename T>(T*) {
-        rms_norm_forward<T>(in<T>(x), in<T>(delta), in<T>(weight), static_cast<float>(eps), m, n, out<T>(sum), out<T>(y),
-                            out<float>(scales));
+      y = at::empty_like(x, x.options().dtype(kind));
+      scales = at::empty({m}, x.options());
+      typed(y, [&]<typename T>(T*) {
+        rms_norm_forward<T>(in<float>(x), in<T>(delta), in<float>(weight), static_cast<float>(eps), m, n, out<float>(sum),
+                            out<T>(y), out<float>(scales));
       });
     } else {
       sum = delta.defined() ? x + delta : x.clone();
-      const Tensor wide = sum.to(at::kFloat);
-      scales = (wide.square().mean(-1, true) + eps).rsqrt();
-      y = (wide * scales * weight).to(x.scalar_type());
+      scales = (sum.square().mean(-1, true) + eps).rsqrt();
+      y = (sum * scales * weight).to(kind);
     }
     context->save_for_backward({sum, scales, weight});
     keep(context, "kept", gradient);
@@ -101,27 +102,32 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
     const Tensor &sum = saved[0], &scales = saved[1], &weight = saved[2];
-    Tensor gradient = kept(context, "kept")[0], dx;
+    const bool has_delta = context->saved_data["delta"].toBool();
+    Tensor gradient = kept(context, "kept")[0], dx, d_delta;
     const Tensor d_sum = grads[0].defined() ? grads[0].contiguous() : Tensor();
     if (!grads[1].defined()) {
       dx = d_sum;
+      // The gradient of y was never asked for, so that its kind is not known here: autograd casts.
+      if (has_delta) d_delta = dx;
     } else if (on_cpu(sum)) {
       const Tensor dy = grads[1].contiguous();
       const int64_t n = sum.size(-1), m = sum.numel() / n;
       dx = at::empty_like(sum);
-      typed(sum, [&]<typename T>(T*) {
-        rms_norm_backward<T>(in<T>(dy), in<T>(d_sum), in<T>(sum), in<float>(scales), in<T>(weight), m, n, out<T>(dx),
-                             buffer(gradient));
+      if (has_delta) d_delta = dy.scalar_type() == at::kFloat ? dx : at::empty_like(dy);
+      typed(dy, [&]<typename T>(T*) {
+        T* narrowed = d_delta.defined() && !d_delta.is_same(dx) ? out<T>(d_delta) : nullptr;
+        rms_norm_backward<T>(in<T>(dy), in<float>(d_sum), in<float>(sum), in<float>(scales), in<float>(weight), m, n,
+                             out<float>(dx), narrowed, buffer(gradient));
       });
     } else {
-      const Tensor dy = grads[1].to(at::kFloat), x = sum.to(at::kFloat), through = dy * weight;
-      Tensor wide = scales * (through - x * scales.square() * (through * x).mean(-1, true));
-      if (d_sum.defined()) wide = wide + d_sum;
-      dx = wide.to(sum.scalar_type());
-      if (gradient.defined()) gradient.add_((dy * x * scales).reshape({-1, sum.size(-1)}).sum(0));
+      const Tensor dy = grads[1].to(at::kFloat), through = dy * weight;
+      dx = scales * (through - sum * scales.square() * (through * sum).mean(-1, true));
+      if (d_sum.defined()) dx = dx + d_sum;
+      if (has_delta) d_delta = dx.to(grads[1].scalar_type());
+      if (gradient.defined()) gradient.add_((dy * sum * scales).reshape({-1, sum.size(-1)}).sum(0));
     }
     const Tensor none;
-    return {dx, context->saved_data["delta"].toBool() ? dx : none, none, none, none};
+    return {dx, d_delta, none, none, none, none};
   }
 };
 
@@ -302,6 +308,21 @@ struct Attention : torch::autograd::Function<Attention> {
   }
 };
 
+/// f32 weights as bf16, by the thresholds of rows.cpp.
+Tensor rounded(const Tensor& x) {
+  if (on_cpu(x)) {
+    Tensor y = at::empty_like(x, x.options().dtype(at::kBFloat16));
+    round_weights(in<float>(x), x.numel(), out<bf16>(y));
+    return y;
+  }
+  constexpr int64_t low = 0xffffffff;
+  Tensor hash = (at::arange(x.numel(), x.options().dtype(at::kLong)) * 0x9e3779b1LL).bitwise_and(low);
+  hash = hash.bitwise_xor(hash.bitwise_right_shift(15));
+  hash = (hash * 0x85ebca77LL).bitwise_and(low).bitwise_right_shift(16);
+  const Tensor bits = x.view(at::kInt).flatten().to(at::kLong).bitwise_and(low) + hash;
+  return bits.bitwise_right_shift(16).to(at::kShort).view(at::kBFloat16).view(x.sizes());
+}
+
 Tensor opt(const Tensor* tensor) { return tensor ? *tensor : Tensor(); }
 
 std::vector<Tensor> list(const Tensor* const* tensors, int64_t count) {
@@ -347,10 +368,10 @@ char* arriero_embedding(const Tensor* anchor, const Tensor* weight, const Tensor
 }
 
 char* arriero_rms_norm(const Tensor* x, const Tensor* delta, const Tensor* weight, const Tensor* gradient, double eps,
-                       Tensor** sum, Tensor** result) {
+                       bool narrow, Tensor** sum, Tensor** result) {
   return guarded([&] {
     const auto both = RmsNorm::apply(*x, delta ? std::optional<Tensor>(*delta) : std::nullopt, *weight,
-                                     Frozen{opt(gradient)}, eps);
+                                     Frozen{opt(gradient)}, eps, narrow);
     *sum = new Tensor(both[0]);
     *result = new Tensor(both[1]);
   });
@@ -460,6 +481,10 @@ char* arriero_adamw(const Tensor* master, const Tensor* gradient, const Tensor* 
     Tensor m = *master, f = *first, s = *second, l = opt(leaf);
     adamw_step(out<float>(m), in<float>(*gradient), out<float>(f), out<float>(s), out<bf16>(l), m.numel(), *options);
   });
+}
+
+char* arriero_round_weights(const Tensor* x, Tensor** result) {
+  return guarded([&] { *result = new Tensor(rounded(x->contiguous())); });
 }
 
 char* arriero_square_sum(const Tensor* x, double* result) {

@@ -27,6 +27,16 @@ inline bf16 narrow<bf16>(float x) {
   return bf16{static_cast<uint16_t>(bits >> 16)};
 }
 
+/// Rounds a weight up where its lower half reaches the threshold of its place i, a hash that is uniform over [0, 65536),
+/// else down. So rounding has no bias over many weights, the same weight always rounds alike, and a small change moves
+/// as many of them by a unit as make up its size.
+inline bf16 round_at(float x, uint32_t i) {
+  uint32_t hash = i * 0x9e3779b1u;
+  hash ^= hash >> 15;
+  hash *= 0x85ebca77u;
+  return bf16{static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + (hash >> 16)) >> 16)};
+}
+
 /// e^x with a relative error below 2e-7 for x <= 88; 0 below -87. Cody and Waite's reduction, then a polynomial
 /// on [-ln 2 / 2, ln 2 / 2].
 inline float exponential(float x) {
@@ -47,52 +57,52 @@ inline float exponential(float x) {
 }
 
 template <typename T>
-float norm_sum(const T* x, const T* delta, int64_t n, T* sum) {
+float norm_sum(const float* x, const T* delta, int64_t n, float* sum) {
   float squares = 0;
   if (!delta) {
 #pragma omp simd reduction(+ : squares)
     for (int64_t j = 0; j < n; j++) {
       sum[j] = x[j];
-      squares += widen(x[j]) * widen(x[j]);
+      squares += x[j] * x[j];
     }
     return squares;
   }
 #pragma omp simd reduction(+ : squares)
   for (int64_t j = 0; j < n; j++) {
-    const T total = narrow<T>(widen(x[j]) + widen(delta[j]));
+    const float total = x[j] + widen(delta[j]);
     sum[j] = total;
-    squares += widen(total) * widen(total);
+    squares += total * total;
   }
   return squares;
 }
 
 template <typename T>
-void norm_scale(const T* x, const T* weight, float scale, int64_t n, T* y) {
+void norm_scale(const float* x, const float* weight, float scale, int64_t n, T* y) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; j++) y[j] = narrow<T>(widen(x[j]) * scale * widen(weight[j]));
+  for (int64_t j = 0; j < n; j++) y[j] = narrow<T>(x[j] * scale * weight[j]);
 }
 
 template <typename T>
-void norm_backward(const T* dy, const T* d_sum, const T* x, const T* weight, float scale, int64_t n, T* dx,
-                   float* weight_gradient) {
+void norm_backward(const T* dy, const float* d_sum, const float* x, const float* weight, float scale, int64_t n,
+                   float* dx, T* d_delta, float* weight_gradient) {
   float dot = 0;
 #pragma omp simd reduction(+ : dot)
-  for (int64_t j = 0; j < n; j++) dot += widen(dy[j]) * widen(weight[j]) * widen(x[j]);
+  for (int64_t j = 0; j < n; j++) dot += widen(dy[j]) * weight[j] * x[j];
   const float shift = dot / static_cast<float>(n) * scale * scale;
   if (d_sum) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-      dx[j] = narrow<T>(scale * (widen(dy[j]) * widen(weight[j]) - widen(x[j]) * shift) + widen(d_sum[j]));
-    }
+    for (int64_t j = 0; j < n; j++) dx[j] = scale * (widen(dy[j]) * weight[j] - x[j] * shift) + d_sum[j];
   } else {
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-      dx[j] = narrow<T>(scale * (widen(dy[j]) * widen(weight[j]) - widen(x[j]) * shift));
-    }
+    for (int64_t j = 0; j < n; j++) dx[j] = scale * (widen(dy[j]) * weight[j] - x[j] * shift);
+  }
+  if (d_delta) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) d_delta[j] = narrow<T>(dx[j]);
   }
   if (weight_gradient) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) weight_gradient[j] += widen(dy[j]) * widen(x[j]) * scale;
+    for (int64_t j = 0; j < n; j++) weight_gradient[j] += widen(dy[j]) * x[j] * scale;
   }
 }
 
@@ -305,7 +315,14 @@ void page_sum(const T* weights, int64_t stride, int64_t group, const T* values, 
   for (; g < group; g++) page_sum_of(weights + g * stride, values, head_dim, out + g * head_dim);
 }
 
-void adamw(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n, const AdamW& options) {
+void round_weights(const float* x, uint32_t place, int64_t n, bf16* out) {
+  const uint32_t count = static_cast<uint32_t>(n);
+#pragma omp simd
+  for (uint32_t i = 0; i < count; i++) out[i] = round_at(x[i], place + i);
+}
+
+void adamw(float* master, const float* gradient, float* first, float* second, bf16* leaf, uint32_t place, int64_t n,
+           const AdamW& options) {
   const AdamW o = options;
   const float keep = 1.0f - o.rate * o.decay, step = o.rate / o.correction1, inverse = 1.0f / o.correction2_sqrt;
 #pragma omp simd
@@ -317,10 +334,7 @@ void adamw(float* master, const float* gradient, float* first, float* second, bf
     second[i] = v;
     master[i] = master[i] * keep - step * m / (__builtin_sqrtf(v) * inverse + o.eps);
   }
-  if (leaf) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) leaf[i] = narrow<bf16>(master[i]);
-  }
+  if (leaf) round_weights(master, place, n, leaf);
 }
 
 double square_sum(const float* x, int64_t n) {
@@ -393,7 +407,7 @@ extern const Rows<bf16> bf16_rows;
 extern const FlatRows flat;
 const Rows<float> f32_rows = table<float>;
 const Rows<bf16> bf16_rows = table<bf16>;
-const FlatRows flat = {adamw, square_sum, update, highest_of, exponentials, exp_sum, interleave};
+const FlatRows flat = {adamw, round_weights, square_sum, update, highest_of, exponentials, exp_sum, interleave};
 
 }  // namespace ARRIERO_ISA
 }  // namespace arriero

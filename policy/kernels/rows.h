@@ -31,12 +31,13 @@ constexpr int64_t page_tokens = 16;
 template <typename T>
 struct Rows {
   /// sum = x + delta (where there is one); returns the sum of its squares.
-  float (*norm_sum)(const T* x, const T* delta, int64_t n, T* sum);
+  float (*norm_sum)(const float* x, const T* delta, int64_t n, float* sum);
   /// y = x * scale * weight.
-  void (*norm_scale)(const T* x, const T* weight, float scale, int64_t n, T* y);
-  /// dx = d_sum (where there is one) + the gradient through y; weight_gradient (where wanted) += its share.
-  void (*norm_backward)(const T* dy, const T* d_sum, const T* x, const T* weight, float scale, int64_t n, T* dx,
-                        float* weight_gradient);
+  void (*norm_scale)(const float* x, const float* weight, float scale, int64_t n, T* y);
+  /// dx = d_sum (where there is one) + the gradient through y, which d_delta (where wanted) gets, too;
+  /// weight_gradient (where wanted) += its share.
+  void (*norm_backward)(const T* dy, const float* d_sum, const float* x, const float* weight, float scale, int64_t n,
+                        float* dx, T* d_delta, float* weight_gradient);
   /// Rotates a head of 2 * half numbers in place; direction −1 turns back.
   void (*rotate)(T* x, int64_t half, const float* cos, const float* sin, float direction);
   /// y = silu(gate) * up, and back.
@@ -65,8 +66,11 @@ struct Rows {
 
 /// What does not depend on an element type.
 struct FlatRows {
-  void (*adamw)(float* master, const float* gradient, float* first, float* second, bf16* leaf, int64_t n,
-                const AdamW& options);
+  /// `place` is where the first of these numbers stands in its tensor.
+  void (*adamw)(float* master, const float* gradient, float* first, float* second, bf16* leaf, uint32_t place,
+                int64_t n, const AdamW& options);
+  /// Weights as bf16; see round_at.
+  void (*round_weights)(const float* x, uint32_t place, int64_t n, bf16* out);
   double (*square_sum)(const float* x, int64_t n);
   void (*update)(const float* logits, int64_t n, Running* running);
   float (*highest)(const float* x, int64_t low, int64_t high, float highest);

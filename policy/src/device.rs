@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
 use crate::error::{PolicyError, Result};
+use crate::kernels;
 
 /// `device` in an experiment file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +90,14 @@ impl FromStr for DtypeSpec {
     }
 }
 
+/// A weight in another precision: f32 becomes bf16 by [`kernels::round_weights`].
+pub(crate) fn weight_as(weight: &Tensor, kind: Kind) -> Tensor {
+    match (weight.kind(), kind) {
+        (Kind::Float, Kind::BFloat16) => kernels::round_weights(weight),
+        _ => weight.to_kind(kind),
+    }
+}
+
 /// What a model computes with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Compute {
@@ -105,6 +114,17 @@ impl Compute {
     /// The precision of master weights on the same device: f32.
     pub fn master(self) -> Self {
         Compute { kind: Kind::Float, ..self }
+    }
+
+    /// The precision that a weight of this name is computed with: norms are f32, which costs nothing and keeps their small
+    /// updates.
+    pub fn kind_of(self, name: &str) -> Kind {
+        if name.ends_with("norm.weight") { Kind::Float } else { self.kind }
+    }
+
+    /// A weight of this name as it is computed with.
+    pub fn place(self, name: &str, weight: &Tensor) -> Tensor {
+        weight_as(&weight.to_device(self.device), self.kind_of(name))
     }
 
     /// Decides what `auto` means on this machine. Where CUDA may be used, this opens it ([`cuda::look`]): call

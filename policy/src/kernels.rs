@@ -13,7 +13,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::null;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 type Raw = *const c_void;
 
@@ -93,6 +93,7 @@ unsafe extern "C" {
         weight: Raw,
         gradient: Raw,
         eps: f64,
+        narrow: bool,
         sum: *mut Raw,
         result: *mut Raw,
     ) -> *mut c_char;
@@ -171,6 +172,7 @@ unsafe extern "C" {
         leaf: Raw,
         options: *const AdamWStep,
     ) -> *mut c_char;
+    fn arriero_round_weights(x: Raw, result: *mut Raw) -> *mut c_char;
     fn arriero_square_sum(x: Raw, result: *mut f64) -> *mut c_char;
 }
 
@@ -240,20 +242,27 @@ pub struct Weight {
     pub gradient: Option<Tensor>,
 }
 
-/// Rows `ids` (i64 `[tokens]`) of the embedding. `anchor` is any tensor that requires a gradient where one
+/// Rows `ids` (i64 `[tokens]`) of the embedding, in f32. `anchor` is any tensor that requires a gradient where one
 /// is to be recorded: weights do not.
 pub fn embedding(anchor: &Tensor, weight: &Weight, ids: &Tensor) -> Tensor {
     let gradient = raw_or_null(weight.gradient.as_ref());
     one(|result| unsafe { arriero_embedding(raw(anchor), raw(&weight.value), gradient, raw(ids), result) })
 }
 
-/// s = x + delta, and s / √(mean(s²) + ε) ⊙ weight over the last axis: (s, normed).
-pub fn rms_norm(x: &Tensor, delta: Option<&Tensor>, weight: &Weight, eps: f64) -> (Tensor, Tensor) {
+/// s = x + delta, and s / √(mean(s²) + ε) ⊙ weight over the last axis: (s, normed). x, s and the weight are f32, delta and
+/// what is normed of `kind`, which is f32 or bf16.
+pub fn rms_norm(
+    x: &Tensor,
+    delta: Option<&Tensor>,
+    weight: &Weight,
+    eps: f64,
+    kind: Kind,
+) -> (Tensor, Tensor) {
     let (mut sum, mut result) = (null(), null());
-    let gradient = raw_or_null(weight.gradient.as_ref());
-    check(unsafe {
-        arriero_rms_norm(raw(x), raw_or_null(delta), raw(&weight.value), gradient, eps, &mut sum, &mut result)
-    });
+    let (x, delta, weight, gradient) =
+        (raw(x), raw_or_null(delta), raw(&weight.value), raw_or_null(weight.gradient.as_ref()));
+    let narrow = kind == Kind::BFloat16;
+    check(unsafe { arriero_rms_norm(x, delta, weight, gradient, eps, narrow, &mut sum, &mut result) });
     (own(sum), own(result))
 }
 
@@ -423,6 +432,12 @@ pub fn adamw(
     });
 }
 
+/// f32 weights as bf16. Each is rounded up or down by a threshold that belongs to its place in the tensor, so that there is
+/// no bias over many weights, and small changes are not lost (docs/adr/0006-rounding-weights.md).
+pub fn round_weights(x: &Tensor) -> Tensor {
+    one(|result| unsafe { arriero_round_weights(raw(x), result) })
+}
+
 /// Σ x² of an f32 tensor on the CPU, in f64; the order of the sum does not depend on the threads.
 pub fn square_sum(x: &Tensor) -> f64 {
     let mut result = 0.0;
@@ -432,7 +447,7 @@ pub fn square_sum(x: &Tensor) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 
@@ -459,6 +474,43 @@ mod tests {
                 assert_eq!(alone, packed.linear(&x, Some(&bias), true).narrow(0, rows - 1, 1));
             }
         }
+    }
+
+    /// Numbers of bf16 stay what they are; between two of them as many go up as the distance says, and a number that
+    /// grows never rounds lower. The kernel and libtorch's operators choose the same.
+    #[test]
+    fn weights_are_rounded_without_bias() {
+        let numbers =
+            |tensor: &Tensor| -> Vec<f64> { Vec::try_from(tensor.to_kind(Kind::Double)).expect("a vector") };
+        tch::manual_seed(5);
+        let exact = Tensor::randn([1000], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+        assert_eq!(numbers(&round_weights(&exact.to_kind(Kind::Float))), numbers(&exact));
+        // From 1 to the next number of bf16 it is 1/128.
+        let mut before = vec![f64::MIN; 100_000];
+        for part in [0.0, 0.01, 0.25, 0.5, 0.99, 1.0] {
+            for sign in [1.0, -1.0] {
+                let x = Tensor::full([100_000], sign * (1.0 + part / 128.0), (Kind::Float, Device::Cpu));
+                let rounded = round_weights(&x);
+                plain_only(true);
+                let plain = round_weights(&x);
+                plain_only(false);
+                assert_eq!(numbers(&rounded), numbers(&plain));
+                let up = (numbers(&rounded).iter().map(|x| x.abs()).sum::<f64>() / 1e5 - 1.0) * 128.0;
+                assert!((up - part).abs() < 0.005, "{part}: {up} went up");
+                if sign > 0.0 {
+                    let now = numbers(&rounded);
+                    assert!(
+                        before.iter().zip(&now).all(|(before, now)| before <= now),
+                        "{part}: some went down"
+                    );
+                    before = now;
+                }
+            }
+        }
+        let odd = Tensor::from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0]);
+        let kept = numbers(&round_weights(&odd));
+        assert!(kept[0] == f64::INFINITY && kept[1] == f64::NEG_INFINITY && kept[2].is_nan(), "{kept:?}");
+        assert_eq!(kept[3..], [0.0, 0.0]);
     }
 
     #[test]

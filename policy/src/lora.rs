@@ -11,6 +11,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
+use crate::device::weight_as;
 use crate::error::{PolicyError, Result};
 
 /// The target that stands for every linear layer but the output matrix.
@@ -219,7 +220,8 @@ impl Adapter {
             let (a, b) = Module::tensors_of(name.trim_end_matches(".weight"));
             let tensor = match (self.tensors.get(&a), self.tensors.get(&b)) {
                 (Some(a), Some(b)) => {
-                    no_grad(|| add_product(&masters[name], a, b, self.config.scale())).to_kind(other.kind())
+                    let merged = no_grad(|| add_product(&masters[name], a, b, self.config.scale()));
+                    weight_as(&merged, other.kind())
                 }
                 _ => other.shallow_clone(),
             };

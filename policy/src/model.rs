@@ -109,9 +109,9 @@ struct Layer {
 /// The residual stream between two layers: what it is, and what the last layer adds to it.
 #[derive(Debug)]
 pub struct Residual {
-    /// `[tokens, hidden]`.
+    /// f32 `[tokens, hidden]`, whatever the products' precision.
     pub hidden: Tensor,
-    /// `[tokens, hidden]`; nothing before the first layer.
+    /// `[tokens, hidden]` in the products' precision; nothing before the first layer.
     pub delta: Option<Tensor>,
 }
 
@@ -188,7 +188,7 @@ impl Model {
             }
         }
         let place = |name: &str, tensor: &Tensor| Weight {
-            value: tensor.to_device(compute.device).to_kind(compute.kind).contiguous(),
+            value: compute.place(name, tensor).contiguous(),
             gradient: gradients.get(name).map(Tensor::shallow_clone),
         };
         let weight = |name: &str| place(name, &weights[name]);
@@ -318,9 +318,7 @@ impl Model {
         attend: &mut Attend<'_>,
     ) -> Residual {
         let layer = &self.layers[number];
-        let eps = self.config.rms_norm_eps;
-        let (hidden, input) =
-            kernels::rms_norm(&residual.hidden, residual.delta.as_ref(), &layer.input_norm, eps);
+        let (hidden, input) = self.norm(&residual.hidden, residual.delta.as_ref(), &layer.input_norm);
         let mut qkv = layer.qkv.forward(&input);
         if let Some(norms) = &layer.head_norms {
             qkv = self.norm_heads(&qkv, norms);
@@ -328,15 +326,19 @@ impl Model {
         let rotated_heads = self.config.num_heads + self.config.num_kv_heads;
         let qkv = kernels::rotate(&qkv, positions, &self.rotary, rotated_heads);
         let attention = layer.attention_output.forward(&attend(number, &qkv));
-        let (hidden, input) = kernels::rms_norm(&hidden, Some(&attention), &layer.post_attention_norm, eps);
+        let (hidden, input) = self.norm(&hidden, Some(&attention), &layer.post_attention_norm);
         let delta = layer.down.forward(&kernels::swiglu(&layer.gate_up.forward(&input)));
         Residual { hidden, delta: Some(delta) }
     }
 
     /// Final hidden states, normed, `[tokens, hidden]`.
     pub fn finish(&self, residual: &Residual) -> Tensor {
-        let eps = self.config.rms_norm_eps;
-        kernels::rms_norm(&residual.hidden, residual.delta.as_ref(), &self.norm, eps).1
+        self.norm(&residual.hidden, residual.delta.as_ref(), &self.norm).1
+    }
+
+    /// The stream with what is added to it (f32), and that normed for the next product.
+    fn norm(&self, hidden: &Tensor, delta: Option<&Tensor>, norm: &Weight) -> (Tensor, Tensor) {
+        kernels::rms_norm(hidden, delta, norm, self.config.rms_norm_eps, self.compute.kind)
     }
 
     /// Final hidden states, normed, `[tokens, hidden]`, of tokens (i64 `[tokens]`) at positions (i64
@@ -370,7 +372,7 @@ impl Model {
         let head_dim = self.config.head_dim as i64;
         let normed = |from: i64, count: i64, norm: &Weight| {
             let part = qkv.narrow(1, from * head_dim, count * head_dim).reshape([-1, head_dim]);
-            let (_, normed) = kernels::rms_norm(&part, None, norm, self.config.rms_norm_eps);
+            let (_, normed) = self.norm(&part.to_kind(Kind::Float), None, norm);
             normed.view([-1, count * head_dim])
         };
         let value = qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim);

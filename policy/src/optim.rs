@@ -153,15 +153,14 @@ impl TrainingConfig {
 fn activation_bytes(model: &ModelConfig, compute: Compute, checkpointing: bool) -> usize {
     let hidden = model.hidden_size;
     let attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
-    // Two sums and two norms' outputs, what the projections read, gate, up and their product.
-    let layer = 4 * hidden + attention + 3 * model.intermediate_size;
-    // Beside a layer's own, its gradients of the same sizes while it is in work.
     let element = if compute.kind == Kind::Float { 4 } else { 2 };
-    let layers = match checkpointing {
-        true => model.num_layers * 2 * hidden + 2 * layer,
+    // Two sums in f32; two norms' outputs, what the projections read, gate, up and their product.
+    let layer = 4 * 2 * hidden + element * (2 * hidden + attention + 3 * model.intermediate_size);
+    // Beside a layer's own, its gradients of the same sizes while it is in work.
+    match checkpointing {
+        true => model.num_layers * (4 + element) * hidden + 2 * layer,
         false => (model.num_layers + 1) * layer,
-    };
-    element * layers
+    }
 }
 
 /// Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019 (arXiv:1711.05101).
@@ -247,7 +246,7 @@ fn plain_adamw(
     let _ = parameter.g_mul_scalar_(1.0 - rate * f64::from(step.decay));
     let _ = parameter.addcdiv_(&(&first * (-rate / f64::from(step.correction1))), &denominator);
     if let Some(leaf) = leaf {
-        leaf.shallow_clone().copy_(&parameter);
+        leaf.shallow_clone().copy_(&kernels::round_weights(&parameter));
     }
 }
 

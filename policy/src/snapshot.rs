@@ -39,8 +39,11 @@ impl Snapshot {
         if self.compute == compute {
             return Arc::clone(self);
         }
-        let place = |tensor: Tensor| tensor.to_device(compute.device).to_kind(compute.kind);
-        let weights = self.weights().into_iter().map(|(name, tensor)| (name, place(tensor))).collect();
+        let place = |(name, tensor): (String, Tensor)| {
+            let placed = compute.place(&name, &tensor);
+            (name, placed)
+        };
+        let weights = self.weights().into_iter().map(place).collect();
         Snapshot::new(self.version, self.config.clone(), compute, weights)
     }
 

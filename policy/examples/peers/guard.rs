@@ -19,6 +19,9 @@ use crate::{Figures, Given, Result};
 /// Steps of the DPO curve.
 const CURVE: usize = 50;
 
+/// What a sequence's log-probability may be off by.
+const NEAR: f64 = 0.005;
+
 const PROMPTS: usize = 16;
 const SAMPLES: usize = 8;
 const MAX_NEW_TOKENS: usize = 128;
@@ -31,10 +34,19 @@ pub fn guard(given: &Given) -> Result<Figures> {
     let (logps, curve) = dpo(given, bf16)?;
     let (exact_logps, exact_curve) = dpo(given, f32)?;
     let mut put = |name: &str, value: f64| figures.insert(name.to_owned(), json!(value));
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
     let differences = relative(&logps, &exact_logps);
-    put("logps_mean", differences.iter().sum::<f64>() / differences.len() as f64);
-    put("logps_max", differences.iter().copied().fold(0.0, f64::max));
-    put("curve_max", relative(&curve, &exact_curve).into_iter().fold(0.0, f64::max));
+    let near = differences.iter().filter(|&&difference| difference <= NEAR).count();
+    put("logps_mean", mean(&differences));
+    put("logps_max", most(&differences));
+    put("logps_near", near as f64 / differences.len() as f64);
+    for (step, (found, exact)) in curve.iter().zip(&exact_curve).enumerate() {
+        eprintln!("step {}: {found:.6} in bf16, {exact:.6} in f32", step + 1);
+    }
+    let differences = relative(&curve, &exact_curve);
+    put("curve_mean", mean(&differences));
+    put("curve_max", most(&differences));
     put("curve_first", exact_curve[0]);
     put("curve_last", exact_curve[CURVE - 1]);
     for (name, value) in on_policy(given, bf16)?.metrics {

@@ -13,7 +13,7 @@ struct Parameter {
     name: String,
     /// f32, what the optimiser updates.
     master: Tensor,
-    /// What the model computes with, in the compute precision; the master itself in f32.
+    /// What the model computes with, in the precision of that ([`Compute::kind_of`]); the master itself in f32.
     leaf: Tensor,
     /// f32, sum over the micro-batches.
     gradient: Tensor,
@@ -22,7 +22,7 @@ struct Parameter {
 impl Parameter {
     fn new(name: &str, weight: &Tensor, compute: Compute) -> Self {
         let master = weight.to_device(compute.device).to_kind(Kind::Float).copy();
-        let leaf = master.to_kind(compute.kind);
+        let leaf = compute.place(name, &master);
         Parameter { name: name.to_string(), gradient: master.zeros_like(), master, leaf }
     }
 
