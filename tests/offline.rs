@@ -225,8 +225,8 @@ fn rows_that_do_not_fit_are_named_with_their_size_and_the_limit() {
         ),
     ] {
         let workplace = Workplace::new();
-        let common = ["algorithm.kind=sft", "data.too_long=drop"];
-        let output = arriero(&workplace, &[&[&path][..], &common, set].concat());
+        let common = [path.as_str(), "algorithm.kind=sft", "data.too_long=drop"];
+        let output = arriero(&workplace, &[&common[..], set].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         for part in expected {
             assert!(said.contains(part), "{set:?}: expected …{part}…, found: {said}");

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use arriero_buffers::Tree;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::checkpoint::Weights;
 use crate::config::{ModelConfig, SCORE};
@@ -203,11 +203,10 @@ impl Trainer {
         let head = weights.get_key_value(SCORE).filter(|_| config.has_score());
         trained.extend(head.map(|(name, head)| (name.clone(), head.shallow_clone())));
         let parameters = Parameters::new(&trained, compute);
-        let map = |place: &dyn Fn(&Tensor) -> Tensor| -> Weights {
-            weights.iter().map(|(name, tensor)| (name.clone(), place(tensor))).collect()
+        let in_precision = |compute: Compute| -> Weights {
+            weights.iter().map(|(name, tensor)| (name.clone(), compute.place(name, tensor))).collect()
         };
-        let masters = map(&|tensor| tensor.to_device(compute.device).to_kind(Kind::Float));
-        let mut frozen = map(&|tensor| tensor.to_device(compute.device).to_kind(compute.kind));
+        let (masters, mut frozen) = (in_precision(compute.master()), in_precision(compute));
         let mut leaves = parameters.leaves();
         frozen.extend(leaves.remove_entry(SCORE));
         let leaves = Adapter { config: lora.clone(), tensors: leaves };
