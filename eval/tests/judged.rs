@@ -2,7 +2,6 @@
 //! nothing but are the same each time. What the suite makes of them is counted again here from what the judge says.
 
 use std::path::Path;
-use std::time::Duration;
 
 use arriero_buffers::Message;
 use arriero_eval::{Evaluation, Kind, Subject, SuiteConfig};
@@ -21,17 +20,7 @@ fn a_pair_is_seen_in_both_orders_and_a_judge_that_leans_is_found_out() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
     let Checkpoint { config, weights, tokenizer } = Checkpoint::open(&path).expect("the fixture");
     let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
-    let config = ServeConfig {
-        host: "127.0.0.1".to_string(),
-        port: 0,
-        model_name: "tiny".to_string(),
-        batch: 8,
-        queue: 64,
-        max_tokens: 64,
-        grace: Duration::from_secs(60),
-        handle_signals: false,
-    };
-    let server = Server::bind(config, model, tokenizer).expect("it starts");
+    let server = Server::bind(ServeConfig::local("tiny"), model, tokenizer).expect("it starts");
     let (base_url, stopper) = (format!("http://{}/v1", server.address()), server.stopper());
     let serving = std::thread::spawn(|| server.run());
 

@@ -6,8 +6,7 @@
 namespace arriero {
 
 /// sum = x + delta (where there is a delta), y = sum / sqrt(mean(sum²) + eps) * weight, row by row. Sums are f32
-/// whatever T is: rounded to bf16 sixty times over they would cost more than all products do. scales[m] keeps
-/// 1 / sqrt(…).
+/// whatever T is: errors of rounding would add up from layer to layer. scales[m] keeps 1 / sqrt(…).
 template <typename T>
 void rms_norm_forward(const float* x, const T* delta, const float* weight, float eps, int64_t m, int64_t n, float* sum,
                       T* y, float* scales);

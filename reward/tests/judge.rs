@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arriero_buffers::{Message, Prompt};
 use arriero_policy::checkpoint::Checkpoint;
@@ -60,17 +59,7 @@ fn swapped(winner: Winner) -> Winner {
 #[test]
 fn the_judge_hears_what_our_own_server_says() {
     let (model, tokenizer) = load();
-    let config = ServeConfig {
-        host: "127.0.0.1".to_string(),
-        port: 0,
-        model_name: "tiny".to_string(),
-        batch: 8,
-        queue: 64,
-        max_tokens: 64,
-        grace: Duration::from_secs(60),
-        handle_signals: false,
-    };
-    let server = Server::bind(config, model, tokenizer).expect("it starts");
+    let server = Server::bind(ServeConfig::local("tiny"), model, tokenizer).expect("it starts");
     let (base_url, stopper) = (format!("http://{}/v1", server.address()), server.stopper());
     let serving = std::thread::spawn(|| server.run());
 

@@ -44,6 +44,23 @@ pub struct ServeConfig {
     pub handle_signals: bool,
 }
 
+impl ServeConfig {
+    /// For a program that serves itself: a free port of this machine, and no signals handled. Decodes 8 sequences at
+    /// once, 64 may wait; 64 tokens where a request names none; a minute of grace.
+    pub fn local(model_name: &str) -> Self {
+        ServeConfig {
+            host: "127.0.0.1".to_string(),
+            port: 0,
+            model_name: model_name.to_string(),
+            batch: 8,
+            queue: 64,
+            max_tokens: 64,
+            grace: Duration::from_secs(60),
+            handle_signals: false,
+        }
+    }
+}
+
 /// Tells a server to end.
 #[derive(Debug, Clone)]
 pub struct Stopper(mpsc::Sender<()>);

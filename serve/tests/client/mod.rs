@@ -52,16 +52,7 @@ impl TestServer {
 
     fn of(path: &Path, batch: usize, queue: usize) -> Self {
         let (model, tokenizer) = load(path);
-        let config = ServeConfig {
-            host: "127.0.0.1".to_string(),
-            port: 0,
-            model_name: "tiny".to_string(),
-            batch,
-            queue,
-            max_tokens: 64,
-            grace: Duration::from_secs(60),
-            handle_signals: false,
-        };
+        let config = ServeConfig { batch, queue, ..ServeConfig::local("tiny") };
         let server = Server::bind(config, model, tokenizer).expect("it starts");
         let (address, stopper) = (server.address(), server.stopper());
         TestServer { address, stopper, thread: Some(std::thread::spawn(|| server.run())) }
