@@ -24,26 +24,25 @@ int64_t shares() { return at::get_num_threads(); }
 }  // namespace
 
 template <typename T>
-void rms_norm_forward(const float* x, const T* delta, const float* weight, float eps, int64_t m, int64_t n, float* sum,
-                      T* y, float* scales) {
+void rms_norm_forward(const float* x, const float* weight, float eps, int64_t m, int64_t n, T* y, float* scales) {
   each_share(m, [&](int64_t first, int64_t last, int64_t) {
     for (int64_t i = first; i < last; i++) {
-      const float squares = rows<T>().norm_sum(x + i * n, delta ? delta + i * n : nullptr, n, sum + i * n);
-      scales[i] = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);
-      rows<T>().norm_scale(sum + i * n, weight, scales[i], n, y + i * n);
+      const float mean = static_cast<float>(flat_rows().square_sum(x + i * n, n) / static_cast<double>(n));
+      scales[i] = 1.0f / std::sqrt(mean + eps);
+      rows<T>().norm_scale(x + i * n, weight, scales[i], n, y + i * n);
     }
   });
 }
 
 template <typename T>
-void rms_norm_backward(const T* dy, const float* d_sum, const float* sum, const float* scales, const float* weight,
-                       int64_t m, int64_t n, float* dx, T* d_delta, float* weight_gradient) {
+void rms_norm_backward(const T* dy, const float* beside, const float* x, const float* scales, const float* weight,
+                       int64_t m, int64_t n, float* dx, float* weight_gradient) {
   std::vector<std::vector<float>> parts(weight_gradient ? shares() : 0);
   each_share(m, [&](int64_t first, int64_t last, int64_t share) {
     std::vector<float> part(weight_gradient ? n : 0);
     for (int64_t i = first; i < last; i++) {
-      rows<T>().norm_backward(dy + i * n, d_sum ? d_sum + i * n : nullptr, sum + i * n, weight, scales[i], n, dx + i * n,
-                              d_delta ? d_delta + i * n : nullptr, weight_gradient ? part.data() : nullptr);
+      rows<T>().norm_backward(dy + i * n, beside ? beside + i * n : nullptr, x + i * n, weight, scales[i], n, dx + i * n,
+                              weight_gradient ? part.data() : nullptr);
     }
     if (weight_gradient) parts[share] = std::move(part);
   });
@@ -66,9 +65,29 @@ void rotate(T* qkv, int64_t m, int64_t ld, int64_t heads, int64_t head_dim, cons
 }
 
 template <typename T>
+void rotate_sums(const float* sums, int64_t m, int64_t ld, int64_t heads, int64_t head_dim, const int64_t* positions,
+                 const float* cos, const float* sin, T* out) {
+  each_share(m, [&](int64_t first, int64_t last, int64_t) {
+    for (int64_t i = first; i < last; i++) {
+      const int64_t angle = positions[i] * head_dim;
+      for (int64_t at = 0; at < heads * head_dim; at += head_dim) {
+        rows<T>().rotate_sums(sums + i * ld + at, head_dim / 2, cos + angle, sin + angle, out + i * ld + at);
+      }
+      const int64_t at = i * ld + heads * head_dim;
+      rows<T>().scale(sums + at, 1.0f, ld - heads * head_dim, out + at);
+    }
+  });
+}
+
+template <typename T>
 void swiglu_forward(const T* gate_up, int64_t m, int64_t n, T* y) {
   each_share(m, [&](int64_t first, int64_t last, int64_t) {
-    for (int64_t i = first; i < last; i++) rows<T>().swiglu(gate_up + 2 * i * n, gate_up + (2 * i + 1) * n, n, y + i * n);
+    std::vector<float> wide(2 * n);
+    for (int64_t i = first; i < last; i++) {
+      std::fill(wide.begin(), wide.end(), 0.0f);
+      rows<T>().add(gate_up + 2 * i * n, 2 * n, wide.data());
+      rows<T>().swiglu(wide.data(), wide.data() + n, n, y + i * n);
+    }
   });
 }
 
@@ -113,12 +132,13 @@ double square_sum(const float* x, int64_t n) {
 }
 
 #define ARRIERO_INSTANTIATE(T)                                                                                     \
-  template void rms_norm_forward<T>(const float*, const T*, const float*, float, int64_t, int64_t, float*, T*,     \
-                                    float*);                                                                       \
+  template void rms_norm_forward<T>(const float*, const float*, float, int64_t, int64_t, T*, float*);              \
   template void rms_norm_backward<T>(const T*, const float*, const float*, const float*, const float*, int64_t,    \
-                                     int64_t, float*, T*, float*);                                                 \
+                                     int64_t, float*, float*);                                                     \
   template void rotate<T>(T*, int64_t, int64_t, int64_t, int64_t, const int64_t*, const float*, const float*,      \
                           float);                                                                                  \
+  template void rotate_sums<T>(const float*, int64_t, int64_t, int64_t, int64_t, const int64_t*, const float*,     \
+                               const float*, T*);                                                                  \
   template void swiglu_forward<T>(const T*, int64_t, int64_t, T*);                                                 \
   template void swiglu_backward<T>(const T*, const T*, int64_t, int64_t, T*);                                      \
   template void add_column_sums<T>(const T*, int64_t, int64_t, int64_t, float*);

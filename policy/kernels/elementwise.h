@@ -5,23 +5,25 @@
 
 namespace arriero {
 
-/// sum = x + delta (where there is a delta), y = sum / sqrt(mean(sum²) + eps) * weight, row by row. Sums are f32
-/// whatever T is: errors of rounding would add up from layer to layer. scales[m] keeps 1 / sqrt(…).
+/// y = x / sqrt(mean(x²) + eps) * weight, row by row; scales[m] keeps 1 / sqrt(…).
 template <typename T>
-void rms_norm_forward(const float* x, const T* delta, const float* weight, float eps, int64_t m, int64_t n, float* sum,
-                      T* y, float* scales);
+void rms_norm_forward(const float* x, const float* weight, float eps, int64_t m, int64_t n, T* y, float* scales);
 
-/// dx = d_sum + the gradient through y, and the same as T in d_delta (where it is wanted); weight_gradient[n] +=
-/// (f32, where it is wanted).
+/// dx = beside (where there is one) + the gradient through y; weight_gradient[n] += (where it is wanted).
 template <typename T>
-void rms_norm_backward(const T* dy, const float* d_sum, const float* sum, const float* scales, const float* weight,
-                       int64_t m, int64_t n, float* dx, T* d_delta, float* weight_gradient);
+void rms_norm_backward(const T* dy, const float* beside, const float* x, const float* scales, const float* weight,
+                       int64_t m, int64_t n, float* dx, float* weight_gradient);
 
 /// Rotates the first `heads` heads of each row of `qkv` (ld elements) in place by the angles of its
 /// position; direction −1 turns back. cos and sin are [positions, head_dim], each angle in both halves.
 template <typename T>
 void rotate(T* qkv, int64_t m, int64_t ld, int64_t heads, int64_t head_dim, const int64_t* positions,
             const float* cos, const float* sin, float direction);
+
+/// Rows of ld sums as T, of which the first `heads` heads are rotated.
+template <typename T>
+void rotate_sums(const float* sums, int64_t m, int64_t ld, int64_t heads, int64_t head_dim, const int64_t* positions,
+                 const float* cos, const float* sin, T* out);
 
 /// y[m, n] = silu(gate) * up for rows (gate, up) of 2 n elements.
 template <typename T>

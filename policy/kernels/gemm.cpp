@@ -2,6 +2,8 @@
 
 #include <ATen/native/CPUBlas.h>
 
+#include <array>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -178,29 +180,65 @@ at::Tensor pack_weight(const at::Tensor& weight) {
   return packed;
 }
 
-template <typename T, typename Out>
-void linear_forward(const T* x, int64_t m, int64_t k, const T* weight, bool packed, int64_t n, const T* bias,
-                    Out* out, int64_t ld) {
+namespace {
+
+/// Products of x with several matrices of n rows, panel by panel: store(row, column, width, sums) gets those of each.
+template <typename T, size_t count, typename Store>
+void products(const T* x, int64_t m, int64_t k, const std::array<Matrix<T>, count>& matrices, bool packed, int64_t n,
+              const Store& store) {
   const int64_t panels = (n + panel - 1) / panel, chunks = (m + chunk_rows - 1) / chunk_rows;
   each_task(panels * chunks, [&](int64_t task) {
     const int64_t column = task % panels * panel, width = std::min(panel, n - column);
-    const T* b = weight + column * k;
-    if (!packed) {
-      T* own = scratch<T, 2>(k * panel);
-      pack_transposed(b, width, k, k, panel, own);
-      b = own;
+    std::array<const T*, count> b;
+    std::array<float*, count> sums;
+    for (size_t i = 0; i < count; i++) {
+      b[i] = matrices[i].weight + column * k;
+      if (!packed) {
+        T* own = scratch<T, 2>(count * k * panel) + i * k * panel;
+        pack_transposed(b[i], width, k, k, panel, own);
+        b[i] = own;
+      }
+      sums[i] = scratch<float, 103>(count * block_rows * panel) + i * block_rows * panel;
     }
     const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
-    float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
-      const int64_t count = std::min(block_rows, last - row);
-      microkernel(round_up(count, row_step), panel, k, padded_rows(x + row * k, count, k), k, b, panel, sums, panel, false);
-      for (int64_t i = 0; i < count; i++) {
-        if (bias) rows<T>().add(bias + column, width, sums + i * panel);
-        rows<Out>().scale(sums + i * panel, 1.0f, width, out + (row + i) * ld + column);
+      const int64_t rows_here = std::min(block_rows, last - row);
+      const T* a = padded_rows(x + row * k, rows_here, k);
+      for (size_t i = 0; i < count; i++) {
+        microkernel(round_up(rows_here, row_step), panel, k, a, k, b[i], panel, sums[i], panel, false);
+      }
+      for (int64_t at = 0; at < rows_here; at++) {
+        std::array<float*, count> own;
+        for (size_t i = 0; i < count; i++) {
+          own[i] = sums[i] + at * panel;
+          if (matrices[i].bias) rows<T>().add(matrices[i].bias + column, width, own[i]);
+        }
+        store(row + at, column, width, own);
       }
     }
   });
+}
+
+}  // namespace
+
+template <typename T, typename Out>
+void linear_forward(const T* x, int64_t m, int64_t k, const Matrix<T>& matrix, bool packed, int64_t n, const float* onto,
+                    Out* out, int64_t ld) {
+  const auto store = [&](int64_t row, int64_t column, int64_t width, const std::array<float*, 1>& sums) {
+    if (onto) rows<float>().add(onto + row * ld + column, width, sums[0]);
+    rows<Out>().scale(sums[0], 1.0f, width, out + row * ld + column);
+  };
+  products<T, 1>(x, m, k, {matrix}, packed, n, store);
+}
+
+template <typename T>
+void gated_forward(const T* x, int64_t m, int64_t k, const Matrix<T>& gate, const Matrix<T>& up, bool packed, int64_t n,
+                   T* gate_up, T* y) {
+  const auto store = [&](int64_t row, int64_t column, int64_t width, const std::array<float*, 2>& sums) {
+    for (int64_t i = 0; gate_up && i < 2; i++) rows<T>().scale(sums[i], 1.0f, width, gate_up + (2 * row + i) * n + column);
+    rows<T>().swiglu(sums[0], sums[1], width, y + row * n + column);
+  };
+  products<T, 2>(x, m, k, {gate, up}, packed, n, store);
 }
 
 template <typename T>
@@ -273,12 +311,15 @@ void linear_backward_weight(const T* dy, int64_t m, int64_t n, int64_t ld, const
   template void microkernel<T>(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, float*, int64_t,   \
                                bool);                                                                              \
   template const T* padded_rows<T>(const T*, int64_t, int64_t);                                                    \
-  template void linear_forward<T, T>(const T*, int64_t, int64_t, const T*, bool, int64_t, const T*, T*, int64_t);  \
+  template void linear_forward<T, T>(const T*, int64_t, int64_t, const Matrix<T>&, bool, int64_t, const float*, T*, \
+                                     int64_t);                                                                     \
+  template void gated_forward<T>(const T*, int64_t, int64_t, const Matrix<T>&, const Matrix<T>&, bool, int64_t, T*, \
+                                 T*);                                                                              \
   template void linear_backward_input<T>(const T*, int64_t, int64_t, const std::vector<at::Tensor>&, T*);          \
   template void linear_backward_weight<T>(const T*, int64_t, int64_t, int64_t, const T*, int64_t, float*);
 ARRIERO_INSTANTIATE(float)
 ARRIERO_INSTANTIATE(bf16)
-template void linear_forward<bf16, float>(const bf16*, int64_t, int64_t, const bf16*, bool, int64_t, const bf16*,
-                                          float*, int64_t);
+template void linear_forward<bf16, float>(const bf16*, int64_t, int64_t, const Matrix<bf16>&, bool, int64_t,
+                                          const float*, float*, int64_t);
 
 }  // namespace arriero

@@ -53,11 +53,24 @@ void transpose(const T* w, int64_t k, int64_t n, int64_t ld, int64_t depth, T* o
 /// All panels of Wᵀ for W [n, k], one after the other: [n / panel][k / pair][panel][pair].
 at::Tensor pack_weight(const at::Tensor& weight);
 
-/// out[m, n] = x[m, k] Wᵀ (+ bias): W as it stands ([n, k]) or packed by `pack_weight`. `out` may be
-/// wider than n (ld elements a row) and f32 or T.
+/// W, as it stands ([n, k]) or packed by `pack_weight`, and a bias [n], where there is one.
+template <typename T>
+struct Matrix {
+  const T* weight;
+  const T* bias;
+};
+
+/// out[m, n] = x[m, k] Wᵀ + bias (+ onto), rounded once where Out is bf16. `out` and `onto` may be wider than n (ld
+/// elements a row).
 template <typename T, typename Out>
-void linear_forward(const T* x, int64_t m, int64_t k, const T* weight, bool packed, int64_t n, const T* bias,
+void linear_forward(const T* x, int64_t m, int64_t k, const Matrix<T>& matrix, bool packed, int64_t n, const float* onto,
                     Out* out, int64_t ld);
+
+/// y[m, n] = silu(x Gᵀ + bias) * (x Uᵀ + bias), rounded once; gate_up (where it is wanted) keeps the two products of a row
+/// side by side, each rounded.
+template <typename T>
+void gated_forward(const T* x, int64_t m, int64_t k, const Matrix<T>& gate, const Matrix<T>& up, bool packed, int64_t n,
+                   T* gate_up, T* y);
 
 /// dx[m, k] (+)= dy[m, n] W for W [n, k], summed in f32 and rounded to T at the end; dy has ld
 /// elements a row. `weights` are consecutive blocks of dy's columns.

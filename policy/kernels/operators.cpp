@@ -1,312 +1,13 @@
-// The operators that Rust calls: tensors in, tensors out, backward included. Each takes the kernels of this
-// folder where the processor has what they need, and plain libtorch elsewhere (CUDA among it).
-//
-// Gradients of weights do not go through autograd: an operator adds them to the f32 buffer that it was
-// given. Autograd only carries the gradients of activations.
+// What Rust calls: tensors in, tensors out. Exceptions become messages.
 
 #include <c10/core/CachingDeviceAllocator.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/function.h>
 
-#include "attention.h"
+#include "autograd.h"
 #include "draw.h"
-#include "elementwise.h"
-#include "gemm.h"
 #include "head.h"
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 namespace arriero {
 namespace {
-
-// Of the calling thread: the backward of a CPU graph runs on the thread that asks for it.
-thread_local bool plain_only = false;
-
-bool on_cpu(const Tensor& x) {
-  return !plain_only && x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
-}
-
-/// Whether products of x go through the microkernel.
-bool fast(const Tensor& x) {
-  if (!on_cpu(x)) return false;
-  return x.scalar_type() == at::kBFloat16 ? has_microkernel<bf16>() : has_microkernel<float>();
-}
-
-/// Calls work with a null pointer of x's element type.
-template <typename Work>
-void typed(const Tensor& x, const Work& work) {
-  if (x.scalar_type() == at::kBFloat16) {
-    work(static_cast<bf16*>(nullptr));
-  } else {
-    work(static_cast<float*>(nullptr));
-  }
-}
-
-float* buffer(const Tensor& gradient) { return out<float>(gradient); }
-
-/// Where a tensor may be missing, autograd's context keeps an undefined one.
-void keep(AutogradContext* context, const char* name, const std::vector<Tensor>& tensors) {
-  c10::List<Tensor> list;
-  for (const Tensor& tensor : tensors) list.push_back(tensor);
-  context->saved_data[name] = list;
-}
-std::vector<Tensor> kept(AutogradContext* context, const char* name) {
-  return context->saved_data[name].toTensorList().vec();
-}
-
-/// Tensors that autograd is to leave alone: they may be undefined.
-using Frozen = std::vector<Tensor>;
-
-struct Embedding : torch::autograd::Function<Embedding> {
-  static Tensor forward(AutogradContext* context, const Tensor& anchor, const Tensor& weight, const Frozen& gradient,
-                        const Tensor& ids) {
-    keep(context, "kept", {gradient[0], ids});
-    return weight.index_select(0, ids).to(at::kFloat);
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    auto saved = kept(context, "kept");
-    if (saved[0].defined()) saved[0].index_add_(0, saved[1], grads[0].to(at::kFloat));
-    return {Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-/// The residual stream x and the weight are f32; y is of the kind that the products take.
-struct RmsNorm : torch::autograd::Function<RmsNorm> {
-  static variable_list forward(AutogradContext* context, const Tensor& x_given, const std::optional<Tensor>& delta_given,
-                               const Tensor& weight, const Frozen& gradient, double eps, bool narrow) {
-    const Tensor x = x_given.contiguous();
-    const Tensor delta = delta_given ? delta_given->contiguous() : Tensor();
-    const at::ScalarType kind = narrow ? at::kBFloat16 : at::kFloat;
-    Tensor sum, y, scales;
-    if (on_cpu(x)) {
-      const int64_t n = x.size(-1), m = x.numel() / n;
-      sum = at::empty_like(x);
-      y = at::empty_like(x, x.options().dtype(kind));
-      scales = at::empty({m}, x.options());
-      typed(y, [&]<typename T>(T*) {
-        rms_norm_forward<T>(in<float>(x), in<T>(delta), in<float>(weight), static_cast<float>(eps), m, n, out<float>(sum),
-                            out<T>(y), out<float>(scales));
-      });
-    } else {
-      sum = delta.defined() ? x + delta : x.clone();
-      scales = (sum.square().mean(-1, true) + eps).rsqrt();
-      y = (sum * scales * weight).to(kind);
-    }
-    context->save_for_backward({sum, scales, weight});
-    keep(context, "kept", gradient);
-    context->saved_data["delta"] = delta.defined();
-    return {sum, y};
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const auto saved = context->get_saved_variables();
-    const Tensor &sum = saved[0], &scales = saved[1], &weight = saved[2];
-    const bool has_delta = context->saved_data["delta"].toBool();
-    Tensor gradient = kept(context, "kept")[0], dx, d_delta;
-    const Tensor d_sum = grads[0].defined() ? grads[0].contiguous() : Tensor();
-    if (!grads[1].defined()) {
-      dx = d_sum;
-      // The gradient of y was never asked for, so that its kind is not known here: autograd casts.
-      if (has_delta) d_delta = dx;
-    } else if (on_cpu(sum)) {
-      const Tensor dy = grads[1].contiguous();
-      const int64_t n = sum.size(-1), m = sum.numel() / n;
-      dx = at::empty_like(sum);
-      if (has_delta) d_delta = dy.scalar_type() == at::kFloat ? dx : at::empty_like(dy);
-      typed(dy, [&]<typename T>(T*) {
-        T* narrowed = d_delta.defined() && !d_delta.is_same(dx) ? out<T>(d_delta) : nullptr;
-        rms_norm_backward<T>(in<T>(dy), in<float>(d_sum), in<float>(sum), in<float>(scales), in<float>(weight), m, n,
-                             out<float>(dx), narrowed, buffer(gradient));
-      });
-    } else {
-      const Tensor dy = grads[1].to(at::kFloat), through = dy * weight;
-      dx = scales * (through - sum * scales.square() * (through * sum).mean(-1, true));
-      if (d_sum.defined()) dx = dx + d_sum;
-      if (has_delta) d_delta = dx.to(grads[1].scalar_type());
-      if (gradient.defined()) gradient.add_((dy * sum * scales).reshape({-1, sum.size(-1)}).sum(0));
-    }
-    const Tensor none;
-    return {dx, d_delta, none, none, none, none};
-  }
-};
-
-struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x_given, const std::vector<Tensor>& weights,
-                        const std::vector<Tensor>& biases, const std::vector<Tensor>& weight_gradients,
-                        const std::vector<Tensor>& bias_gradients) {
-    const Tensor x = x_given.contiguous();
-    const int64_t m = x.size(0), k = x.size(1);
-    context->save_for_backward({x});
-    keep(context, "weights", weights);
-    keep(context, "weight_gradients", weight_gradients);
-    keep(context, "bias_gradients", bias_gradients);
-    bool even = true;
-    for (const Tensor& weight : weights) even = even && k % 2 == 0 && weight.size(0) % 2 == 0 && weight.is_contiguous();
-    const bool kernels = even && fast(x);
-    context->saved_data["kernels"] = kernels;
-    if (!kernels) {
-      std::vector<Tensor> parts;
-      for (size_t i = 0; i < weights.size(); i++) {
-        parts.push_back(biases[i].defined() ? at::linear(x, weights[i], biases[i]) : at::linear(x, weights[i]));
-      }
-      return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
-    }
-    int64_t total = 0;
-    for (const Tensor& weight : weights) total += weight.size(0);
-    Tensor y = at::empty({m, total}, x.options());
-    typed(x, [&]<typename T>(T*) {
-      int64_t at = 0;
-      for (size_t i = 0; i < weights.size(); i++) {
-        linear_forward<T, T>(in<T>(x), m, k, in<T>(weights[i]), false, weights[i].size(0), in<T>(biases[i]),
-                             out<T>(y) + at, total);
-        at += weights[i].size(0);
-      }
-    });
-    return y;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const Tensor x = context->get_saved_variables()[0], dy = grads[0].contiguous();
-    const auto weights = kept(context, "weights"), weight_gradients = kept(context, "weight_gradients"),
-               bias_gradients = kept(context, "bias_gradients");
-    const int64_t m = x.size(0), k = x.size(1), total = dy.size(1);
-    const bool wanted = context->needs_input_grad(0), kernels = context->saved_data["kernels"].toBool();
-    Tensor dx;
-    int64_t at = 0;
-    for (size_t i = 0; i < weights.size(); i++) {
-      const int64_t n = weights[i].size(0);
-      const Tensor part = dy.narrow(1, at, n);
-      Tensor weight_gradient = weight_gradients[i], bias_gradient = bias_gradients[i];
-      if (kernels) {
-        typed(x, [&]<typename T>(T*) {
-          if (weight_gradient.defined()) {
-            linear_backward_weight<T>(in<T>(dy) + at, m, n, total, in<T>(x), k, buffer(weight_gradient));
-          }
-          if (bias_gradient.defined()) add_column_sums<T>(in<T>(dy) + at, m, n, total, buffer(bias_gradient));
-        });
-      } else {
-        if (weight_gradient.defined()) {
-          if (x.scalar_type() == at::kFloat) {
-            weight_gradient.addmm_(part.t(), x);
-          } else {
-            weight_gradient.add_(at::mm(part.t(), x));
-          }
-        }
-        if (bias_gradient.defined()) bias_gradient.add_(part.to(at::kFloat).sum(0));
-        if (wanted) dx = dx.defined() ? at::addmm(dx, part, weights[i]) : at::mm(part, weights[i]);
-      }
-      at += n;
-    }
-    if (kernels && wanted) {
-      dx = at::empty_like(x);
-      typed(x, [&]<typename T>(T*) { linear_backward_input<T>(in<T>(dy), m, total, weights, out<T>(dx)); });
-    }
-    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-struct SwiGlu : torch::autograd::Function<SwiGlu> {
-  static Tensor forward(AutogradContext* context, const Tensor& gate_up_given) {
-    const Tensor gate_up = gate_up_given.contiguous();
-    context->save_for_backward({gate_up});
-    const int64_t m = gate_up.size(0), n = gate_up.size(1) / 2;
-    if (!on_cpu(gate_up)) return at::silu(gate_up.narrow(1, 0, n)) * gate_up.narrow(1, n, n);
-    Tensor y = at::empty({m, n}, gate_up.options());
-    typed(y, [&]<typename T>(T*) { swiglu_forward<T>(in<T>(gate_up), m, n, out<T>(y)); });
-    return y;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const Tensor gate_up = context->get_saved_variables()[0], dy = grads[0].contiguous();
-    const int64_t m = gate_up.size(0), n = gate_up.size(1) / 2;
-    if (!on_cpu(gate_up)) {
-      const Tensor gate = gate_up.narrow(1, 0, n), up = gate_up.narrow(1, n, n);
-      // silu's backward rounds to bf16 once, not after each factor.
-      return {at::cat({at::silu_backward(dy * up, gate), dy * at::silu(gate)}, 1)};
-    }
-    Tensor d = at::empty_like(gate_up);
-    typed(d, [&]<typename T>(T*) { swiglu_backward<T>(in<T>(dy), in<T>(gate_up), m, n, out<T>(d)); });
-    return {d};
-  }
-};
-
-/// Rotates in place: the projection that made qkv does not need it for its own backward.
-struct Rotate : torch::autograd::Function<Rotate> {
-  static void turn(Tensor qkv, const Tensor& positions, const Tensor& cos, const Tensor& sin, int64_t heads,
-                   float direction) {
-    const int64_t head_dim = cos.size(1), m = qkv.size(0), ld = qkv.size(1);
-    if (on_cpu(qkv)) {
-      typed(qkv, [&]<typename T>(T*) {
-        rotate<T>(out<T>(qkv), m, ld, heads, head_dim, positions.const_data_ptr<int64_t>(), in<float>(cos),
-                  in<float>(sin), direction);
-      });
-      return;
-    }
-    Tensor x = qkv.narrow(1, 0, heads * head_dim).view({m, heads, head_dim});
-    const Tensor wide = x.to(at::kFloat), half = at::cat({-wide.narrow(2, head_dim / 2, head_dim / 2),
-                                                          wide.narrow(2, 0, head_dim / 2)}, 2);
-    x.copy_(wide * cos.index_select(0, positions).unsqueeze(1) +
-            half * sin.index_select(0, positions).unsqueeze(1) * direction);
-  }
-  static Tensor forward(AutogradContext* context, const Tensor& qkv, const Tensor& positions, const Tensor& cos,
-                        const Tensor& sin, int64_t heads) {
-    keep(context, "kept", {positions, cos, sin});
-    context->saved_data["heads"] = heads;
-    turn(qkv, positions, cos, sin, heads, 1.0f);
-    context->mark_dirty({qkv});
-    return qkv;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const auto saved = kept(context, "kept");
-    // Attention made this gradient for us alone.
-    Tensor d = grads[0].contiguous();
-    turn(d, saved[0], saved[1], saved[2], context->saved_data["heads"].toInt(), -1.0f);
-    return {d, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-/// Reads (start, number of segments, lengths…) of each tree.
-std::vector<TreeLayout> read_layout(const std::vector<int64_t>& numbers) {
-  std::vector<TreeLayout> trees;
-  for (size_t i = 0; i < numbers.size();) {
-    int64_t start = numbers[i++];
-    TreeLayout tree;
-    for (int64_t count = numbers[i++]; count > 0; count--) {
-      tree.push_back({start, numbers[i]});
-      start += numbers[i++];
-    }
-    trees.push_back(tree);
-  }
-  return trees;
-}
-
-struct Attention : torch::autograd::Function<Attention> {
-  static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::vector<int64_t>& layout,
-                        const AttentionShape& shape) {
-    Tensor y = at::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options());
-    Tensor log_sums = at::empty({qkv.size(0), shape.heads}, qkv.options().dtype(at::kFloat));
-    typed(qkv, [&]<typename T>(T*) {
-      attention_forward<T>(in<T>(qkv), read_layout(layout), shape, out<T>(y), out<float>(log_sums));
-    });
-    context->save_for_backward({qkv, y, log_sums});
-    context->saved_data["layout"] = layout;
-    context->saved_data["shape"] = std::vector<int64_t>{shape.heads, shape.kv_heads, shape.head_dim, shape.window};
-    context->saved_data["scale"] = static_cast<double>(shape.scale);
-    return y;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const auto saved = context->get_saved_variables();
-    const auto numbers = context->saved_data["shape"].toIntVector();
-    const AttentionShape shape{numbers[0], numbers[1], numbers[2],
-                               static_cast<float>(context->saved_data["scale"].toDouble()), numbers[3]};
-    const auto layout = read_layout(context->saved_data["layout"].toIntVector());
-    const Tensor d_out = grads[0].contiguous();
-    Tensor d = at::empty_like(saved[0]);
-    typed(d, [&]<typename T>(T*) {
-      attention_backward<T>(in<T>(d_out), in<T>(saved[0]), in<T>(saved[1]), in<float>(saved[2]), layout, shape, out<T>(d));
-    });
-    return {d, Tensor(), Tensor()};
-  }
-};
 
 /// f32 weights as bf16, by the thresholds of rows.cpp.
 Tensor rounded(const Tensor& x) {
@@ -329,6 +30,46 @@ std::vector<Tensor> list(const Tensor* const* tensors, int64_t count) {
   std::vector<Tensor> found;
   for (int64_t i = 0; i < count; i++) found.push_back(opt(tensors[i]));
   return found;
+}
+
+}  // namespace
+
+/// Matrices as Rust gives them: `count` of each, of which all but the weights may be null.
+struct MatricesGiven {
+  const Tensor* const* weights;
+  const Tensor* const* biases;
+  const Tensor* const* weight_gradients;
+  const Tensor* const* bias_gradients;
+  int64_t count;
+};
+
+struct RotationGiven {
+  const Tensor* positions;
+  const Tensor* cos;
+  const Tensor* sin;
+  int64_t heads;
+};
+
+/// A matrix of pack_weight and its bias, which may be null.
+struct PackedGiven {
+  const Tensor* matrix;
+  const Tensor* bias;
+
+  template <typename T>
+  Matrix<T> typed() const {
+    return {in<T>(*matrix), in<T>(opt(bias))};
+  }
+};
+
+namespace {
+
+Matrices matrices(const MatricesGiven& given) {
+  return {list(given.weights, given.count), list(given.biases, given.count), list(given.weight_gradients, given.count),
+          list(given.bias_gradients, given.count)};
+}
+
+Rotation rotation_of(const RotationGiven* given) {
+  return given ? Rotation{*given->positions, *given->cos, *given->sin, given->heads} : Rotation{};
 }
 
 /// Runs work; what it throws becomes a message for Rust, which frees it.
@@ -367,22 +108,29 @@ char* arriero_embedding(const Tensor* anchor, const Tensor* weight, const Tensor
   return guarded([&] { *result = new Tensor(Embedding::apply(*anchor, *weight, Frozen{opt(gradient)}, *ids)); });
 }
 
-char* arriero_rms_norm(const Tensor* x, const Tensor* delta, const Tensor* weight, const Tensor* gradient, double eps,
-                       bool narrow, Tensor** sum, Tensor** result) {
+char* arriero_rms_norm(const Tensor* x, const Tensor* weight, const Tensor* gradient, double eps, bool narrow,
+                       Tensor** same, Tensor** result) {
   return guarded([&] {
-    const auto both = RmsNorm::apply(*x, delta ? std::optional<Tensor>(*delta) : std::nullopt, *weight,
-                                     Frozen{opt(gradient)}, eps, narrow);
-    *sum = new Tensor(both[0]);
+    const auto both = RmsNorm::apply(x->contiguous(), *weight, Frozen{opt(gradient)}, eps, narrow);
+    *same = new Tensor(both[0]);
     *result = new Tensor(both[1]);
   });
 }
 
-char* arriero_linear(const Tensor* x, const Tensor* const* weights, const Tensor* const* biases,
-                     const Tensor* const* weight_gradients, const Tensor* const* bias_gradients, int64_t count,
+/// `onto` and `rotation` may be null; one of them is.
+char* arriero_linear(const Tensor* x, const MatricesGiven* given, const Tensor* onto, const RotationGiven* rotation,
                      Tensor** result) {
   return guarded([&] {
-    *result = new Tensor(Linear::apply(*x, list(weights, count), list(biases, count), list(weight_gradients, count),
-                                       list(bias_gradients, count)));
+    const auto below = onto ? std::optional<Tensor>(*onto) : std::nullopt;
+    *result = new Tensor(Linear::apply(*x, below, matrices(*given), rotation_of(rotation)));
+  });
+}
+
+/// Of two matrices of one size.
+char* arriero_gated(const Tensor* x, const MatricesGiven* given, Tensor** result) {
+  return guarded([&] {
+    const bool recorded = at::GradMode::is_enabled() && x->requires_grad();
+    *result = new Tensor(Gated::apply(*x, matrices(*given), recorded));
   });
 }
 
@@ -390,19 +138,33 @@ char* arriero_pack(const Tensor* weight, Tensor** result) {
   return guarded([&] { *result = new Tensor(pack_weight(weight->contiguous())); });
 }
 
-/// x Wᵀ + bias with a packed W of n rows, in x's kind or in f32. Nothing is recorded.
-char* arriero_packed_linear(const Tensor* x_given, const Tensor* packed, int64_t n, const Tensor* bias, bool wide,
-                            Tensor** result) {
+/// As arriero_linear, with a packed matrix of n rows and its bias; with `wide`, in f32. Nothing is recorded.
+char* arriero_packed_linear(const Tensor* x_given, const PackedGiven* matrix, int64_t n, const Tensor* onto,
+                            const RotationGiven* rotation, bool wide, Tensor** result) {
   return guarded([&] {
-    const Tensor x = x_given->contiguous(), b = opt(bias);
+    const Tensor x = x_given->contiguous(), below = onto ? onto->contiguous() : Tensor();
     const int64_t m = x.size(0), k = x.size(1);
-    Tensor y = at::empty({m, n}, wide ? x.options().dtype(at::kFloat) : x.options());
+    const bool sums = wide || onto || rotation || x.scalar_type() == at::kFloat;
+    Tensor y = at::empty({m, n}, sums ? x.options().dtype(at::kFloat) : x.options());
     typed(x, [&]<typename T>(T*) {
-      if (y.scalar_type() == at::kFloat) {
-        linear_forward<T, float>(in<T>(x), m, k, in<T>(*packed), true, n, in<T>(b), out<float>(y), n);
+      if (sums) {
+        linear_forward<T, float>(in<T>(x), m, k, matrix->typed<T>(), true, n, in<float>(below), out<float>(y), n);
       } else {
-        linear_forward<T, T>(in<T>(x), m, k, in<T>(*packed), true, n, in<T>(b), out<T>(y), n);
+        linear_forward<T, T>(in<T>(x), m, k, matrix->typed<T>(), true, n, nullptr, out<T>(y), n);
       }
+    });
+    *result = new Tensor(rotation ? rotation_of(rotation).of_sums(y, x.scalar_type()) : y);
+  });
+}
+
+/// As arriero_gated, with packed matrices of n rows. Nothing is recorded.
+char* arriero_packed_gated(const Tensor* x_given, const PackedGiven* gate, const PackedGiven* up, int64_t n,
+                           Tensor** result) {
+  return guarded([&] {
+    const Tensor x = x_given->contiguous();
+    Tensor y = at::empty({x.size(0), n}, x.options());
+    typed(x, [&]<typename T>(T*) {
+      gated_forward<T>(in<T>(x), x.size(0), x.size(1), gate->typed<T>(), up->typed<T>(), true, n, nullptr, out<T>(y));
     });
     *result = new Tensor(y);
   });
@@ -412,9 +174,8 @@ char* arriero_swiglu(const Tensor* gate_up, Tensor** result) {
   return guarded([&] { *result = new Tensor(SwiGlu::apply(*gate_up)); });
 }
 
-char* arriero_rotate(const Tensor* qkv, const Tensor* positions, const Tensor* cos, const Tensor* sin, int64_t heads,
-                     Tensor** result) {
-  return guarded([&] { *result = new Tensor(Rotate::apply(*qkv, *positions, *cos, *sin, heads)); });
+char* arriero_rotate(const Tensor* qkv, const RotationGiven* rotation, Tensor** result) {
+  return guarded([&] { *result = new Tensor(Rotate::apply(*qkv, rotation_of(rotation))); });
 }
 
 char* arriero_attention(const Tensor* qkv, const int64_t* layout, int64_t layout_length, const AttentionShape* shape,

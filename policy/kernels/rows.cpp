@@ -57,48 +57,24 @@ inline float exponential(float x) {
 }
 
 template <typename T>
-float norm_sum(const float* x, const T* delta, int64_t n, float* sum) {
-  float squares = 0;
-  if (!delta) {
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < n; j++) {
-      sum[j] = x[j];
-      squares += x[j] * x[j];
-    }
-    return squares;
-  }
-#pragma omp simd reduction(+ : squares)
-  for (int64_t j = 0; j < n; j++) {
-    const float total = x[j] + widen(delta[j]);
-    sum[j] = total;
-    squares += total * total;
-  }
-  return squares;
-}
-
-template <typename T>
 void norm_scale(const float* x, const float* weight, float scale, int64_t n, T* y) {
 #pragma omp simd
   for (int64_t j = 0; j < n; j++) y[j] = narrow<T>(x[j] * scale * weight[j]);
 }
 
 template <typename T>
-void norm_backward(const T* dy, const float* d_sum, const float* x, const float* weight, float scale, int64_t n,
-                   float* dx, T* d_delta, float* weight_gradient) {
+void norm_backward(const T* dy, const float* beside, const float* x, const float* weight, float scale, int64_t n,
+                   float* dx, float* weight_gradient) {
   float dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t j = 0; j < n; j++) dot += widen(dy[j]) * weight[j] * x[j];
   const float shift = dot / static_cast<float>(n) * scale * scale;
-  if (d_sum) {
+  if (beside) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) dx[j] = scale * (widen(dy[j]) * weight[j] - x[j] * shift) + d_sum[j];
+    for (int64_t j = 0; j < n; j++) dx[j] = scale * (widen(dy[j]) * weight[j] - x[j] * shift) + beside[j];
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) dx[j] = scale * (widen(dy[j]) * weight[j] - x[j] * shift);
-  }
-  if (d_delta) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) d_delta[j] = narrow<T>(dx[j]);
   }
   if (weight_gradient) {
 #pragma omp simd
@@ -118,12 +94,19 @@ void rotate(T* x, int64_t half, const float* cos, const float* sin, float direct
 }
 
 template <typename T>
-void swiglu(const T* gate, const T* up, int64_t n, T* y) {
+void rotate_sums(const float* x, int64_t half, const float* cos, const float* sin, T* out) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; j++) {
-    const float g = widen(gate[j]);
-    y[j] = narrow<T>(g / (1.0f + exponential(-g)) * widen(up[j]));
+  for (int64_t j = 0; j < half; j++) {
+    const float a = x[j], b = x[j + half];
+    out[j] = narrow<T>(a * cos[j] - b * sin[j]);
+    out[j + half] = narrow<T>(b * cos[j] + a * sin[j]);
   }
+}
+
+template <typename T>
+void swiglu(const float* gate, const float* up, int64_t n, T* y) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) y[j] = narrow<T>(gate[j] / (1.0f + exponential(-gate[j])) * up[j]);
 }
 
 template <typename T>
@@ -396,9 +379,9 @@ void interleave(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out) 
 }
 
 template <typename T>
-constexpr Rows<T> table = {norm_sum<T>,        norm_scale<T>,      norm_backward<T>, rotate<T>,          swiglu<T>,
-                           swiglu_backward<T>, add<T>,             scale<T>,         dot<T>,             logit_gradients<T>,
-                           attention_weights<T>, score_gradients<T>, page_scores<T>,   page_weights<T>,     page_sum<T>};
+constexpr Rows<T> table = {norm_scale<T>,      norm_backward<T>, rotate<T>,       rotate_sums<T>,       swiglu<T>,
+                           swiglu_backward<T>, add<T>,           scale<T>,        dot<T>,               logit_gradients<T>,
+                           attention_weights<T>, score_gradients<T>, page_scores<T>, page_weights<T>,    page_sum<T>};
 
 }  // namespace
 

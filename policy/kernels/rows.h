@@ -30,18 +30,17 @@ constexpr int64_t page_tokens = 16;
 
 template <typename T>
 struct Rows {
-  /// sum = x + delta (where there is one); returns the sum of its squares.
-  float (*norm_sum)(const float* x, const T* delta, int64_t n, float* sum);
   /// y = x * scale * weight.
   void (*norm_scale)(const float* x, const float* weight, float scale, int64_t n, T* y);
-  /// dx = d_sum (where there is one) + the gradient through y, which d_delta (where wanted) gets, too;
-  /// weight_gradient (where wanted) += its share.
-  void (*norm_backward)(const T* dy, const float* d_sum, const float* x, const float* weight, float scale, int64_t n,
-                        float* dx, T* d_delta, float* weight_gradient);
+  /// dx = beside (where there is one) + the gradient through y; weight_gradient (where wanted) += its share.
+  void (*norm_backward)(const T* dy, const float* beside, const float* x, const float* weight, float scale, int64_t n,
+                        float* dx, float* weight_gradient);
   /// Rotates a head of 2 * half numbers in place; direction −1 turns back.
   void (*rotate)(T* x, int64_t half, const float* cos, const float* sin, float direction);
-  /// y = silu(gate) * up, and back.
-  void (*swiglu)(const T* gate, const T* up, int64_t n, T* y);
+  /// The same of a product's sums.
+  void (*rotate_sums)(const float* x, int64_t half, const float* cos, const float* sin, T* out);
+  /// y = silu(gate) * up of a product's sums, and back.
+  void (*swiglu)(const float* gate, const float* up, int64_t n, T* y);
   void (*swiglu_backward)(const T* dy, const T* gate, const T* up, int64_t n, T* d_gate, T* d_up);
   /// sums += x.
   void (*add)(const T* x, int64_t n, float* sums);

@@ -7,7 +7,7 @@
 //! Gradients of weights do not go through autograd: [`Weight::gradient`] is the f32 buffer that an operator
 //! adds to in its backward. Autograd carries the gradients of activations.
 //!
-//! All unsafe code that calls C++ is here.
+//! All unsafe code that calls C++ is here; `native` declares what it calls.
 #![allow(unsafe_code, reason = "calls of the C++ operators")]
 
 use std::ffi::{CStr, c_char, c_void};
@@ -15,7 +15,10 @@ use std::ptr::null;
 
 use tch::{Kind, Tensor};
 
-type Raw = *const c_void;
+mod native;
+
+#[allow(clippy::wildcard_imports, reason = "every operator of C++ is called here")]
+use native::*;
 
 /// What `AttentionShape` is in C++.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,100 +84,6 @@ pub struct DrawnToken {
 
 /// Tokens of a page of the decoding cache.
 pub const PAGE_TOKENS: usize = 16;
-
-unsafe extern "C" {
-    fn arriero_plain_only(on: bool);
-    fn arriero_is_fast(x: Raw) -> bool;
-    fn arriero_free_memory(x: Raw, result: *mut i64) -> *mut c_char;
-    fn arriero_embedding(anchor: Raw, weight: Raw, gradient: Raw, ids: Raw, result: *mut Raw) -> *mut c_char;
-    fn arriero_rms_norm(
-        x: Raw,
-        delta: Raw,
-        weight: Raw,
-        gradient: Raw,
-        eps: f64,
-        narrow: bool,
-        sum: *mut Raw,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_linear(
-        x: Raw,
-        weights: *const Raw,
-        biases: *const Raw,
-        weight_gradients: *const Raw,
-        bias_gradients: *const Raw,
-        count: i64,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_pack(weight: Raw, result: *mut Raw) -> *mut c_char;
-    fn arriero_packed_linear(
-        x: Raw,
-        packed: Raw,
-        rows: i64,
-        bias: Raw,
-        wide: bool,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_swiglu(gate_up: Raw, result: *mut Raw) -> *mut c_char;
-    fn arriero_rotate(
-        qkv: Raw,
-        positions: Raw,
-        cos: Raw,
-        sin: Raw,
-        heads: i64,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_attention(
-        qkv: Raw,
-        layout: *const i64,
-        length: i64,
-        shape: *const AttentionShape,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_page_write(
-        qkv: Raw,
-        shape: *const AttentionShape,
-        slots: *const i64,
-        pages: Raw,
-    ) -> *mut c_char;
-    fn arriero_draw(
-        logits: Raw,
-        wanted: *const WantedToken,
-        rows: i64,
-        drawn: *mut DrawnToken,
-    ) -> *mut c_char;
-    fn arriero_page_attention(
-        qkv: Raw,
-        shape: *const AttentionShape,
-        pages: Raw,
-        tables: *const i64,
-        table_width: i64,
-        lengths: *const i64,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_head(hidden: Raw, output: Raw, targets: Raw, results: *mut Raw) -> *mut c_char;
-    fn arriero_head_backward(
-        hidden: Raw,
-        output: Raw,
-        targets: Raw,
-        log_sums: Raw,
-        entropies: Raw,
-        d_logps: Raw,
-        d_entropies: Raw,
-        output_gradient: Raw,
-        result: *mut Raw,
-    ) -> *mut c_char;
-    fn arriero_adamw(
-        master: Raw,
-        gradient: Raw,
-        first: Raw,
-        second: Raw,
-        leaf: Raw,
-        options: *const AdamWStep,
-    ) -> *mut c_char;
-    fn arriero_round_weights(x: Raw, result: *mut Raw) -> *mut c_char;
-    fn arriero_square_sum(x: Raw, result: *mut f64) -> *mut c_char;
-}
 
 fn raw(tensor: &Tensor) -> Raw {
     tensor.as_ptr().cast::<c_void>()
@@ -249,65 +158,138 @@ pub fn embedding(anchor: &Tensor, weight: &Weight, ids: &Tensor) -> Tensor {
     one(|result| unsafe { arriero_embedding(raw(anchor), raw(&weight.value), gradient, raw(ids), result) })
 }
 
-/// s = x + delta, and s / √(mean(s²) + ε) ⊙ weight over the last axis: (s, normed). x, s and the weight are f32, delta and
-/// what is normed of `kind`, which is f32 or bf16.
-pub fn rms_norm(
-    x: &Tensor,
-    delta: Option<&Tensor>,
-    weight: &Weight,
-    eps: f64,
-    kind: Kind,
-) -> (Tensor, Tensor) {
-    let (mut sum, mut result) = (null(), null());
-    let (x, delta, weight, gradient) =
-        (raw(x), raw_or_null(delta), raw(&weight.value), raw_or_null(weight.gradient.as_ref()));
+/// x, and x / √(mean(x²) + ε) ⊙ weight over the last axis. x and the weight are f32, what is normed of `kind`, which is
+/// f32 or bf16. Who goes on with the x that this returns has its gradients added up in one pass.
+pub fn rms_norm(x: &Tensor, weight: &Weight, eps: f64, kind: Kind) -> (Tensor, Tensor) {
+    let (mut same, mut result) = (null(), null());
+    let (weight, gradient) = (raw(&weight.value), raw_or_null(weight.gradient.as_ref()));
     let narrow = kind == Kind::BFloat16;
-    check(unsafe { arriero_rms_norm(x, delta, weight, gradient, eps, narrow, &mut sum, &mut result) });
-    (own(sum), own(result))
+    check(unsafe { arriero_rms_norm(raw(x), weight, gradient, eps, narrow, &mut same, &mut result) });
+    (own(same), own(result))
 }
 
-/// x Wᵀ + b for several (W, b) side by side: `[tokens, inputs]` to `[tokens, outputs of all]`.
-pub fn linear(x: &Tensor, parts: &[(&Weight, Option<&Weight>)]) -> Tensor {
+/// Rotary positions (Su et al., 2021): the first `heads` heads of each row turn by the angles of its position.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotation<'a> {
+    /// i64 `[rows]`.
+    pub positions: &'a Tensor,
+    /// Cosines and sines, f32 `[positions, head_dim]` each, each angle in both halves.
+    pub angles: &'a (Tensor, Tensor),
+    /// Query heads and key heads.
+    pub heads: usize,
+}
+
+impl Rotation<'_> {
+    fn given(&self) -> RotationGiven {
+        RotationGiven {
+            positions: raw(self.positions),
+            cos: raw(&self.angles.0),
+            sin: raw(&self.angles.1),
+            heads: self.heads as i64,
+        }
+    }
+}
+
+/// What becomes of a product's f32 sums.
+#[derive(Debug, Clone, Copy)]
+pub enum Ending<'a> {
+    /// They are rounded to the precision of what was multiplied.
+    Rounded,
+    /// They are added to this tensor, f32 `[tokens, outputs]`, and stay f32.
+    Onto(&'a Tensor),
+    /// They are rotated, then rounded.
+    Rotated(Rotation<'a>),
+}
+
+impl Ending<'_> {
+    /// Calls `operator` with the tensor to add to and the rotation, either of which may be null.
+    fn with<R>(&self, operator: impl FnOnce(Raw, *const RotationGiven) -> R) -> R {
+        match self {
+            Ending::Rounded => operator(null(), null()),
+            Ending::Onto(tensor) => operator(raw(tensor), null()),
+            Ending::Rotated(rotation) => operator(null(), &rotation.given()),
+        }
+    }
+}
+
+/// Calls `operator` with (W, b) of several matrices and the places of their gradients.
+fn with_matrices<R>(
+    parts: &[(&Weight, Option<&Weight>)],
+    operator: impl FnOnce(*const MatricesGiven) -> R,
+) -> R {
+    let gradient = |weight: &Weight| raw_or_null(weight.gradient.as_ref());
     let weights: Vec<Raw> = parts.iter().map(|(weight, _)| raw(&weight.value)).collect();
     let biases: Vec<Raw> = parts.iter().map(|(_, bias)| raw_or_null(bias.map(|bias| &bias.value))).collect();
-    let weight_gradients: Vec<Raw> =
-        parts.iter().map(|(weight, _)| raw_or_null(weight.gradient.as_ref())).collect();
-    let bias_gradient = |bias: &Option<&Weight>| raw_or_null(bias.and_then(|bias| bias.gradient.as_ref()));
-    let bias_gradients: Vec<Raw> = parts.iter().map(|(_, bias)| bias_gradient(bias)).collect();
-    one(|result| unsafe {
-        arriero_linear(
-            raw(x),
-            weights.as_ptr(),
-            biases.as_ptr(),
-            weight_gradients.as_ptr(),
-            bias_gradients.as_ptr(),
-            parts.len() as i64,
-            result,
-        )
+    let weight_gradients: Vec<Raw> = parts.iter().map(|(weight, _)| gradient(weight)).collect();
+    let bias_gradients: Vec<Raw> = parts.iter().map(|(_, bias)| bias.map_or(null(), gradient)).collect();
+    operator(&MatricesGiven {
+        weights: weights.as_ptr(),
+        biases: biases.as_ptr(),
+        weight_gradients: weight_gradients.as_ptr(),
+        bias_gradients: bias_gradients.as_ptr(),
+        count: parts.len() as i64,
     })
 }
 
-/// A frozen matrix in the order in which the microkernel reads it.
+/// x Wᵀ + b for several (W, b) side by side: `[tokens, inputs]` to `[tokens, outputs of all]`.
+pub fn linear(x: &Tensor, parts: &[(&Weight, Option<&Weight>)], ending: Ending<'_>) -> Tensor {
+    with_matrices(parts, |given| {
+        ending.with(|onto, rotation| {
+            one(|result| unsafe { arriero_linear(raw(x), given, onto, rotation, result) })
+        })
+    })
+}
+
+/// silu(x Gᵀ + b) ⊙ (x Uᵀ + b) of a gate and an up matrix of one size (Shazeer, 2020), rounded once.
+pub fn gated(x: &Tensor, gate_up: &[(&Weight, Option<&Weight>); 2]) -> Tensor {
+    with_matrices(gate_up, |given| one(|result| unsafe { arriero_gated(raw(x), given, result) }))
+}
+
+/// A frozen matrix, and its bias, in the order in which the microkernel reads it. Nothing is recorded for autograd.
 #[derive(Debug)]
 pub struct Packed {
     matrix: Tensor,
     rows: i64,
+    bias: Option<Tensor>,
 }
 
 impl Packed {
     /// Packs a matrix `[outputs, inputs]`; `None` where [`is_fast`] does not hold, or its inputs do not make
     /// pairs, which is what the microkernel takes.
-    pub fn new(matrix: &Tensor) -> Option<Self> {
+    pub fn new(matrix: &Tensor, bias: Option<Tensor>) -> Option<Self> {
         let (rows, inputs) = (matrix.size()[0], matrix.size()[1]);
-        (is_fast(matrix) && inputs % 2 == 0)
-            .then(|| Packed { matrix: one(|result| unsafe { arriero_pack(raw(matrix), result) }), rows })
+        (is_fast(matrix) && inputs % 2 == 0).then(|| Packed {
+            matrix: one(|result| unsafe { arriero_pack(raw(matrix), result) }),
+            rows,
+            bias,
+        })
     }
 
-    /// x Wᵀ + bias, in x's precision or, with `wide`, in f32. Nothing is recorded for autograd.
-    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>, wide: bool) -> Tensor {
-        one(|result| unsafe {
-            arriero_packed_linear(raw(x), raw(&self.matrix), self.rows, raw_or_null(bias), wide, result)
+    /// x Wᵀ + b.
+    pub fn linear(&self, x: &Tensor, ending: Ending<'_>) -> Tensor {
+        self.product(x, ending, false)
+    }
+
+    /// The same in f32.
+    pub fn wide(&self, x: &Tensor) -> Tensor {
+        self.product(x, Ending::Rounded, true)
+    }
+
+    fn product(&self, x: &Tensor, ending: Ending<'_>, wide: bool) -> Tensor {
+        ending.with(|onto, rotation| {
+            one(|result| unsafe {
+                arriero_packed_linear(raw(x), &self.given(), self.rows, onto, rotation, wide, result)
+            })
         })
+    }
+
+    /// As [`gated`], of which this is the gate.
+    pub fn gated(&self, up: &Packed, x: &Tensor) -> Tensor {
+        one(|result| unsafe { arriero_packed_gated(raw(x), &self.given(), &up.given(), self.rows, result) })
+    }
+
+    fn given(&self) -> PackedGiven {
+        PackedGiven { matrix: raw(&self.matrix), bias: raw_or_null(self.bias.as_ref()) }
     }
 }
 
@@ -316,12 +298,9 @@ pub fn swiglu(gate_up: &Tensor) -> Tensor {
     one(|result| unsafe { arriero_swiglu(raw(gate_up), result) })
 }
 
-/// Rotates the first `heads` heads of each row in place by the angles of its position (i64 `[tokens]`); cos
-/// and sin are f32 `[positions, head_dim]`, each angle in both halves (Su et al., 2021).
-pub fn rotate(qkv: &Tensor, positions: &Tensor, angles: &(Tensor, Tensor), heads: usize) -> Tensor {
-    one(|result| unsafe {
-        arriero_rotate(raw(qkv), raw(positions), raw(&angles.0), raw(&angles.1), heads as i64, result)
-    })
+/// Rotates rows in place.
+pub fn rotate(qkv: &Tensor, rotation: Rotation<'_>) -> Tensor {
+    one(|result| unsafe { arriero_rotate(raw(qkv), &rotation.given(), result) })
 }
 
 /// Attention within the trees of `layout`, for which [`is_fast`] holds: from rotated
@@ -446,75 +425,4 @@ pub fn square_sum(x: &Tensor) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use tch::Device;
-
-    use super::*;
-
-    /// Rows and columns that fill no block, in both precisions, against libtorch's product in f64.
-    #[test]
-    fn packed_products_equal_the_ordinary_ones() {
-        tch::manual_seed(5);
-        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-6)] {
-            let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
-            let (matrix, bias) = (random([101, 38]), random([1, 101]).squeeze());
-            let Some(packed) = Packed::new(&matrix) else {
-                println!("skipped: no microkernel for {kind:?} here");
-                continue;
-            };
-            for rows in [1, 17, 70, 600] {
-                let x = random([rows, 38]);
-                let found = packed.linear(&x, Some(&bias), true).to_kind(Kind::Double);
-                let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
-                let expected = wide(&x).matmul(&wide(&matrix).tr()) + wide(&bias);
-                let error = ((found - &expected).norm() / expected.norm()).double_value(&[]);
-                assert!(error < tolerance, "{kind:?}, {rows} rows: relative error {error}");
-                // A row does not depend on its neighbours.
-                let alone = packed.linear(&x.narrow(0, rows - 1, 1), Some(&bias), true);
-                assert_eq!(alone, packed.linear(&x, Some(&bias), true).narrow(0, rows - 1, 1));
-            }
-        }
-    }
-
-    /// Numbers of bf16 stay what they are; between two of them as many go up as the distance says, and a number that
-    /// grows never rounds lower. The kernel and libtorch's operators choose the same.
-    #[test]
-    fn weights_are_rounded_without_bias() {
-        let numbers =
-            |tensor: &Tensor| -> Vec<f64> { Vec::try_from(tensor.to_kind(Kind::Double)).expect("a vector") };
-        tch::manual_seed(5);
-        let exact = Tensor::randn([1000], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
-        assert_eq!(numbers(&round_weights(&exact.to_kind(Kind::Float))), numbers(&exact));
-        // From 1 to the next number of bf16 it is 1/128.
-        let mut before = vec![f64::MIN; 100_000];
-        for part in [0.0, 0.01, 0.25, 0.5, 0.99, 1.0] {
-            for sign in [1.0, -1.0] {
-                let x = Tensor::full([100_000], sign * (1.0 + part / 128.0), (Kind::Float, Device::Cpu));
-                let rounded = round_weights(&x);
-                plain_only(true);
-                let plain = round_weights(&x);
-                plain_only(false);
-                assert_eq!(numbers(&rounded), numbers(&plain));
-                let up = (numbers(&rounded).iter().map(|x| x.abs()).sum::<f64>() / 1e5 - 1.0) * 128.0;
-                assert!((up - part).abs() < 0.005, "{part}: {up} went up");
-                if sign > 0.0 {
-                    let now = numbers(&rounded);
-                    assert!(
-                        before.iter().zip(&now).all(|(before, now)| before <= now),
-                        "{part}: some went down"
-                    );
-                    before = now;
-                }
-            }
-        }
-        let odd = Tensor::from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0]);
-        let kept = numbers(&round_weights(&odd));
-        assert!(kept[0] == f64::INFINITY && kept[1] == f64::NEG_INFINITY && kept[2].is_nan(), "{kept:?}");
-        assert_eq!(kept[3..], [0.0, 0.0]);
-    }
-
-    #[test]
-    fn inputs_that_make_no_pairs_are_not_packed() {
-        assert!(Packed::new(&Tensor::zeros([4, 7], (Kind::BFloat16, Device::Cpu))).is_none());
-    }
-}
+mod tests;

@@ -17,7 +17,7 @@ use crate::config::{Head, ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
-use crate::kernels::{self, AttentionShape, Packed, Weight};
+use crate::kernels::{self, AttentionShape, Ending, Packed, Rotation, Weight};
 use crate::lora::{Adapter, Module, add_product};
 
 /// Attention of one layer: from its number and the rotated queries, keys and values side by side
@@ -39,7 +39,8 @@ struct LowRank {
 
 impl LowRank {
     fn forward(&self, x: &Tensor) -> Tensor {
-        kernels::linear(&kernels::linear(x, &[(&self.a, None)]), &[(&self.b, None)]) * self.scale
+        let inner = kernels::linear(x, &[(&self.a, None)], Ending::Rounded);
+        kernels::linear(&inner, &[(&self.b, None)], Ending::Rounded) * self.scale
     }
 }
 
@@ -56,27 +57,39 @@ struct Part {
 struct Projection {
     parts: Vec<Part>,
     /// All of them with their biases, packed for decoding.
-    packed: Option<(Packed, Option<Tensor>)>,
+    packed: Option<Packed>,
 }
 
 impl Projection {
     /// From `[tokens, inputs]` to `[tokens, outputs of all]`.
-    fn forward(&self, x: &Tensor) -> Tensor {
-        if let Some((packed, bias)) = &self.packed {
-            return packed.linear(x, bias.as_ref(), false);
+    fn forward(&self, x: &Tensor, ending: Ending<'_>) -> Tensor {
+        if let Some(packed) = &self.packed {
+            return packed.linear(x, ending);
         }
-        let parts: Vec<_> = self.parts.iter().map(|part| (&part.weight, part.bias.as_ref())).collect();
-        let plain = kernels::linear(x, &parts);
-        if self.parts.iter().all(|part| part.adapter.is_none()) {
-            return plain;
+        if !self.is_adapted() {
+            return kernels::linear(x, &self.matrices(), ending);
         }
+        let plain = kernels::linear(x, &self.matrices(), Ending::Rounded);
         let widths: Vec<i64> = self.parts.iter().map(|part| part.weight.value.size()[0]).collect();
-        let plain = plain.split_with_sizes(&widths, 1);
         let add = |(part, plain): (&Part, Tensor)| match &part.adapter {
             Some(adapter) => plain + adapter.forward(x),
             None => plain,
         };
-        Tensor::cat(&self.parts.iter().zip(plain).map(add).collect::<Vec<_>>(), 1)
+        let plain = plain.split_with_sizes(&widths, 1);
+        let all = Tensor::cat(&self.parts.iter().zip(plain).map(add).collect::<Vec<_>>(), 1);
+        match ending {
+            Ending::Rounded => all,
+            Ending::Onto(tensor) => tensor + all,
+            Ending::Rotated(rotation) => kernels::rotate(&all, rotation),
+        }
+    }
+
+    fn matrices(&self) -> Vec<(&Weight, Option<&Weight>)> {
+        self.parts.iter().map(|part| (&part.weight, part.bias.as_ref())).collect()
+    }
+
+    fn is_adapted(&self) -> bool {
+        self.parts.iter().any(|part| part.adapter.is_some())
     }
 
     fn pack(&mut self) {
@@ -90,8 +103,22 @@ impl Projection {
         let biases: Vec<&Tensor> =
             self.parts.iter().filter_map(|part| part.bias.as_ref().map(|bias| &bias.value)).collect();
         let bias = (!biases.is_empty()).then(|| Tensor::cat(&biases, 0));
-        self.packed = Packed::new(&matrix).map(|packed| (packed, bias));
+        self.packed = Packed::new(&matrix, bias);
     }
+}
+
+/// silu(gate) ⊙ up.
+fn gated(gate: &Projection, up: &Projection, x: &Tensor) -> Tensor {
+    if let (Some(gate), Some(up)) = (&gate.packed, &up.packed) {
+        return gate.gated(up, x);
+    }
+    if let ([gate], [up], false) =
+        (&gate.matrices()[..], &up.matrices()[..], gate.is_adapted() || up.is_adapted())
+    {
+        return kernels::gated(x, &[*gate, *up]);
+    }
+    let sides = [gate, up].map(|side| side.forward(x, Ending::Rounded));
+    kernels::swiglu(&Tensor::cat(&sides, 1))
 }
 
 #[derive(Debug)]
@@ -102,17 +129,9 @@ struct Layer {
     head_norms: Option<(Weight, Weight)>,
     attention_output: Projection,
     post_attention_norm: Weight,
-    gate_up: Projection,
+    gate: Projection,
+    up: Projection,
     down: Projection,
-}
-
-/// The residual stream between two layers: what it is, and what the last layer adds to it.
-#[derive(Debug)]
-pub struct Residual {
-    /// f32 `[tokens, hidden]`, whatever the products' precision.
-    pub hidden: Tensor,
-    /// `[tokens, hidden]` in the products' precision; nothing before the first layer.
-    pub delta: Option<Tensor>,
 }
 
 /// A decoder with its weights.
@@ -219,7 +238,8 @@ impl Model {
                 head_norms: config.qk_norm().then(|| (norm("self_attn.q_norm"), norm("self_attn.k_norm"))),
                 attention_output: projection(&["self_attn.o_proj"], config.attention_bias),
                 post_attention_norm: norm("post_attention_layernorm"),
-                gate_up: projection(&["mlp.gate_proj", "mlp.up_proj"], config.mlp_bias),
+                gate: projection(&["mlp.gate_proj"], config.mlp_bias),
+                up: projection(&["mlp.up_proj"], config.mlp_bias),
                 down: projection(&["mlp.down_proj"], config.mlp_bias),
             }
         };
@@ -249,13 +269,12 @@ impl Model {
     pub fn packed(mut self) -> Self {
         if kernels::is_fast(&self.output) {
             for layer in &mut self.layers {
-                for projection in
-                    [&mut layer.qkv, &mut layer.attention_output, &mut layer.gate_up, &mut layer.down]
-                {
+                let Layer { qkv, attention_output, gate, up, down, .. } = layer;
+                for projection in [qkv, attention_output, gate, up, down] {
                     projection.pack();
                 }
             }
-            self.packed_output = Packed::new(&self.output);
+            self.packed_output = Packed::new(&self.output, None);
         }
         self
     }
@@ -283,7 +302,7 @@ impl Model {
     /// Logits of final hidden states `[rows, hidden]`: f32 `[rows, vocab]`, summed in f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         match &self.packed_output {
-            Some(packed) => packed.linear(hidden, None, true),
+            Some(packed) => packed.wide(hidden),
             None => wide_product(hidden, &self.output),
         }
     }
@@ -304,41 +323,47 @@ impl Model {
         }
     }
 
-    /// The residual stream before the first layer, of tokens i64 `[tokens]`.
-    pub fn embed(&self, tokens: &Tensor) -> Residual {
-        Residual { hidden: kernels::embedding(&self.anchor, &self.embedding, tokens), delta: None }
+    /// The residual stream before the first layer, of tokens i64 `[tokens]`: `[tokens, hidden]` in f32, whatever the
+    /// products' precision.
+    pub fn embed(&self, tokens: &Tensor) -> Tensor {
+        kernels::embedding(&self.anchor, &self.embedding, tokens)
     }
 
-    /// One layer, of tokens at positions (i64 `[tokens]`).
+    /// The residual stream after one layer, of tokens at positions (i64 `[tokens]`).
     pub fn layer(
         &self,
         number: usize,
-        residual: &Residual,
+        residual: &Tensor,
         positions: &Tensor,
         attend: &mut Attend<'_>,
-    ) -> Residual {
+    ) -> Tensor {
         let layer = &self.layers[number];
-        let (hidden, input) = self.norm(&residual.hidden, residual.delta.as_ref(), &layer.input_norm);
-        let mut qkv = layer.qkv.forward(&input);
-        if let Some(norms) = &layer.head_norms {
-            qkv = self.norm_heads(&qkv, norms);
-        }
-        let rotated_heads = self.config.num_heads + self.config.num_kv_heads;
-        let qkv = kernels::rotate(&qkv, positions, &self.rotary, rotated_heads);
-        let attention = layer.attention_output.forward(&attend(number, &qkv));
-        let (hidden, input) = self.norm(&hidden, Some(&attention), &layer.post_attention_norm);
-        let delta = layer.down.forward(&kernels::swiglu(&layer.gate_up.forward(&input)));
-        Residual { hidden, delta: Some(delta) }
+        let rotation = Rotation {
+            positions,
+            angles: &self.rotary,
+            heads: self.config.num_heads + self.config.num_kv_heads,
+        };
+        let (residual, input) = self.norm(residual, &layer.input_norm);
+        let qkv = match &layer.head_norms {
+            None => layer.qkv.forward(&input, Ending::Rotated(rotation)),
+            Some(norms) => {
+                let qkv = layer.qkv.forward(&input, Ending::Rounded);
+                kernels::rotate(&self.norm_heads(&qkv, norms), rotation)
+            }
+        };
+        let residual = layer.attention_output.forward(&attend(number, &qkv), Ending::Onto(&residual));
+        let (residual, input) = self.norm(&residual, &layer.post_attention_norm);
+        layer.down.forward(&gated(&layer.gate, &layer.up, &input), Ending::Onto(&residual))
     }
 
     /// Final hidden states, normed, `[tokens, hidden]`.
-    pub fn finish(&self, residual: &Residual) -> Tensor {
-        self.norm(&residual.hidden, residual.delta.as_ref(), &self.norm).1
+    pub fn finish(&self, residual: &Tensor) -> Tensor {
+        self.norm(residual, &self.norm).1
     }
 
-    /// The stream with what is added to it (f32), and that normed for the next product.
-    fn norm(&self, hidden: &Tensor, delta: Option<&Tensor>, norm: &Weight) -> (Tensor, Tensor) {
-        kernels::rms_norm(hidden, delta, norm, self.config.rms_norm_eps, self.compute.kind)
+    /// The stream itself (f32), and normed for the next product.
+    fn norm(&self, residual: &Tensor, norm: &Weight) -> (Tensor, Tensor) {
+        kernels::rms_norm(residual, norm, self.config.rms_norm_eps, self.compute.kind)
     }
 
     /// Final hidden states, normed, `[tokens, hidden]`, of tokens (i64 `[tokens]`) at positions (i64
@@ -372,7 +397,7 @@ impl Model {
         let head_dim = self.config.head_dim as i64;
         let normed = |from: i64, count: i64, norm: &Weight| {
             let part = qkv.narrow(1, from * head_dim, count * head_dim).reshape([-1, head_dim]);
-            let (_, normed) = self.norm(&part.to_kind(Kind::Float), None, norm);
+            let (_, normed) = self.norm(&part.to_kind(Kind::Float), norm);
             normed.view([-1, count * head_dim])
         };
         let value = qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim);
@@ -462,8 +487,8 @@ fn attend_tree(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tenso
 
 /// x Wᵀ in f32, whatever the precision of the two.
 pub(crate) fn wide_product(x: &Tensor, matrix: &Tensor) -> Tensor {
-    if let Some(packed) = (x.kind() != Kind::Float).then(|| Packed::new(matrix)).flatten() {
-        return packed.linear(x, None, true);
+    if let Some(packed) = (x.kind() != Kind::Float).then(|| Packed::new(matrix, None)).flatten() {
+        return packed.wide(x);
     }
     let widened = || x.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr());
     match x.device() {

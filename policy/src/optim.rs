@@ -154,11 +154,11 @@ fn activation_bytes(model: &ModelConfig, compute: Compute, checkpointing: bool) 
     let hidden = model.hidden_size;
     let attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
     let element = if compute.kind == Kind::Float { 4 } else { 2 };
-    // Two sums in f32; two norms' outputs, what the projections read, gate, up and their product.
+    // The residual stream twice, in f32; two norms' outputs, what the projections read, gate, up and their product.
     let layer = 4 * 2 * hidden + element * (2 * hidden + attention + 3 * model.intermediate_size);
     // Beside a layer's own, its gradients of the same sizes while it is in work.
     match checkpointing {
-        true => model.num_layers * (4 + element) * hidden + 2 * layer,
+        true => model.num_layers * 4 * hidden + 2 * layer,
         false => (model.num_layers + 1) * layer,
     }
 }

@@ -4,7 +4,7 @@
 use tch::{Kind, Tensor, no_grad};
 
 use crate::forest::Forest;
-use crate::model::{ForestAttention, Model, Residual};
+use crate::model::{ForestAttention, Model};
 
 /// A recorded forward pass.
 #[derive(Debug)]
@@ -12,9 +12,9 @@ pub struct Pass<'a> {
     model: &'a Model,
     forest: &'a Forest,
     /// What each layer read, where its insides were not kept.
-    inputs: Vec<Residual>,
+    inputs: Vec<Tensor>,
     /// What the last of these layers left, as leaves of autograd.
-    last: Option<Residual>,
+    last: Option<Tensor>,
     hidden: Tensor,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Pass<'a> {
             }
             (inputs, residual)
         });
-        let last = leaves(&last);
+        let last = leaf(&last);
         let hidden = model.finish(&last).index_select(0, &forest.predictors);
         Pass { model, forest, inputs, last: Some(last), hidden }
     }
@@ -57,21 +57,16 @@ impl<'a> Pass<'a> {
         let mut attention = ForestAttention::new(self.model, self.forest);
         for (number, input) in self.inputs.iter().enumerate().rev() {
             // The first layer's input is the embedding, which is recorded itself.
-            let before = if number == 0 { self.model.embed(&self.forest.tokens) } else { leaves(input) };
+            let before = if number == 0 { self.model.embed(&self.forest.tokens) } else { leaf(input) };
             let mut attend = |layer: usize, qkv: &Tensor| attention.attend(layer, qkv);
             let again = self.model.layer(number, &before, &self.forest.positions, &mut attend);
-            let mut sum = share(&again.hidden, &after.hidden.grad());
-            if let (Some(delta), Some(after)) = (&again.delta, &after.delta) {
-                sum += share(delta, &after.grad());
-            }
-            sum.backward();
+            share(&again, &after.grad()).backward();
             after = before;
         }
     }
 }
 
-/// The same numbers as leaves that collect a gradient.
-fn leaves(residual: &Residual) -> Residual {
-    let leaf = |tensor: &Tensor| tensor.detach().set_requires_grad(true);
-    Residual { hidden: leaf(&residual.hidden), delta: residual.delta.as_ref().map(leaf) }
+/// The same numbers as a leaf that collects a gradient.
+fn leaf(tensor: &Tensor) -> Tensor {
+    tensor.detach().set_requires_grad(true)
 }
