@@ -25,6 +25,8 @@ fn tree(prompt_id: u64) -> Tree {
 }
 
 fn data_plane(criterion: &mut Criterion) {
+    // As the program does.
+    arriero_policy::allocator::keep_large_blocks();
     let trees: Vec<Arc<Tree>> = (0..TREES).map(|id| Arc::new(tree(id))).collect();
     let mut group = criterion.benchmark_group("data plane");
     group.throughput(Throughput::Elements(TREES));
