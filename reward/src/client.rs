@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use crate::scorer::exchange::quoted;
@@ -156,6 +157,8 @@ impl Client {
             .http_status_as_error(false)
             .max_idle_connections_per_host(options.in_flight)
             .user_agent(concat!("arriero/", env!("CARGO_PKG_VERSION")))
+            // The machine's own list: servers of one's own often have certificates of one's own.
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .build()
             .new_agent();
         Ok(Client(Arc::new(Shared { options, headers, agent, next: Mutex::new(Instant::now()) })))
