@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::scorer::exchange::quoted;
 use crate::watch::{Waited, Watch};
