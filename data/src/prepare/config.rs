@@ -75,7 +75,7 @@ impl Default for NearDuplicatesConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SemanticDuplicatesConfig {
-    /// From which cosine on. Default 0.95.
+    /// From which cosine on. Default 0.98.
     pub threshold: f64,
     /// What of a row is compared. Default row.
     pub of: Compared,
@@ -85,7 +85,7 @@ pub struct SemanticDuplicatesConfig {
 
 impl Default for SemanticDuplicatesConfig {
     fn default() -> Self {
-        SemanticDuplicatesConfig { threshold: 0.95, of: Compared::Row, within_topic: false }
+        SemanticDuplicatesConfig { threshold: 0.98, of: Compared::Row, within_topic: false }
     }
 }
 
