@@ -70,6 +70,63 @@ fn bf16_products_round_once_on_their_way_to_the_next_product() {
     }
 }
 
+/// The gradients of x and of a matrix, of the bf16 operators against autograd's in f64.
+#[test]
+fn bf16_gradients_are_those_of_the_exact_products() {
+    let x = random(&[37, 96], 1).set_requires_grad(true);
+    let trained = |shape: &[i64], seed: i64| Weight {
+        gradient: Some(Tensor::zeros(shape, (Kind::Float, Device::Cpu))),
+        ..weight(shape, seed)
+    };
+    let (gate, up, qkv) = (trained(&[64, 96], 2), trained(&[64, 96], 3), trained(&[24, 96], 5));
+    let residual = random(&[37, 24], 6).to_kind(Kind::Float).set_requires_grad(true);
+    let positions = Tensor::arange(37, (Kind::Int64, Device::Cpu));
+    let angles = (positions.unsqueeze(1).to_kind(Kind::Float) * 0.1).expand([37, 8], false).contiguous();
+    let angles = (angles.cos(), angles.sin());
+    let rotation = Rotation { positions: &positions, angles: &angles, heads: 2 };
+
+    let wide = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double).set_requires_grad(true);
+    let (x_exact, gate_exact, up_exact, qkv_exact) =
+        (wide(&x), wide(&gate.value), wide(&up.value), wide(&qkv.value));
+    let product = |matrix: &Tensor| x_exact.matmul(&matrix.tr());
+    let rotated = |qkv: Tensor| {
+        let (cos, sin) = (angles.0.to_kind(Kind::Double), angles.1.to_kind(Kind::Double));
+        let head = |from: i64| {
+            let head = qkv.narrow(1, from, 8);
+            let turned = Tensor::cat(&[-head.narrow(1, 4, 4), head.narrow(1, 0, 4)], 1);
+            head * &cos + turned * &sin
+        };
+        Tensor::cat(&[head(0), head(8), qkv.narrow(1, 16, 8)], 1)
+    };
+    // Each output with how much every number of it counts.
+    let share = |y: &Tensor, seed: i64| {
+        let factors = random(&y.size(), seed).to_kind(Kind::Double);
+        (y.to_kind(Kind::Double) * factors).sum(Kind::Double)
+    };
+    let found = share(&gated(&x, &[(&gate, None), (&up, None)]), 7)
+        + share(&linear(&x, &[(&qkv, None)], Ending::Rotated(rotation)), 8)
+        + share(&linear(&x, &[(&qkv, None)], Ending::Onto(&residual)), 9);
+    found.backward();
+    let exact = share(&(product(&gate_exact).silu() * product(&up_exact)), 7)
+        + share(&rotated(product(&qkv_exact)), 8)
+        + share(&product(&qkv_exact), 9);
+    exact.backward();
+    let error = |found: &Tensor, exact: &Tensor| {
+        ((found.to_kind(Kind::Double) - exact).norm() / exact.norm()).double_value(&[])
+    };
+    let of = |weight: &Weight| weight.gradient.as_ref().expect("it has one").shallow_clone();
+    for (name, found, exact) in [
+        ("x", x.grad(), x_exact.grad()),
+        ("gate", of(&gate), gate_exact.grad()),
+        ("up", of(&up), up_exact.grad()),
+        ("qkv", of(&qkv), qkv_exact.grad()),
+    ] {
+        assert!(error(&found, &exact) < 0.01, "{name}: {}", error(&found, &exact));
+    }
+    let factors = random(&[37, 24], 9).to_kind(Kind::Float);
+    assert!(residual.grad().equal(&factors), "what is added to passes its gradient on");
+}
+
 /// Rows and columns that fill no block, in both precisions, against libtorch's product in f64.
 #[test]
 fn packed_products_equal_the_ordinary_ones() {
