@@ -17,8 +17,13 @@ use tch::{Kind, Tensor};
 
 mod native;
 
-#[allow(clippy::wildcard_imports, reason = "every operator of C++ is called here")]
-use native::*;
+use native::{
+    MatricesGiven, PackedGiven, Raw, RotationGiven, arriero_adamw, arriero_attention, arriero_draw,
+    arriero_embedding, arriero_free_memory, arriero_gated, arriero_head, arriero_head_backward,
+    arriero_is_fast, arriero_linear, arriero_pack, arriero_packed_gated, arriero_packed_linear,
+    arriero_page_attention, arriero_page_write, arriero_plain_only, arriero_rms_norm, arriero_rotate,
+    arriero_round_weights, arriero_square_sum, arriero_swiglu,
+};
 
 /// What `AttentionShape` is in C++.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -18,7 +18,11 @@ use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::kernels::{self, AttentionShape, Ending, Packed, Rotation, Weight};
-use crate::lora::{Adapter, Module, add_product};
+use crate::lora::{Adapter, Module};
+
+mod projection;
+
+use projection::{LowRank, Part, Projection, gated};
 
 /// Attention of one layer: from its number and the rotated queries, keys and values side by side
 /// `[tokens, (heads + 2 kv_heads) head_dim]` to `[tokens, heads head_dim]`.
@@ -26,100 +30,6 @@ pub type Attend<'a> = dyn FnMut(usize, &Tensor) -> Tensor + 'a;
 
 /// Shown each layer's number and what [`Attend`] is given.
 pub type Keep<'a> = dyn FnMut(usize, &Tensor) + 'a;
-
-/// scale (x Aᵀ) Bᵀ, which an adapter adds to a product.
-#[derive(Debug)]
-struct LowRank {
-    /// `[r, inputs]`.
-    a: Weight,
-    /// `[outputs, r]`.
-    b: Weight,
-    scale: f64,
-}
-
-impl LowRank {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let inner = kernels::linear(x, &[(&self.a, None)], Ending::Rounded);
-        kernels::linear(&inner, &[(&self.b, None)], Ending::Rounded) * self.scale
-    }
-}
-
-/// One matrix.
-#[derive(Debug)]
-struct Part {
-    weight: Weight,
-    bias: Option<Weight>,
-    adapter: Option<LowRank>,
-}
-
-/// Matrices that read the same input, side by side in their output.
-#[derive(Debug)]
-struct Projection {
-    parts: Vec<Part>,
-    /// All of them with their biases, packed for decoding.
-    packed: Option<Packed>,
-}
-
-impl Projection {
-    /// From `[tokens, inputs]` to `[tokens, outputs of all]`.
-    fn forward(&self, x: &Tensor, ending: Ending<'_>) -> Tensor {
-        if let Some(packed) = &self.packed {
-            return packed.linear(x, ending);
-        }
-        if !self.is_adapted() {
-            return kernels::linear(x, &self.matrices(), ending);
-        }
-        let plain = kernels::linear(x, &self.matrices(), Ending::Rounded);
-        let widths: Vec<i64> = self.parts.iter().map(|part| part.weight.value.size()[0]).collect();
-        let add = |(part, plain): (&Part, Tensor)| match &part.adapter {
-            Some(adapter) => plain + adapter.forward(x),
-            None => plain,
-        };
-        let plain = plain.split_with_sizes(&widths, 1);
-        let all = Tensor::cat(&self.parts.iter().zip(plain).map(add).collect::<Vec<_>>(), 1);
-        match ending {
-            Ending::Rounded => all,
-            Ending::Onto(tensor) => tensor + all,
-            Ending::Rotated(rotation) => kernels::rotate(&all, rotation),
-        }
-    }
-
-    fn matrices(&self) -> Vec<(&Weight, Option<&Weight>)> {
-        self.parts.iter().map(|part| (&part.weight, part.bias.as_ref())).collect()
-    }
-
-    fn is_adapted(&self) -> bool {
-        self.parts.iter().any(|part| part.adapter.is_some())
-    }
-
-    fn pack(&mut self) {
-        let merged = |part: &Part| match &part.adapter {
-            Some(LowRank { a, b, scale }) => {
-                add_product(&part.weight.value, &a.value, &b.value, *scale).to_kind(part.weight.value.kind())
-            }
-            None => part.weight.value.shallow_clone(),
-        };
-        let matrix = Tensor::cat(&self.parts.iter().map(merged).collect::<Vec<_>>(), 0);
-        let biases: Vec<&Tensor> =
-            self.parts.iter().filter_map(|part| part.bias.as_ref().map(|bias| &bias.value)).collect();
-        let bias = (!biases.is_empty()).then(|| Tensor::cat(&biases, 0));
-        self.packed = Packed::new(&matrix, bias);
-    }
-}
-
-/// silu(gate) ⊙ up.
-fn gated(gate: &Projection, up: &Projection, x: &Tensor) -> Tensor {
-    if let (Some(gate), Some(up)) = (&gate.packed, &up.packed) {
-        return gate.gated(up, x);
-    }
-    if let ([gate], [up], false) =
-        (&gate.matrices()[..], &up.matrices()[..], gate.is_adapted() || up.is_adapted())
-    {
-        return kernels::gated(x, &[*gate, *up]);
-    }
-    let sides = [gate, up].map(|side| side.forward(x, Ending::Rounded));
-    kernels::swiglu(&Tensor::cat(&sides, 1))
-}
 
 #[derive(Debug)]
 struct Layer {
