@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 
+import torch
 from transformers import TrainerCallback
 
 
@@ -13,6 +14,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a Hugging Face directory")
     parser.add_argument("--pairs", required=True, help="JSON lines with prompt, chosen, rejected")
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one that is not")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser
 
 
@@ -33,6 +35,13 @@ def report(seconds: list[float], tokens: int, **more: float) -> None:
     print(json.dumps(figures | more), flush=True)
 
 
+def now() -> float:
+    """The time, when a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock(TrainerCallback):
     """Times the steps of a Hugging Face trainer, of which the first is warm-up."""
 
@@ -40,10 +49,10 @@ class Clock(TrainerCallback):
         self.seconds = []
 
     def on_step_begin(self, *_, **__):
-        self.start = time.perf_counter()
+        self.start = now()
 
     def on_step_end(self, *_, **__):
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(now() - self.start)
 
     def report(self, state) -> None:
         seen = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]

@@ -1,4 +1,4 @@
-"""transformers.generate on the CPU: 16 prompts, 8 samples each, natural stops, at most 128 tokens, bf16."""
+"""transformers.generate: 16 prompts, 8 samples each, natural stops, at most 128 tokens, bf16."""
 
 import time
 
@@ -12,7 +12,8 @@ parser = arguments(__doc__)
 parser.add_argument("--batch", type=int, default=32, help="sequences in one call, a multiple of 8")
 given = parser.parse_args()
 tokenizer = AutoTokenizer.from_pretrained(given.model, padding_side="left")
-model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16)
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16).to(given.device)
 chats = distinct_prompts(given.pairs)[:PROMPTS]
 
 
@@ -20,7 +21,7 @@ def sample(chats, new_tokens):
     """Tokens that were sampled, end of turn included and padding not."""
     inputs = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-    )
+    ).to(given.device)
     # The model's own distribution, as on our side: neither temperature nor truncation.
     output = model.generate(
         **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_p=1.0, top_k=0,

@@ -1,4 +1,4 @@
-"""TRL's DPO step on the CPU: 8 pairs, the reference scored in the step, bf16 autocast."""
+"""TRL's DPO step: 8 pairs, the reference scored in the step, bf16 autocast."""
 
 import tempfile
 
@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer
 given = arguments(__doc__).parse_args()
 with tempfile.TemporaryDirectory() as folder:
     options = DPOConfig(
-        output_dir=folder, use_cpu=True, bf16=True, gradient_checkpointing=False,
+        output_dir=folder, use_cpu=given.device == "cpu", bf16=True, gradient_checkpointing=False,
         per_device_train_batch_size=8, max_steps=given.steps + 1, learning_rate=1e-6, beta=0.1,
         train_sampling_strategy="sequential", logging_steps=1, report_to=[], save_strategy="no",
     )

@@ -1,4 +1,4 @@
-"""TRL's GRPO iteration on the CPU: 4 prompts, 8 completions each of up to 64 tokens, KL on, bf16 autocast."""
+"""TRL's GRPO iteration: 4 prompts, 8 completions each of up to 64 tokens, KL on, bf16 autocast."""
 
 import tempfile
 
@@ -20,7 +20,7 @@ def short_and_in_lower_case(completions, **_):
 given = arguments(__doc__).parse_args()
 with tempfile.TemporaryDirectory() as folder:
     options = GRPOConfig(
-        output_dir=folder, use_cpu=True, bf16=True, gradient_checkpointing=False,
+        output_dir=folder, use_cpu=given.device == "cpu", bf16=True, gradient_checkpointing=False,
         per_device_train_batch_size=PROMPTS * COMPLETIONS, num_generations=COMPLETIONS, max_completion_length=TOKENS,
         max_steps=given.steps + 1, learning_rate=1e-6, beta=0.04,
         shuffle_dataset=False, logging_steps=1, report_to=[], save_strategy="no",

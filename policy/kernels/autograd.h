@@ -44,6 +44,20 @@ void typed(const Tensor& x, const Work& work) {
 
 float* buffer(const Tensor& gradient) { return out<float>(gradient); }
 
+/// Whether libtorch's own products of x can leave their sums in f32: CUDA's do. Elsewhere they round them to bf16.
+bool sums_stay_wide(const Tensor& x) { return x.is_cuda() && x.scalar_type() == at::kBFloat16; }
+
+/// target (f32) += a b, rounded in between only where the device knows no better.
+void add_product(Tensor target, const Tensor& a, const Tensor& b) {
+  if (sums_stay_wide(a)) {
+    at::addmm_out(target, target, a, b, at::kFloat);
+  } else if (a.scalar_type() == at::kFloat) {
+    target.addmm_(a, b);
+  } else {
+    target.add_(at::mm(a, b));
+  }
+}
+
 /// Where a tensor may be missing, autograd's context keeps an undefined one.
 void keep(AutogradContext* context, const char* name, const std::vector<Tensor>& tensors) {
   c10::List<Tensor> list;
@@ -84,6 +98,9 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
       typed(y, [&]<typename T>(T*) {
         rms_norm_forward<T>(in<float>(x), in<float>(weight), static_cast<float>(eps), m, n, out<T>(y), out<float>(scales));
       });
+    } else if (x.is_cuda()) {
+      std::tie(y, scales) = at::_fused_rms_norm(x, x.sizes().slice(x.dim() - 1), weight, eps);
+      y = y.to(kind);
     } else {
       scales = (x.square().mean(-1, true) + eps).rsqrt();
       y = (x * scales * weight).to(kind);
@@ -107,6 +124,13 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
         rms_norm_backward<T>(in<T>(dy), in<float>(beside), in<float>(x), in<float>(scales), in<float>(weight), m, n,
                              out<float>(dx), buffer(gradient));
       });
+    } else if (x.is_cuda()) {
+      const Tensor dy = grads[1].to(at::kFloat).contiguous();
+      Tensor d_weight;
+      std::tie(dx, d_weight) = at::_fused_rms_norm_backward(dy, x, x.sizes().slice(x.dim() - 1), scales, weight,
+                                                            {true, gradient.defined()});
+      if (beside.defined()) dx = dx + beside;
+      if (gradient.defined()) gradient.add_(d_weight);
     } else {
       const Tensor dy = grads[1].to(at::kFloat), through = dy * weight;
       dx = scales * (through - x * scales.square() * (through * x).mean(-1, true));
@@ -141,13 +165,23 @@ struct Matrices {
   Matrix<T> matrix(size_t i) const {
     return {in<T>(weights[i]), in<T>(biases[i])};
   }
-  /// Their products side by side, by libtorch's own operators.
-  Tensor plain(const Tensor& x) const {
-    std::vector<Tensor> parts;
+  /// Their products side by side, by libtorch's own operators; in f32 where they can be and `wide` asks for it.
+  Tensor plain(const Tensor& x, bool wide) const {
+    wide = wide && sums_stay_wide(x);
+    Tensor y = at::empty({x.size(0), outputs()}, wide ? x.options().dtype(at::kFloat) : x.options());
+    int64_t at = 0;
     for (size_t i = 0; i < weights.size(); i++) {
-      parts.push_back(biases[i].defined() ? at::linear(x, weights[i], biases[i]) : at::linear(x, weights[i]));
+      const int64_t n = weights[i].size(0);
+      Tensor part = y.narrow(1, at, n);
+      if (wide) {
+        at::mm_out(part, x, weights[i].t(), at::kFloat);
+      } else {
+        at::mm_out(part, x, weights[i].t());
+      }
+      if (biases[i].defined()) part.add_(biases[i]);
+      at += n;
     }
-    return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+    return y;
   }
 };
 
@@ -171,18 +205,17 @@ Tensor matrices_backward(AutogradContext* context, const Tensor& x, const Tensor
         if (bias_gradient.defined()) add_column_sums<T>(in<T>(dy) + at, m, n, total, buffer(bias_gradient));
       });
     } else {
-      if (weight_gradient.defined()) {
-        if (x.scalar_type() == at::kFloat) {
-          weight_gradient.addmm_(part.t(), x);
-        } else {
-          weight_gradient.add_(at::mm(part.t(), x));
-        }
-      }
+      if (weight_gradient.defined()) add_product(weight_gradient, part.t(), x);
       if (bias_gradient.defined()) bias_gradient.add_(part.to(at::kFloat).sum(0));
-      if (wanted) dx = dx.defined() ? at::addmm(dx, part, weights[i]) : at::mm(part, weights[i]);
+      if (wanted && weights.size() == 1) dx = at::mm(part, weights[i]);
+      if (wanted && weights.size() > 1) {
+        if (!dx.defined()) dx = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
+        add_product(dx, part, weights[i]);
+      }
     }
     at += n;
   }
+  if (!kernels && wanted) dx = dx.to(x.scalar_type());
   if (kernels && wanted) {
     dx = at::empty_like(x);
     typed(x, [&]<typename T>(T*) { linear_backward_input<T>(in<T>(dy), m, total, weights, out<T>(dx)); });
@@ -216,11 +249,15 @@ struct Rotation {
     Tensor x = qkv.narrow(1, 0, heads * head_dim).view({m, heads, head_dim});
     const Tensor wide = x.to(at::kFloat), half = at::cat({-wide.narrow(2, head_dim / 2, head_dim / 2),
                                                           wide.narrow(2, 0, head_dim / 2)}, 2);
-    x.copy_(wide * cos.index_select(0, positions).unsqueeze(1) +
-            half * sin.index_select(0, positions).unsqueeze(1) * direction);
+    x.copy_(at::addcmul(wide * cos.index_select(0, positions).unsqueeze(1), half,
+                        sin.index_select(0, positions).unsqueeze(1), direction));
   }
-  /// Of a product's f32 sums, as `kind`.
+  /// Of a product's sums, as `kind`.
   Tensor of_sums(const Tensor& sums, at::ScalarType kind) const {
+    if (!on_cpu(sums)) {
+      turn(sums, 1.0f);
+      return sums.to(kind);
+    }
     Tensor y = at::empty_like(sums, sums.options().dtype(kind));
     typed(y, [&]<typename T>(T*) {
       rotate_sums<T>(in<float>(sums), sums.size(0), sums.size(1), heads, cos.size(1), positions.const_data_ptr<int64_t>(),
@@ -243,8 +280,8 @@ struct Linear : torch::autograd::Function<Linear> {
     context->saved_data["kernels"] = kernels;
     context->saved_data["onto"] = onto.defined();
     if (!kernels) {
-      const Tensor y = matrices.plain(x);
-      if (rotated) rotation.turn(y, 1.0f);
+      const Tensor y = matrices.plain(x, onto.defined() || rotated);
+      if (rotated) return rotation.of_sums(y, x.scalar_type());
       return onto.defined() ? onto + y : y;
     }
     const bool wide = onto.defined() || rotated || x.scalar_type() == at::kFloat;
@@ -323,8 +360,9 @@ struct Gated : torch::autograd::Function<Gated> {
                          out<T>(gate_up), out<T>(y));
       });
     } else {
-      gate_up = matrices.plain(x);
-      y = swiglu(gate_up);
+      gate_up = matrices.plain(x, true);
+      y = swiglu(gate_up).to(x.scalar_type());
+      if (recorded) gate_up = gate_up.to(x.scalar_type());
     }
     if (recorded) context->save_for_backward({x, gate_up});
     return y;

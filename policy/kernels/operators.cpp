@@ -2,6 +2,9 @@
 
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include <map>
+#include <mutex>
+
 #include "autograd.h"
 #include "draw.h"
 #include "head.h"
@@ -9,19 +12,32 @@
 namespace arriero {
 namespace {
 
-/// f32 weights as bf16, by the thresholds of rows.cpp.
-Tensor rounded(const Tensor& x) {
-  if (on_cpu(x)) {
-    Tensor y = at::empty_like(x, x.options().dtype(at::kBFloat16));
-    round_weights(in<float>(x), x.numel(), out<bf16>(y));
-    return y;
+/// The thresholds of rows.cpp for the places 0 to count − 1, i32. They are the same for every tensor, and stay on their
+/// device to the end of the process.
+Tensor thresholds(int64_t count, const Tensor& like) {
+  static std::mutex lock;
+  // Never destroyed: a device's memory may be gone before static objects are.
+  static auto& known = *new std::map<std::string, Tensor>();
+  const std::lock_guard<std::mutex> guard(lock);
+  Tensor& all = known[like.device().str()];
+  if (!all.defined() || all.numel() < count) {
+    // Numbers of 32 bits that wrap around; what moves in from the left when they shift right is masked away.
+    Tensor hash = at::arange(count, like.options().dtype(at::kInt)).mul_(static_cast<int32_t>(0x9e3779b1));
+    hash = hash.bitwise_xor(hash.bitwise_right_shift(15).bitwise_and_(0x1ffff));
+    all = hash.mul_(static_cast<int32_t>(0x85ebca77)).bitwise_right_shift(16).bitwise_and_(0xffff);
   }
-  constexpr int64_t low = 0xffffffff;
-  Tensor hash = (at::arange(x.numel(), x.options().dtype(at::kLong)) * 0x9e3779b1LL).bitwise_and(low);
-  hash = hash.bitwise_xor(hash.bitwise_right_shift(15));
-  hash = (hash * 0x85ebca77LL).bitwise_and(low).bitwise_right_shift(16);
-  const Tensor bits = x.view(at::kInt).flatten().to(at::kLong).bitwise_and(low) + hash;
-  return bits.bitwise_right_shift(16).to(at::kShort).view(at::kBFloat16).view(x.sizes());
+  return all.narrow(0, 0, count);
+}
+
+/// f32 weights as bf16, by the thresholds of rows.cpp, written to y.
+void round_to(const Tensor& x, Tensor y) {
+  if (on_cpu(x)) {
+    round_weights(in<float>(x), x.numel(), out<bf16>(y));
+    return;
+  }
+  const Tensor sums = x.view(at::kInt).flatten() + thresholds(x.numel(), x);
+  // The upper half of each number; all machines with a libtorch keep the lower one first.
+  y.view(at::kShort).flatten().copy_(sums.view(at::kShort).view({-1, 2}).select(1, 1));
 }
 
 Tensor opt(const Tensor* tensor) { return tensor ? *tensor : Tensor(); }
@@ -99,6 +115,9 @@ char* arriero_free_memory(const Tensor* x, int64_t* result) {
     *result = static_cast<int64_t>(at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).first);
   });
 }
+
+/// Leaves cuDNN out where libtorch chooses among implementations of attention.
+void arriero_attend_without_cudnn() { at::globalContext().setSDPUseCuDNN(false); }
 
 /// 1 where products of x's kind of tensor go through the microkernel.
 bool arriero_is_fast(const Tensor* x) { return fast(*x); }
@@ -244,8 +263,54 @@ char* arriero_adamw(const Tensor* master, const Tensor* gradient, const Tensor* 
   });
 }
 
+/// One AdamW step of `count` parameters by libtorch's own operator. The options' gradient scale is 1; `steps` counts this one.
+char* arriero_adamw_together(const Tensor* const* masters, const Tensor* const* gradients, const Tensor* const* first,
+                             const Tensor* const* second, const Tensor* const* leaves, int64_t count, const AdamW* options,
+                             int64_t steps) {
+  return guarded([&] {
+    if (count == 0) return;
+    const auto parameters = list(masters, count), rounded = list(leaves, count);
+    const std::vector<Tensor> so_far(count, at::full({}, steps, parameters[0].options()));
+    at::_fused_adamw_(parameters, list(gradients, count), list(first, count), list(second, count), {}, so_far, options->rate,
+                      options->beta1, options->beta2, options->decay, options->eps, false, false);
+    for (int64_t i = 0; i < count; i++) {
+      if (rounded[i].defined()) round_to(parameters[i], rounded[i]);
+    }
+  });
+}
+
+/// √Σ x² over all of them; only this number comes to the host.
+char* arriero_norm(const Tensor* const* tensors, int64_t count, double* result) {
+  return guarded([&] {
+    if (count == 0) return;
+    const Tensor norms = at::stack(at::_foreach_norm(list(tensors, count))).to(at::kDouble);
+    *result = norms.square().sum().sqrt().item<double>();
+  });
+}
+
+char* arriero_multiply(const Tensor* const* tensors, int64_t count, double factor) {
+  return guarded([&] {
+    if (count > 0) at::_foreach_mul_(list(tensors, count), factor);
+  });
+}
+
+char* arriero_zero(const Tensor* const* tensors, int64_t count) {
+  return guarded([&] {
+    if (count > 0) at::_foreach_zero_(list(tensors, count));
+  });
+}
+
+/// target (f32) += a b.
+char* arriero_add_product(const Tensor* target, const Tensor* a, const Tensor* b) {
+  return guarded([&] { add_product(*target, *a, *b); });
+}
+
 char* arriero_round_weights(const Tensor* x, Tensor** result) {
-  return guarded([&] { *result = new Tensor(rounded(x->contiguous())); });
+  return guarded([&] {
+    const Tensor y = at::empty(x->sizes(), x->options().dtype(at::kBFloat16));
+    round_to(x->contiguous(), y);
+    *result = new Tensor(y);
+  });
 }
 
 char* arriero_square_sum(const Tensor* x, double* result) {

@@ -17,6 +17,8 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 
+use crate::kernels;
+
 /// The driver's library, as NVIDIA installs it.
 const DRIVER: &str = "libcuda.so.1";
 /// The kernels, beside libtorch_cpu.
@@ -105,7 +107,10 @@ impl fmt::Display for Found {
 pub fn look() -> &'static Found {
     static FOUND: OnceLock<Found> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let count = || usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+        let count = || {
+            kernels::attend_without_cudnn();
+            usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
+        };
         search(DRIVER.as_ref(), libtorch_folder().as_deref(), count)
     })
 }

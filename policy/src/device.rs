@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
@@ -168,15 +169,15 @@ pub fn unused_gpu(asked: DeviceSpec) -> Option<String> {
     (asked == DeviceSpec::Auto && cuda::look().is_broken()).then(|| cuda::look().to_string())
 }
 
-/// Numbers for `device`, i64 `[values]`, without waiting for what the device computes.
-pub(crate) fn upload(values: &[i64], device: Device) -> Tensor {
+/// Numbers for `device`, `[values]`, without waiting for what the device computes.
+pub(crate) fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
     let host = Tensor::from_slice(values);
     if device == Device::Cpu {
         return host;
     }
     // Pinned memory is copied by the device itself; libtorch keeps it until then.
     let host = host.f_internal_pin_memory(device).unwrap_or(host);
-    host.to_device_(device, Kind::Int64, true, false)
+    host.to_device_(device, T::KIND, true, false)
 }
 
 /// Whether the processor multiplies bf16 matrices in hardware.

@@ -5,9 +5,14 @@
 //! but never an input, unless it is what comes after a token that counts ([`ReadAt::Token`]).
 
 use arriero_buffers::Tree;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
+use crate::device::upload;
 use crate::error::{PolicyError, Result};
+
+mod padded;
+
+pub use padded::Padded;
 
 /// Where the hidden state of a response token is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,15 +38,6 @@ impl TreeSpan {
     /// Tokens of the tree on the flat axis.
     pub fn len(&self) -> i64 {
         self.prompt + self.branches.iter().sum::<i64>()
-    }
-
-    /// What a token may attend to, `[tokens, tokens]`, additive (0 or −∞); with a window, that many tokens
-    /// of its sequence, itself among them. `None` where plain causal order says it all.
-    pub fn mask(&self, window: Option<usize>) -> Option<Tensor> {
-        let longest = self.prompt + self.branches.iter().max().unwrap_or(&0);
-        let window = window.map(|window| window as i64).filter(|&window| window < longest);
-        (window.is_some() || self.branches.len() > 1)
-            .then(|| branch_mask(self.prompt, &self.branches, window))
     }
 
     /// Never true: a tree has a prompt.
@@ -130,7 +126,7 @@ impl Forest {
             layout.extend(&branches);
             spans.push(TreeSpan { start, prompt, branches });
         }
-        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let tensor = |values: &[i64]| upload(values, device);
         Ok(Forest {
             tokens: tensor(&tokens),
             positions: tensor(&positions),
@@ -164,32 +160,6 @@ impl Forest {
     }
 }
 
-/// Causal order within the prompt and within each branch; a branch sees the prompt and no other branch.
-/// A window counts positions, which go on from the prompt's end in each branch.
-fn branch_mask(prompt: i64, branches: &[i64], window: Option<i64>) -> Tensor {
-    let total = prompt + branches.iter().sum::<i64>();
-    let size = total as usize;
-    let mut mask = vec![f32::NEG_INFINITY; size * size];
-    let mut allow = |row: i64, from: i64, to: i64| {
-        let base = row as usize * size;
-        mask[base + from as usize..base + to as usize].fill(0.0);
-    };
-    let first_seen = |position: i64| window.map_or(0, |window| (position + 1 - window).max(0));
-    for row in 0..prompt {
-        allow(row, first_seen(row), row + 1);
-    }
-    let mut start = prompt;
-    for &length in branches {
-        for row in start..start + length {
-            let first = first_seen(prompt + row - start);
-            allow(row, first.min(prompt), prompt);
-            allow(row, start + (first - prompt).max(0), row + 1);
-        }
-        start += length;
-    }
-    Tensor::from_slice(&mask).view([total, total]).to_kind(Kind::Float)
-}
-
 /// Cuts a batch into micro-batches of at most `budget` tokens, whole trees in their order. A tree
 /// larger than the budget stands alone.
 pub fn micro_batches<'a, 'b>(batch: &'b [&'a Tree], budget: usize) -> Vec<&'b [&'a Tree]> {
@@ -214,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    fn tree(prompt_id: u64, prompt: &[u32], branches: &[&[u32]]) -> Tree {
+    pub(super) fn tree(prompt_id: u64, prompt: &[u32], branches: &[&[u32]]) -> Tree {
         let branch = |tokens: &&[u32]| Branch {
             sample: 0,
             tokens: tokens.to_vec(),
@@ -230,7 +200,7 @@ mod tests {
         }
     }
 
-    fn numbers(tensor: &Tensor) -> Vec<i64> {
+    pub(super) fn numbers(tensor: &Tensor) -> Vec<i64> {
         Vec::try_from(tensor).expect("an i64 vector")
     }
 
@@ -244,7 +214,6 @@ mod tests {
         assert_eq!(numbers(&forest.targets), [10, 11, 12, 20, 30, 31]);
         assert_eq!(numbers(&forest.predictors), [2, 3, 4, 2, 5, 6]);
         assert_eq!(forest.spans.iter().map(|span| span.start).collect::<Vec<_>>(), [0, 5]);
-        assert!(forest.spans[1].mask(None).is_none());
         assert_eq!(forest.layout, [0, 3, 3, 2, 0, 5, 2, 1, 1]);
     }
 
@@ -267,34 +236,6 @@ mod tests {
         assert_eq!(numbers(&forest.tokens), [1, 2, 10, 11, 12, 20]);
         assert_eq!(numbers(&forest.targets), [10, 13, 20, 21]);
         assert_eq!(numbers(&forest.predictors), [1, 4, 1, 5]);
-    }
-
-    /// The columns that each row of a mask sees.
-    fn seen(mask: &Tensor) -> Vec<Vec<usize>> {
-        let size = mask.size()[0] as usize;
-        let mask: Vec<f32> = Vec::try_from(mask.flatten(0, -1)).expect("a vector");
-        let columns = |row: &[f32]| (0..size).filter(|&column| row[column] == 0.0).collect();
-        mask.chunks(size).map(columns).collect()
-    }
-
-    #[test]
-    fn a_window_counts_positions_and_not_places() {
-        let span = TreeSpan { start: 0, prompt: 2, branches: vec![3, 1] };
-        let expected = [vec![0], vec![0, 1], vec![1, 2], vec![2, 3], vec![3, 4], vec![1, 5]];
-        let mask = span.mask(Some(2)).expect("a sequence has five tokens");
-        assert_eq!(seen(&mask), expected);
-        assert_eq!(seen(&span.mask(Some(4)).expect("a sequence has five tokens"))[4], [1, 2, 3, 4]);
-        // A window that holds every sequence changes nothing.
-        assert_eq!(
-            seen(&span.mask(Some(5)).expect("two branches")),
-            seen(&span.mask(None).expect("two branches"))
-        );
-    }
-
-    #[test]
-    fn a_branch_sees_the_prompt_and_itself() {
-        let expected = [vec![0], vec![0, 1], vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 4]];
-        assert_eq!(seen(&branch_mask(2, &[2, 1], None)), expected);
     }
 
     #[test]

@@ -17,14 +17,16 @@
 
 pub mod divergence;
 
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::kernels;
 use crate::model::wide_product;
 use crate::objective::TokenStatistics;
 
-/// Rows whose logits exist at one time where the kernels do not run.
+/// Rows whose logits exist at one time where the kernels do not run, on the CPU.
 const CHUNK_ROWS: i64 = 128;
+/// Bytes of the f32 logits that exist at one time on a device, which wants more work at once.
+const DEVICE_CHUNK_BYTES: i64 = 256 << 20;
 
 /// What the forward finds.
 #[derive(Debug)]
@@ -44,8 +46,14 @@ pub struct StatisticGradients {
     pub entropies: Option<Tensor>,
 }
 
-fn chunks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
-    (0..rows).step_by(CHUNK_ROWS as usize).map(move |start| (start, CHUNK_ROWS.min(rows - start)))
+/// (first row, rows) of each chunk of these hidden states.
+fn chunks(hidden: &Tensor, output: &Tensor) -> impl Iterator<Item = (i64, i64)> {
+    let rows = hidden.size()[0];
+    let step = match hidden.device() {
+        Device::Cpu => CHUNK_ROWS,
+        _ => (DEVICE_CHUNK_BYTES / (4 * output.size()[0])).max(1),
+    };
+    (0..rows).step_by(step as usize).map(move |start| (start, step.min(rows - start)))
 }
 
 /// Whether the kernels take these hidden states: pairs of neighbours go through the microkernel.
@@ -81,7 +89,7 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
             return Rows { statistics, log_sums: Some(rows.log_sums) };
         }
         let (mut logps, mut entropies, mut top1) = (Vec::new(), Vec::new(), Vec::new());
-        for (start, length) in chunks(hidden.size()[0]) {
+        for (start, length) in chunks(hidden, output) {
             let log_p = log_probabilities(hidden, output, start, length);
             let target =
                 log_p.gather(1, &targets.narrow(0, start, length).unsqueeze(1), false).squeeze_dim(1);
@@ -118,7 +126,7 @@ pub fn backward(
             );
         }
         let mut parts = Vec::new();
-        for (start, length) in chunks(hidden.size()[0]) {
+        for (start, length) in chunks(hidden, output) {
             let log_p = log_probabilities(hidden, output, start, length);
             let p = log_p.exp();
             let logp_gradient = gradients.logps.narrow(0, start, length).unsqueeze(1);
@@ -150,7 +158,7 @@ fn through_output(
 ) -> Tensor {
     let d_logits = d_logits.to_kind(hidden.kind());
     if let Some(output_gradient) = output_gradient {
-        *output_gradient += d_logits.tr().matmul(hidden);
+        kernels::add_product(output_gradient, &d_logits.tr(), hidden);
     }
     d_logits.matmul(output)
 }
@@ -178,7 +186,7 @@ pub fn values_backward(
 /// KL(π ‖ π_ref) of the next-token distributions, exact over the vocabulary, in nats: f32 `[rows]`.
 pub fn distribution_kl(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tensor)) -> Tensor {
     no_grad(|| {
-        let parts: Vec<Tensor> = chunks(policy.0.size()[0])
+        let parts: Vec<Tensor> = chunks(policy.0, policy.1)
             .map(|(start, length)| {
                 let log_p = log_probabilities(policy.0, policy.1, start, length);
                 let log_q = log_probabilities(reference.0, reference.1, start, length);

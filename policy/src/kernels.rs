@@ -18,11 +18,12 @@ use tch::{Kind, Tensor};
 mod native;
 
 use native::{
-    MatricesGiven, PackedGiven, Raw, RotationGiven, arriero_adamw, arriero_attention, arriero_draw,
-    arriero_embedding, arriero_free_memory, arriero_gated, arriero_head, arriero_head_backward,
-    arriero_is_fast, arriero_linear, arriero_pack, arriero_packed_gated, arriero_packed_linear,
+    MatricesGiven, PackedGiven, Raw, RotationGiven, arriero_adamw, arriero_adamw_together,
+    arriero_add_product, arriero_attend_without_cudnn, arriero_attention, arriero_draw, arriero_embedding,
+    arriero_free_memory, arriero_gated, arriero_head, arriero_head_backward, arriero_is_fast, arriero_linear,
+    arriero_multiply, arriero_norm, arriero_pack, arriero_packed_gated, arriero_packed_linear,
     arriero_page_attention, arriero_page_write, arriero_plain_only, arriero_rms_norm, arriero_rotate,
-    arriero_round_weights, arriero_square_sum, arriero_swiglu,
+    arriero_round_weights, arriero_square_sum, arriero_swiglu, arriero_zero,
 };
 
 /// What `AttentionShape` is in C++.
@@ -98,6 +99,10 @@ fn raw_or_null(tensor: Option<&Tensor>) -> Raw {
     tensor.map_or(null(), raw)
 }
 
+fn raws(tensors: &[Tensor]) -> Vec<Raw> {
+    tensors.iter().map(raw).collect()
+}
+
 /// Takes a tensor that C++ made.
 fn own(result: Raw) -> Tensor {
     // SAFETY: `result` is a `new at::Tensor` that nobody else holds.
@@ -138,6 +143,12 @@ pub fn plain_only(on: bool) {
 /// AVX512-BF16.
 pub fn is_fast(x: &Tensor) -> bool {
     unsafe { arriero_is_fast(raw(x)) }
+}
+
+/// Leaves cuDNN out where libtorch chooses among implementations of attention. cuDNN's compiles a plan for each new shape,
+/// which takes longer than a training step does, and packed trees and a batch that shrinks have new shapes all the time.
+pub fn attend_without_cudnn() {
+    unsafe { arriero_attend_without_cudnn() }
 }
 
 /// Bytes of memory that nobody uses on the device that `x` lies on, which is not the CPU.
@@ -414,6 +425,61 @@ pub fn adamw(
     check(unsafe {
         arriero_adamw(raw(master), raw(gradient), raw(moments.0), raw(moments.1), raw_or_null(leaf), step)
     });
+}
+
+/// The same of many parameters at once with libtorch's ordinary operators, wherever they lie: fewer, larger calls, which is
+/// what a device wants. `steps` counts this one.
+///
+/// # Panics
+/// If the lists are not of one length, or the step is to scale the gradients: [`multiply`] does that.
+pub fn adamw_together(
+    masters: &[Tensor],
+    gradients: &[Tensor],
+    moments: &[(Tensor, Tensor)],
+    leaves: &[Option<Tensor>],
+    step: &AdamWStep,
+    steps: i32,
+) {
+    assert!(
+        [gradients.len(), moments.len(), leaves.len()] == [masters.len(); 3] && step.gradient_scale == 1.0
+    );
+    let first: Vec<Raw> = moments.iter().map(|(first, _)| raw(first)).collect();
+    let second: Vec<Raw> = moments.iter().map(|(_, second)| raw(second)).collect();
+    let leaves: Vec<Raw> = leaves.iter().map(|leaf| raw_or_null(leaf.as_ref())).collect();
+    check(unsafe {
+        arriero_adamw_together(
+            raws(masters).as_ptr(),
+            raws(gradients).as_ptr(),
+            first.as_ptr(),
+            second.as_ptr(),
+            leaves.as_ptr(),
+            masters.len() as i64,
+            step,
+            i64::from(steps),
+        )
+    });
+}
+
+/// √Σ x² over all elements of f32 tensors with libtorch's ordinary operators. Only this number comes to the host.
+pub fn norm(tensors: &[Tensor]) -> f64 {
+    let mut result = 0.0;
+    check(unsafe { arriero_norm(raws(tensors).as_ptr(), tensors.len() as i64, &mut result) });
+    result
+}
+
+/// Multiplies all elements of the tensors, in place.
+pub fn multiply(tensors: &[Tensor], factor: f64) {
+    check(unsafe { arriero_multiply(raws(tensors).as_ptr(), tensors.len() as i64, factor) });
+}
+
+/// Sets all elements of the tensors to 0.
+pub fn zero(tensors: &[Tensor]) {
+    check(unsafe { arriero_zero(raws(tensors).as_ptr(), tensors.len() as i64) });
+}
+
+/// target (f32) += a b.
+pub fn add_product(target: &mut Tensor, a: &Tensor, b: &Tensor) {
+    check(unsafe { arriero_add_product(raw(target), raw(a), raw(b)) });
 }
 
 /// f32 weights as bf16. Each is rounded up or down by a threshold that belongs to its place in the tensor, so that there is

@@ -16,7 +16,7 @@ use crate::checkpoint::Weights;
 use crate::config::{Head, ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
-use crate::forest::Forest;
+use crate::forest::{Forest, Padded};
 use crate::kernels::{self, AttentionShape, Ending, Packed, Rotation, Weight};
 use crate::lora::{Adapter, Module};
 
@@ -319,8 +319,8 @@ impl Model {
 pub struct ForestAttention<'a> {
     model: &'a Model,
     forest: &'a Forest,
-    /// Masks of layers without and with a window, where libtorch's ordinary attention needs them.
-    masks: [Option<Vec<Option<Tensor>>>; 2],
+    /// The trees as libtorch's ordinary attention needs them, of layers without and with a window.
+    padded: [Option<(Vec<Padded>, Tensor)>; 2],
 }
 
 impl std::fmt::Debug for ForestAttention<'_> {
@@ -332,7 +332,7 @@ impl std::fmt::Debug for ForestAttention<'_> {
 impl<'a> ForestAttention<'a> {
     /// Attention of `model` within `forest`.
     pub fn new(model: &'a Model, forest: &'a Forest) -> Self {
-        ForestAttention { model, forest, masks: [None, None] }
+        ForestAttention { model, forest, padded: [None, None] }
     }
 
     /// What [`Attend`] asks for.
@@ -342,57 +342,35 @@ impl<'a> ForestAttention<'a> {
             return kernels::attention(qkv, &self.forest.layout, &shape);
         }
         let window = self.model.config.window(layer);
-        let masks = self.masks[usize::from(window.is_some())].get_or_insert_with(|| {
-            let place = |mask: Tensor| mask.to_device(qkv.device()).to_kind(qkv.kind());
-            let mask = |span: &crate::forest::TreeSpan| span.mask(window).map(place);
-            self.forest.spans.iter().map(mask).collect()
-        });
-        let part = |from: i64, count: i64| {
-            let part = qkv.narrow(1, from * shape.head_dim, count * shape.head_dim);
-            part.view([-1, count, shape.head_dim])
-        };
-        let query = part(0, shape.heads);
-        let key = part(shape.heads, shape.kv_heads);
-        let value = part(shape.heads + shape.kv_heads, shape.kv_heads);
-        let attend = |(span, mask): (&crate::forest::TreeSpan, &Option<Tensor>)| {
-            let rows = |tensor: &Tensor| tensor.narrow(0, span.start, span.len());
-            attend_tree(&rows(&query), &rows(&key), &rows(&value), mask.as_ref())
-        };
-        let parts: Vec<Tensor> = self.forest.spans.iter().zip(masks.iter()).map(attend).collect();
-        Tensor::cat(&parts, 0).reshape([-1, shape.heads * shape.head_dim])
+        let (padded, places) = self.padded[usize::from(window.is_some())]
+            .get_or_insert_with(|| self.forest.padded(window, qkv.kind()));
+        let parts: Vec<Tensor> = padded.iter().map(|padded| attend_padded(qkv, padded, &shape)).collect();
+        let all = if let [one] = &parts[..] { one.shallow_clone() } else { Tensor::cat(&parts, 0) };
+        all.index_select(0, places)
     }
 }
 
-/// Attention within one tree with libtorch's ordinary operator, causal where there is no mask: queries
-/// `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
-fn attend_tree(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    let heads = query.size()[1];
-    // [tokens, heads, head_dim] → [1, heads, tokens, head_dim], key and value heads repeated for
-    // their groups of query heads.
-    let arrange = |rows: &Tensor| {
-        let [tokens, own, head_dim] = rows.size()[..] else { unreachable!("three dimensions") };
-        let full = if own == heads {
-            rows.shallow_clone()
-        } else {
-            rows.unsqueeze(2)
-                .expand([tokens, own, heads / own, head_dim], false)
-                .reshape([tokens, heads, head_dim])
-        };
-        full.transpose(0, 1).unsqueeze(0)
+/// Attention within padded trees with libtorch's ordinary operator, from rows of rotated qkv:
+/// `[trees × length, heads head_dim]`.
+fn attend_padded(qkv: &Tensor, padded: &Padded, shape: &AttentionShape) -> Tensor {
+    let &Padded { trees, length, .. } = padded;
+    let &AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+    let all = qkv.index_select(0, &padded.rows).view([trees, length, heads + 2 * kv_heads, head_dim]);
+    // [trees, tokens, own, head_dim] → [trees, heads, tokens, head_dim], key and value heads repeated for their groups of
+    // query heads.
+    let part = |from: i64, own: i64| {
+        let part = all.narrow(2, from, own).transpose(1, 2);
+        if own == heads {
+            return part;
+        }
+        let groups = [trees, own, heads / own, length, head_dim];
+        part.unsqueeze(2).expand(groups, false).reshape([trees, heads, length, head_dim])
     };
-    let causal = mask.is_none();
-    Tensor::scaled_dot_product_attention(
-        &arrange(query),
-        &arrange(key),
-        &arrange(value),
-        mask,
-        0.0,
-        causal,
-        None,
-        false,
-    )
-    .squeeze_dim(0)
-    .transpose(0, 1)
+    let (query, key, value) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
+    let mask = padded.mask.as_ref();
+    Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, mask.is_none(), None, false)
+        .transpose(1, 2)
+        .reshape([trees * length, heads * head_dim])
 }
 
 /// x Wᵀ in f32, whatever the precision of the two.

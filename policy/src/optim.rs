@@ -195,7 +195,8 @@ impl AdamW {
     }
 
     /// One update of `parameters` (f32) by `scale` times `gradients` (f32), in place. The leaf of each
-    /// parameter, where it is a tensor of its own, gets the new weights in its precision.
+    /// parameter, where it is a tensor of its own, gets the new weights in its precision. Away from the CPU the gradients
+    /// are left scaled.
     pub fn step(
         &mut self,
         parameters: &[Tensor],
@@ -218,54 +219,44 @@ impl AdamW {
             gradient_scale: scale as f32,
         };
         no_grad(|| {
+            if !are_on_cpu(parameters) {
+                return step_together(parameters, leaves, gradients, &self.moments, step, self.steps);
+            }
             let tensors = parameters.iter().zip(leaves).zip(gradients).zip(&self.moments);
             for (((parameter, leaf), gradient), (first, second)) in tensors {
-                let update = if parameter.device() == Device::Cpu { kernels::adamw } else { plain_adamw };
-                update(parameter, gradient, (first, second), leaf.as_ref(), &step);
+                kernels::adamw(parameter, gradient, (first, second), leaf.as_ref(), &step);
             }
         });
     }
 }
 
-/// What [`kernels::adamw`] does, with libtorch's ordinary operators.
-fn plain_adamw(
-    parameter: &Tensor,
-    gradient: &Tensor,
-    (first, second): (&Tensor, &Tensor),
-    leaf: Option<&Tensor>,
-    step: &AdamWStep,
+/// All parameters at once, for a device. Scales the gradients in place.
+fn step_together(
+    parameters: &[Tensor],
+    leaves: &[Option<Tensor>],
+    gradients: &[Tensor],
+    moments: &[(Tensor, Tensor)],
+    mut step: AdamWStep,
+    steps: i32,
 ) {
-    let [rate, beta1, beta2] = [step.rate, step.beta1, step.beta2].map(f64::from);
-    let gradient = gradient * f64::from(step.gradient_scale);
-    let (mut parameter, mut first, mut second) =
-        (parameter.shallow_clone(), first.shallow_clone(), second.shallow_clone());
-    let _ = first.lerp_(&gradient, 1.0 - beta1);
-    let _ = second.g_mul_scalar_(beta2);
-    let _ = second.addcmul_(&(&gradient * (1.0 - beta2)), &gradient);
-    let denominator = second.sqrt() / f64::from(step.correction2_sqrt) + f64::from(step.eps);
-    let _ = parameter.g_mul_scalar_(1.0 - rate * f64::from(step.decay));
-    let _ = parameter.addcdiv_(&(&first * (-rate / f64::from(step.correction1))), &denominator);
-    if let Some(leaf) = leaf {
-        leaf.shallow_clone().copy_(&kernels::round_weights(&parameter));
+    if step.gradient_scale != 1.0 {
+        kernels::multiply(gradients, f64::from(step.gradient_scale));
+        step.gradient_scale = 1.0;
     }
+    kernels::adamw_together(parameters, gradients, moments, leaves, &step, steps);
+}
+
+fn are_on_cpu(tensors: &[Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.device() == Device::Cpu)
 }
 
 /// The global norm of gradients (f32), and the factor that brings it down to `limit` where it is above.
 pub fn norm_and_clip(gradients: &[Tensor], limit: f64) -> (f64, f64) {
-    let on_cpu = |gradient: &Tensor| gradient.device() == Device::Cpu;
-    let norm = match gradients {
-        [] => 0.0,
-        // One number comes to the host, not one of each gradient.
-        [first, ..] if !on_cpu(first) => square_sums(gradients).sum(Kind::Double).sqrt().double_value(&[]),
-        _ => gradients.iter().map(kernels::square_sum).sum::<f64>().sqrt(),
+    let norm = match are_on_cpu(gradients) {
+        true => gradients.iter().map(kernels::square_sum).sum::<f64>().sqrt(),
+        false => kernels::norm(gradients),
     };
     (norm, if norm > limit { limit / norm } else { 1.0 })
-}
-
-/// Σ x² of each gradient with libtorch's ordinary operators, f64 `[gradients]`.
-fn square_sums(gradients: &[Tensor]) -> Tensor {
-    let sums: Vec<Tensor> = gradients.iter().map(|gradient| gradient.square().sum(Kind::Double)).collect();
-    Tensor::stack(&sums, 0)
 }
 
 #[cfg(test)]
@@ -296,7 +287,7 @@ mod tests {
         assert!((values(&parameters[0])[0] - (0.899 * 0.999 - 0.1 * direction)).abs() < 1e-6);
     }
 
-    /// Three steps of the two from the same start.
+    /// Three steps from the same start: the kernel, and what a device does.
     #[test]
     fn the_kernel_equals_ordinary_operators() {
         tch::manual_seed(5);
@@ -317,7 +308,14 @@ mod tests {
             };
             let gradient = random();
             kernels::adamw(&kernel.0, &gradient, (&kernel.1, &kernel.2), Some(&kernel.3), &numbers);
-            plain_adamw(&plain.0, &gradient, (&plain.1, &plain.2), Some(&plain.3), &numbers);
+            step_together(
+                std::slice::from_ref(&plain.0),
+                &[Some(plain.3.shallow_clone())],
+                &[gradient],
+                &[(plain.1.shallow_clone(), plain.2.shallow_clone())],
+                numbers,
+                step,
+            );
         }
         for (kernel, plain) in [(&kernel.0, &plain.0), (&kernel.1, &plain.1), (&kernel.2, &plain.2)] {
             let error = (kernel - plain).norm().double_value(&[]) / kernel.norm().double_value(&[]);
@@ -329,7 +327,9 @@ mod tests {
     #[test]
     fn the_norm_equals_ordinary_operators() {
         let gradients = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
-        assert_eq!(values(&square_sums(&gradients)), [9.0, 16.0]);
+        assert!((kernels::norm(&gradients) - 5.0).abs() < 1e-6);
+        kernels::multiply(&gradients, 0.2);
+        assert!((norm_and_clip(&gradients, 10.0).0 - 1.0).abs() < 1e-6);
     }
 
     #[test]

@@ -3,14 +3,18 @@
 use arriero_buffers::random::Stream;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::device::upload;
 use crate::kernels::{self, DrawnToken, WantedToken};
 
 /// Below it logits overflow when they are divided.
 const LEAST_TEMPERATURE: f64 = 0.01;
 /// Above it nothing of the model is left.
 const MOST_TEMPERATURE: f64 = 100.0;
+
+/// Bytes of logits that tokens are drawn from at one time on a device.
+const DEVICE_BYTES: usize = 256 << 20;
 
 /// How tokens are drawn. The steps apply in this order: temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,16 +121,23 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, stream: &mut Stream, positi
     Draw { token: token as u32, logp: logp(token), sampled_logp: sampled_logp as f32 }
 }
 
-/// What [`draw`] gives for each of `wanted` (a row of the logits, the options, the stream and the position in it),
-/// in one go and in parallel. Logits are f32 `[rows, vocabulary]`.
+/// A token that is wanted: the row of the logits that it reads, how it is drawn, and the stream and the position in it that
+/// its random number is taken from.
+pub type Wanted<'a> = (usize, &'a SamplingConfig, &'a mut Stream, u64);
+
+/// What [`draw`] gives for each of `wanted`, in one go and in parallel. Logits are f32 `[rows, vocabulary]`.
 ///
 /// Where no option truncates the distribution, a kernel draws: its sums run in f32 over 256 logits each, and in f64 over
-/// these.
-pub fn draw_all(logits: &Tensor, wanted: &mut [(usize, &SamplingConfig, &mut Stream, u64)]) -> Vec<Draw> {
+/// these. On a device the tokens are drawn there, and only they come to the host.
+pub fn draw_all(logits: &Tensor, wanted: &mut [Wanted<'_>]) -> Vec<Draw> {
     let vocabulary = logits.size()[1] as usize;
+    if logits.device() != Device::Cpu {
+        let rows = (DEVICE_BYTES / (4 * vocabulary)).max(1);
+        return wanted.chunks_mut(rows).flat_map(|wanted| draw_together(logits, wanted)).collect();
+    }
     if wanted.iter().any(|(_, config, ..)| config.truncates()) {
         let logits = host_copy(logits);
-        let one = |(row, config, stream, position): &mut (usize, &SamplingConfig, &mut Stream, u64)| {
+        let one = |(row, config, stream, position): &mut Wanted<'_>| {
             draw(&logits[*row * vocabulary..][..vocabulary], config, stream, *position)
         };
         return wanted.par_iter_mut().map(one).collect();
@@ -136,13 +147,70 @@ pub fn draw_all(logits: &Tensor, wanted: &mut [(usize, &SamplingConfig, &mut Str
         scale: if config.temperature == 0.0 { 0.0 } else { (1.0 / config.temperature) as f32 },
         uniform: if config.temperature == 0.0 { 0.0 } else { stream.uniform(*position) },
     });
-    let drawn = kernels::draw(&logits.to_device(Device::Cpu).contiguous(), &plain.collect::<Vec<_>>());
+    let drawn = kernels::draw(&logits.contiguous(), &plain.collect::<Vec<_>>());
     let draw = |drawn: DrawnToken| Draw {
         token: drawn.token as u32,
         logp: drawn.logp,
         sampled_logp: drawn.sampled_logp,
     };
     drawn.into_iter().map(draw).collect()
+}
+
+/// [`draw`] for all of `wanted` where the logits lie, with libtorch's ordinary operators: one small copy there, one small copy
+/// back.
+fn draw_together(logits: &Tensor, wanted: &mut [Wanted<'_>]) -> Vec<Draw> {
+    let device = logits.device();
+    let rows: Vec<i64> = wanted.iter().map(|(row, ..)| *row as i64).collect();
+    let vocabulary = logits.size()[1];
+    let is_greedy = |config: &SamplingConfig| config.temperature == 0.0;
+    let columns: [Vec<f64>; 6] = [
+        wanted.iter().map(|(_, config, ..)| f64::from(u8::from(is_greedy(config)))).collect(),
+        wanted.iter().map(|(_, c, ..)| if is_greedy(c) { 1.0 } else { 1.0 / c.temperature }).collect(),
+        wanted.iter_mut().map(|(_, _, stream, position)| stream.uniform(*position)).collect(),
+        wanted
+            .iter()
+            .map(|(_, c, ..)| if c.top_k == 0 { vocabulary } else { c.top_k as i64 } as f64)
+            .collect(),
+        wanted.iter().map(|(_, config, ..)| config.top_p).collect(),
+        wanted.iter().map(|(_, config, ..)| config.min_p).collect(),
+    ];
+    let columns = upload(&columns.concat(), device).view([6, -1, 1]);
+    let [greedy, scale, uniform, top_k, top_p, min_p] = [0, 1, 2, 3, 4, 5].map(|column| columns.get(column));
+
+    let logits = logits.index_select(0, &upload(&rows, device));
+    let below = &logits - logits.amax([1], true);
+    let total = below.exp().sum_dim_intlist(1, true, Kind::Double);
+    let scaled = &below * scale.to_kind(Kind::Float);
+    let mut weights = scaled.exp();
+    if wanted.iter().any(|(_, config, ..)| config.truncates()) {
+        // The most probable first; equal ones in the order of the vocabulary.
+        let (sorted, order) = weights.sort_stable(true, 1, true);
+        let places = Tensor::arange(vocabulary, (Kind::Int64, device)).unsqueeze(0);
+        let among_first = places.lt_tensor(&top_k);
+        let running = (&sorted * &among_first).cumsum(1, Kind::Double);
+        let before = &running - &sorted;
+        let kept = before.lt_tensor(&(top_p * running.narrow(1, vocabulary - 1, 1)));
+        // The most probable token has weight 1, so that the threshold is min-p itself.
+        let kept =
+            kept.logical_or(&places.eq(0)).logical_and(&among_first).logical_and(&sorted.ge_tensor(&min_p));
+        weights = weights.zeros_like().scatter(1, &order, &(sorted * kept));
+    }
+    let running = weights.cumsum(1, Kind::Double);
+    let sampled_total = running.narrow(1, vocabulary - 1, 1);
+    let passed = running.le_tensor(&(uniform * &sampled_total)).sum_dim_intlist(1, true, Kind::Int64);
+    // Where rounding keeps the running sum from passing, the last token of any weight.
+    let last = vocabulary - 1 - weights.gt(0.0).to_kind(Kind::Int).flip([1]).argmax(1, true);
+    let is_greedy = greedy.gt(0.5);
+    let token = logits.argmax(1, true).where_self(&is_greedy, &passed.minimum(&last));
+    let of_token = |numbers: &Tensor| numbers.gather(1, &token, false).to_kind(Kind::Double);
+    let logp = of_token(&below) - total.log();
+    let sampled_logp = (of_token(&scaled) - sampled_total.log()).masked_fill(&is_greedy, 0.0);
+
+    let drawn = Tensor::cat(&[token.to_kind(Kind::Double), logp, sampled_logp], 1).to_device(Device::Cpu);
+    let mut numbers = vec![0.0f64; drawn.numel()];
+    drawn.copy_data(&mut numbers, drawn.numel());
+    let draw = |row: &[f64]| Draw { token: row[0] as u32, logp: row[1] as f32, sampled_logp: row[2] as f32 };
+    numbers.chunks_exact(3).map(draw).collect()
 }
 
 /// The logits one after the other, on the host.
@@ -343,6 +411,49 @@ mod tests {
             let drawn = kernels::draw(&logits, &[WantedToken { source: 0, scale: 1.0, uniform }]);
             assert_eq!(drawn[0].token, token, "{uniform}");
             assert!((drawn[0].logp - 0.5f32.ln()).abs() < 1e-6);
+        }
+    }
+
+    /// What a device draws, with every option and several at once, is what [`draw`] draws.
+    #[test]
+    fn drawing_together_equals_drawing_one_by_one() {
+        tch::manual_seed(11);
+        let logits = Tensor::randn([40, 500], (Kind::Float, Device::Cpu)) * 4.0;
+        // Equal logits, of which truncation keeps the first ones.
+        let _ = logits.narrow(0, 3, 1).fill_(1.0);
+        let _ = logits.narrow(1, 20, 9).fill_(f64::NEG_INFINITY);
+        let plain = SamplingConfig::default();
+        let configs = [
+            plain.clone(),
+            SamplingConfig { temperature: 0.0, ..plain.clone() },
+            SamplingConfig { temperature: 1.7, top_k: 7, ..plain.clone() },
+            SamplingConfig { top_p: 0.8, ..plain.clone() },
+            SamplingConfig { temperature: 0.6, min_p: 0.1, ..plain.clone() },
+            SamplingConfig { top_k: 50, top_p: 0.5, min_p: 0.02, ..plain.clone() },
+            SamplingConfig { top_k: 9999, top_p: 1e-9, ..plain.clone() },
+        ];
+        for configs in [&configs[..1], &configs[1..2], &configs] {
+            let stream = |row: u64| Stream::new(2, Purpose::Sampling, row, 1);
+            let rows = || (0..200u64).map(|wanted| ((wanted * 7 % 40) as usize, wanted));
+            let mut streams: Vec<Stream> = rows().map(|(_, wanted)| stream(wanted)).collect();
+            let mut wanted: Vec<Wanted<'_>> = rows()
+                .zip(&mut streams)
+                .map(|((row, wanted), stream)| {
+                    (row, &configs[wanted as usize % configs.len()], stream, wanted)
+                })
+                .collect();
+            let found = draw_together(&logits, &mut wanted);
+            for ((row, wanted), found) in rows().zip(found) {
+                let values: Vec<f32> = Vec::try_from(logits.get(row as i64)).expect("a row");
+                let config = &configs[wanted as usize % configs.len()];
+                let expected = draw(&values, config, &mut stream(wanted), wanted);
+                assert_eq!(found.token, expected.token, "{config:?}");
+                for (found, expected) in
+                    [(found.logp, expected.logp), (found.sampled_logp, expected.sampled_logp)]
+                {
+                    assert!((found - expected).abs() < 1e-5, "{config:?}: {found}, expected {expected}");
+                }
+            }
         }
     }
 

@@ -52,7 +52,7 @@ pub fn sampling(given: &Given) -> Result<Figures> {
     for step in 0..=given.steps {
         let model = snapshot.model()?;
         let limit = if step == 0 { 8 } else { MAX_NEW_TOKENS };
-        let (time, sampled) = timed(|| -> Result<u64> {
+        let (time, sampled) = timed(given.compute()?.device, || -> Result<u64> {
             let mut generator = generator(model, &tokenizer, SAMPLES, given.batch as usize, limit, step);
             for prompt in prompts.iter().take(PROMPTS) {
                 generator.submit(Arc::clone(prompt))?;
@@ -87,7 +87,7 @@ pub fn decode(given: &Given) -> Result<Figures> {
         let (mut steps, mut time) = (0, Duration::ZERO);
         while steps < DECODE_STEPS {
             let before = generator.sampled_tokens();
-            let (step, groups) = timed(|| generator.step());
+            let (step, groups) = timed(given.compute()?.device, || generator.step());
             let left = !groups?.is_empty();
             let drawn = (generator.sampled_tokens() - before) as usize;
             if left || generator.is_idle() {

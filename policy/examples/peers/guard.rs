@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arriero_buffers::{Selection, SelectionConfig, Tree, select};
 use arriero_policy::checkpoint::Checkpoint;
-use arriero_policy::device::{Compute, DeviceSpec, DtypeSpec};
+use arriero_policy::device::{Compute, DtypeSpec};
 use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::objective::Algorithm;
 use arriero_policy::sampling::SamplingConfig;
@@ -29,8 +29,8 @@ const MAX_NEW_TOKENS: usize = 128;
 /// Everything in bf16 against the same in f32, from the same weights. Differences are relative.
 pub fn guard(given: &Given) -> Result<Figures> {
     let mut figures = Figures::new();
-    let bf16 = Compute::resolve(DeviceSpec::Cpu, DtypeSpec::Bf16)?;
-    let f32 = Compute::resolve(DeviceSpec::Cpu, DtypeSpec::F32)?;
+    let bf16 = Compute::resolve(given.device, DtypeSpec::Bf16)?;
+    let f32 = Compute::resolve(given.device, DtypeSpec::F32)?;
     let (logps, curve) = dpo(given, bf16)?;
     let (exact_logps, exact_curve) = dpo(given, f32)?;
     let mut put = |name: &str, value: f64| figures.insert(name.to_owned(), json!(value));

@@ -28,6 +28,7 @@ use arriero_policy::allocator;
 use arriero_policy::device::{Compute, DeviceSpec, DtypeSpec};
 use clap::{Args, Parser};
 use serde_json::{Map, Value, json};
+use tch::Device;
 
 #[derive(Parser)]
 #[command(about = "The work that other toolkits are compared on")]
@@ -51,7 +52,11 @@ enum Work {
     /// bf16 against f32: sequences' log-probabilities, the losses of 50 DPO steps; the sampler against the trainer
     Guard(Given),
     /// The best rate of the machine's matrix products, in GFLOP/s
-    Peak,
+    Peak {
+        /// Where: auto, cpu or cuda:N
+        #[arg(long, default_value = "cpu")]
+        device: DeviceSpec,
+    },
 }
 
 /// What the subcommands are told.
@@ -69,6 +74,9 @@ struct Given {
     /// Sequences decoded at once
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     batch: u64,
+    /// Where: auto, cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: DeviceSpec,
     /// Precision of forward and backward: auto, bf16 or f32
     #[arg(long, default_value = "auto")]
     dtype: DtypeSpec,
@@ -76,7 +84,7 @@ struct Given {
 
 impl Given {
     fn compute(&self) -> Result<Compute> {
-        Ok(Compute::resolve(DeviceSpec::Cpu, self.dtype)?)
+        Ok(Compute::resolve(self.device, self.dtype)?)
     }
 }
 
@@ -105,9 +113,17 @@ fn median(durations: &mut [Duration]) -> Duration {
     (durations[middle - 1] + durations[middle]) / 2
 }
 
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+/// How long work takes, with what it left a device to do.
+fn timed<T>(device: Device, work: impl FnOnce() -> T) -> (Duration, T) {
+    let wait = || {
+        if let Device::Cuda(number) = device {
+            tch::Cuda::synchronize(number as i64);
+        }
+    };
+    wait();
     let start = Instant::now();
     let result = work();
+    wait();
     (start.elapsed(), result)
 }
 
@@ -121,7 +137,7 @@ fn main() -> Result<()> {
         Work::Decode(given) => generation::decode(given)?,
         Work::PackedSft(given) => training::packed_sft(given)?,
         Work::Guard(given) => guard::guard(given)?,
-        Work::Peak => peak::peak(),
+        Work::Peak { device } => peak::peak(Compute::resolve(*device, DtypeSpec::Auto)?.device),
     };
     println!("{}", Value::Object(figures));
     Ok(())

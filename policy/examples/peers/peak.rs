@@ -15,11 +15,11 @@ const SHAPES: [(i64, i64, i64); 5] =
 const TRIAL: Duration = Duration::from_millis(700);
 
 /// The best rate over the shapes in each precision, in GFLOP/s.
-pub fn peak() -> Figures {
+pub fn peak(device: Device) -> Figures {
     let mut figures = Figures::new();
     for (name, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
         let rates = SHAPES.map(|shape| {
-            let rate = rate(shape, kind);
+            let rate = rate(shape, kind, device);
             eprintln!("{name} {shape:?}: {rate:.0} GFLOP/s");
             rate
         });
@@ -28,12 +28,12 @@ pub fn peak() -> Figures {
     figures
 }
 
-fn rate((rows, inner, columns): (i64, i64, i64), kind: Kind) -> f64 {
-    let random = |rows, columns| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
+fn rate((rows, inner, columns): (i64, i64, i64), kind: Kind, device: Device) -> f64 {
+    let random = |rows, columns| Tensor::randn([rows, columns], (Kind::Float, device)).to_kind(kind);
     let (input, weight) = (random(rows, inner), random(columns, inner));
     let (mut best, mut spent, mut runs) = (Duration::MAX, Duration::ZERO, 0);
     while spent < TRIAL || runs < 5 {
-        let (time, _) = timed(|| input.linear(&weight, None::<Tensor>));
+        let (time, _) = timed(device, || input.linear(&weight, None::<Tensor>));
         (best, spent, runs) = (best.min(time), spent + time, runs + 1);
     }
     2e-9 * (rows * inner * columns) as f64 / best.as_secs_f64()

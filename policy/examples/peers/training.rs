@@ -63,7 +63,7 @@ pub fn dpo(given: &Given) -> Result<Figures> {
         let answers = pairs
             .map(|(id, pair)| tree(&checkpoint.tokenizer, id, &pair.prompt, &[&pair.chosen, &pair.rejected]));
         let mut trees: Vec<Tree> = answers.collect::<Result<_>>()?;
-        let (time, report) = timed(|| {
+        let (time, report) = timed(given.compute()?.device, || {
             score_reference(&reference, &mut trees, budget)?;
             trainer.step(&trees.iter().collect::<Vec<_>>())
         });
@@ -97,7 +97,7 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
     let (mut seconds, mut tokens) = (Vec::new(), 0);
     let mut newest = trainer.snapshot(0);
     for step in 0..=given.steps as usize {
-        let (time, report) = timed(|| -> Result<_> {
+        let (time, report) = timed(given.compute()?.device, || -> Result<_> {
             let generation = GenerationConfig {
                 sampling: SamplingConfig { max_new_tokens: MAX_NEW_TOKENS, ..SamplingConfig::default() },
                 samples: COMPLETIONS,
@@ -170,7 +170,7 @@ pub fn packed_sft(given: &Given) -> Result<Figures> {
         let views: Vec<&Tree> = trees.iter().collect();
         let (mut seconds, mut tokens) = (Vec::new(), 0);
         for step in 0..=given.steps {
-            let (time, report) = timed(|| trainer.step(&views));
+            let (time, report) = timed(given.compute()?.device, || trainer.step(&views));
             let report = report?;
             if step > 0 {
                 seconds.push(time);

@@ -46,7 +46,7 @@ pub fn statistics(
     let Divergence { beta, temperature } = divergence;
     no_grad(|| {
         let (mut divergences, mut logps) = (Vec::new(), Vec::new());
-        for (start, length) in chunks(policy.0.size()[0]) {
+        for (start, length) in chunks(policy.0, policy.1) {
             let theirs = logits(teacher, start, length);
             let target =
                 theirs.gather(1, &targets.narrow(0, start, length).unsqueeze(1), false).squeeze_dim(1);
@@ -84,7 +84,7 @@ pub fn backward(
     let (hidden, output) = policy;
     no_grad(|| {
         let mut parts = Vec::new();
-        for (start, length) in chunks(hidden.size()[0]) {
+        for (start, length) in chunks(hidden, output) {
             let log_p = tempered(&logits(policy, start, length), temperature);
             let log_q = tempered(&logits(teacher, start, length), temperature);
             let p = log_p.exp();

@@ -128,6 +128,21 @@ unsafe extern "C" {
         leaf: Raw,
         options: *const AdamWStep,
     ) -> *mut c_char;
+    pub(super) fn arriero_adamw_together(
+        masters: *const Raw,
+        gradients: *const Raw,
+        first: *const Raw,
+        second: *const Raw,
+        leaves: *const Raw,
+        count: i64,
+        options: *const AdamWStep,
+        steps: i64,
+    ) -> *mut c_char;
+    pub(super) fn arriero_norm(tensors: *const Raw, count: i64, result: *mut f64) -> *mut c_char;
+    pub(super) fn arriero_multiply(tensors: *const Raw, count: i64, factor: f64) -> *mut c_char;
+    pub(super) fn arriero_attend_without_cudnn();
+    pub(super) fn arriero_zero(tensors: *const Raw, count: i64) -> *mut c_char;
+    pub(super) fn arriero_add_product(target: Raw, a: Raw, b: Raw) -> *mut c_char;
     pub(super) fn arriero_round_weights(x: Raw, result: *mut Raw) -> *mut c_char;
     pub(super) fn arriero_square_sum(x: Raw, result: *mut f64) -> *mut c_char;
 }

@@ -1,10 +1,11 @@
 //! Tensors that are trained together, with their gradients and their optimiser.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Weights;
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
+use crate::kernels;
 use crate::optim::{AdamW, TrainingConfig, norm_and_clip};
 
 /// One trained tensor.
@@ -131,10 +132,8 @@ impl Parameters {
     }
 
     /// Sets the gradients to 0.
-    pub fn zero(&mut self) {
-        for parameter in &mut self.list {
-            let _ = parameter.gradient.zero_();
-        }
+    pub fn zero(&self) {
+        kernels::zero(&self.each(|parameter| parameter.gradient.shallow_clone()));
     }
 
     /// Measures the gradients' global norm, and notes by how much the step is to scale them down.
@@ -150,5 +149,9 @@ impl Parameters {
         let gradients = self.each(|parameter| parameter.gradient.shallow_clone());
         let leaves: Vec<Option<Tensor>> = self.list.iter().map(Parameter::own_leaf).collect();
         self.optimizer.step(&masters, &leaves, &gradients, self.scale, rate, training);
+        if gradients.iter().any(|gradient| gradient.device() != Device::Cpu) {
+            // It left them scaled.
+            self.scale = 1.0;
+        }
     }
 }
