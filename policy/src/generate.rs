@@ -6,9 +6,8 @@
 //! - [`Generator`]: prompts and groups, all with the same options, on top of it;
 //! - `text`: tokens to text while they come, and stop strings.
 //!
-//! A request's samples share one pass over its prompt. Tokens are drawn on the host with random
-//! numbers keyed by (seed, prompt, sample, token), so that a sample does not depend on its
-//! neighbours.
+//! A request's samples share one pass over its prompt. Tokens are drawn with random numbers of the host's,
+//! keyed by (seed, prompt, sample, token), so that a sample does not depend on its neighbours.
 
 mod generator;
 mod mixture;
