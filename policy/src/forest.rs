@@ -12,7 +12,7 @@ use crate::error::{PolicyError, Result};
 
 mod padded;
 
-pub use padded::Padded;
+pub use padded::PaddedTrees;
 
 /// Where the hidden state of a response token is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::checkpoint::Weights;
 use crate::config::{Head, ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
-use crate::forest::{Forest, Padded};
+use crate::forest::{Forest, PaddedTrees};
 use crate::kernels::{self, AttentionShape, Ending, Packed, Rotation, Weight};
 use crate::lora::{Adapter, Module};
 
@@ -320,7 +320,7 @@ pub struct ForestAttention<'a> {
     model: &'a Model,
     forest: &'a Forest,
     /// The trees as libtorch's ordinary attention needs them, of layers without and with a window.
-    padded: [Option<(Vec<Padded>, Tensor)>; 2],
+    padded: [Option<PaddedTrees>; 2],
 }
 
 impl std::fmt::Debug for ForestAttention<'_> {
@@ -342,35 +342,10 @@ impl<'a> ForestAttention<'a> {
             return kernels::attention(qkv, &self.forest.layout, &shape);
         }
         let window = self.model.config.window(layer);
-        let (padded, places) = self.padded[usize::from(window.is_some())]
-            .get_or_insert_with(|| self.forest.padded(window, qkv.kind()));
-        let parts: Vec<Tensor> = padded.iter().map(|padded| attend_padded(qkv, padded, &shape)).collect();
-        let all = if let [one] = &parts[..] { one.shallow_clone() } else { Tensor::cat(&parts, 0) };
-        all.index_select(0, places)
+        self.padded[usize::from(window.is_some())]
+            .get_or_insert_with(|| PaddedTrees::new(self.forest, window, qkv.kind()))
+            .attend(qkv, &shape)
     }
-}
-
-/// Attention within padded trees with libtorch's ordinary operator, from rows of rotated qkv:
-/// `[trees × length, heads head_dim]`.
-fn attend_padded(qkv: &Tensor, padded: &Padded, shape: &AttentionShape) -> Tensor {
-    let &Padded { trees, length, .. } = padded;
-    let &AttentionShape { heads, kv_heads, head_dim, .. } = shape;
-    let all = qkv.index_select(0, &padded.rows).view([trees, length, heads + 2 * kv_heads, head_dim]);
-    // [trees, tokens, own, head_dim] → [trees, heads, tokens, head_dim], key and value heads repeated for their groups of
-    // query heads.
-    let part = |from: i64, own: i64| {
-        let part = all.narrow(2, from, own).transpose(1, 2);
-        if own == heads {
-            return part;
-        }
-        let groups = [trees, own, heads / own, length, head_dim];
-        part.unsqueeze(2).expand(groups, false).reshape([trees, heads, length, head_dim])
-    };
-    let (query, key, value) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
-    let mask = padded.mask.as_ref();
-    Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, mask.is_none(), None, false)
-        .transpose(1, 2)
-        .reshape([trees * length, heads * head_dim])
 }
 
 /// x Wᵀ in f32, whatever the precision of the two.

@@ -37,7 +37,8 @@ fn pair(prompt_id: u64) -> Tree {
     }
 }
 
-/// Logits of a packed batch, the loss and the gradients of a DPO step, and greedy answers.
+/// Logits of a packed batch, the loss and the gradients of a DPO step, and answers: greedy ones, and ones drawn from a
+/// truncated and from the whole distribution.
 struct Results {
     logits: Tensor,
     loss: f64,
@@ -60,17 +61,24 @@ fn results(checkpoint: &Checkpoint, compute: Compute) -> Results {
     let loss = trainer.step(&pairs).expect("a step").metrics["loss"];
     let gradients = trainer.gradients().iter().map(|(name, tensor)| (name.clone(), host(tensor))).collect();
 
-    let sampling = SamplingConfig { temperature: 0.0, max_new_tokens: 24, ..SamplingConfig::default() };
-    let options = GenerationConfig { sampling, samples: 2, batch: 4, seed: 1 };
-    let mut generator = Generator::new(model, 0, tokenizer.clone(), options);
-    for (id, prompt) in pairs.iter().enumerate() {
-        let asked =
-            Prompt { id: id as u64, messages: vec![Message::user("")], checks: serde_json::Value::Null };
-        generator.submit_tokens(Arc::new(asked), prompt.prompt.repeat(3)).expect("it fits");
+    let whole = SamplingConfig { max_new_tokens: 24, ..SamplingConfig::default() };
+    let truncated = SamplingConfig { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.01, ..whole.clone() };
+    let greedy = SamplingConfig { temperature: 0.0, ..whole.clone() };
+    let mut answers = Vec::new();
+    for sampling in [greedy, truncated, whole] {
+        let options = GenerationConfig { sampling, samples: 2, batch: 4, seed: 1 };
+        let model = Model::new(config, weights, compute).expect("it fits");
+        let mut generator = Generator::new(model, 0, tokenizer.clone(), options);
+        for (id, prompt) in pairs.iter().enumerate() {
+            let asked =
+                Prompt { id: id as u64, messages: vec![Message::user("")], checks: serde_json::Value::Null };
+            generator.submit_tokens(Arc::new(asked), prompt.prompt.repeat(3)).expect("it fits");
+        }
+        let groups = generator.run().expect("it generates");
+        let completions = groups.into_iter().flat_map(|group| group.completions);
+        answers.extend(completions.map(|completion| completion.tokens));
     }
-    let groups = generator.run().expect("it generates");
-    let answers = groups.into_iter().flat_map(|group| group.completions).map(|completion| completion.tokens);
-    Results { logits, loss, gradients, answers: answers.collect() }
+    Results { logits, loss, gradients, answers }
 }
 
 fn relative(found: &Tensor, expected: &Tensor) -> f64 {
@@ -98,7 +106,7 @@ fn cuda_and_its_operators_equal_the_kernels() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
     let checkpoint = Checkpoint::open(&fixture).expect("the fixture");
     let cpu = results(&checkpoint, Compute::CPU_F32);
-    assert!(cpu.answers.iter().all(|answer| !answer.is_empty()) && cpu.answers.len() == 6);
+    assert!(cpu.answers.iter().all(|answer| !answer.is_empty()) && cpu.answers.len() == 18);
 
     let plain = |compute: Compute| {
         arriero_policy::kernels::plain_only(true);

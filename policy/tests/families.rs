@@ -12,6 +12,7 @@ use arriero_policy::checkpoint::{Checkpoint, write_hf};
 use arriero_policy::device::Compute;
 use arriero_policy::forest::Forest;
 use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::kernels;
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
 use serde_json::{Map, Value};
@@ -71,11 +72,22 @@ fn largest_difference(found: &[f64], wanted: &[f64]) -> f64 {
     found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
+/// Every family, by the kernels and by libtorch's ordinary operators, which stand in for them on other devices.
+fn both_ways(check: impl Fn(&str, &str, &Value)) {
+    for plain in [false, true] {
+        kernels::plain_only(plain);
+        for (name, expected) in expected() {
+            check(&format!("{name}{}", if plain { ", ordinary operators" } else { "" }), &name, &expected);
+        }
+    }
+    kernels::plain_only(false);
+}
+
 /// A sequence alone, a prompt with one response, and a prompt with two, which must not see one another.
 #[test]
 fn logits_equal_transformers_however_a_sequence_is_packed() {
-    for (name, expected) in expected() {
-        let model = model(&open(&name));
+    both_ways(|name, family, expected| {
+        let model = model(&open(family));
         let prompt = ids(&expected["prompt"]);
         let columns: Vec<i64> = ids(&expected["columns"]).into_iter().map(i64::from).collect();
         let width = columns.len();
@@ -98,14 +110,14 @@ fn logits_equal_transformers_however_a_sequence_is_packed() {
         worst = worst.max(largest_difference(&both, &wanted));
         println!("{name}: largest difference of a logit {worst:.1e}");
         assert!(worst <= 1e-4, "{name}: largest difference of a logit {worst}");
-    }
+    });
 }
 
 /// Token by token through the cache, beside a shorter prompt, so that lengths differ within a step.
 #[test]
 fn greedy_tokens_and_their_log_probs_equal_transformers() {
-    for (name, expected) in expected() {
-        let checkpoint = open(&name);
+    both_ways(|name, family, expected| {
+        let checkpoint = open(family);
         let greedy = ids(&expected["greedy"]);
         let sampling =
             SamplingConfig { temperature: 0.0, max_new_tokens: greedy.len(), ..SamplingConfig::default() };
@@ -124,7 +136,7 @@ fn greedy_tokens_and_their_log_probs_equal_transformers() {
             println!("{name}: largest difference of a log-probability {worst:.1e}");
             assert!(worst <= 1e-4, "{name}: largest difference of a log-probability {worst}");
         }
-    }
+    });
 }
 
 /// `make_families.py --check` lets transformers load what this leaves in the target folder.

@@ -7,19 +7,27 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Forest, TreeSpan};
 use crate::device::upload;
+use crate::kernels::AttentionShape;
 
-/// Trees that go through libtorch's ordinary attention in one call.
+/// The trees of a forest, ready for attention in layers with one window or none.
 #[derive(Debug)]
-pub struct Padded {
-    /// How many trees.
-    pub trees: i64,
+pub struct PaddedTrees {
+    groups: Vec<Group>,
+    /// Where each row of the flat axis stands among the rows of all groups, i64 `[tokens]`.
+    places: Tensor,
+}
+
+/// Trees that go through one call.
+#[derive(Debug)]
+struct Group {
+    trees: i64,
     /// Tokens of each, padding included.
-    pub length: i64,
+    length: i64,
     /// The flat axis's row of each token, i64 `[trees × length]`. Padding follows a tree and names some row.
-    pub rows: Tensor,
+    rows: Tensor,
     /// What a token may attend to, additive (0 or −∞), `[trees, 1, length, length]`; `None` where plain causal order says
     /// it all. Padding attends to padding, so that its rows are numbers.
-    pub mask: Option<Tensor>,
+    mask: Option<Tensor>,
 }
 
 /// How trees are padded.
@@ -41,38 +49,68 @@ impl Padding {
 /// The branch that padding belongs to; the prompt is 0.
 const PADDING: i64 = -1;
 
-impl Forest {
-    /// The trees as libtorch's ordinary attention wants them, and where each row of the flat axis stands among the rows of
-    /// all of these, i64 `[tokens]`. Masks are of this kind. With a window, a token attends to that many tokens of its
-    /// sequence, itself among them.
-    pub fn padded(&self, window: Option<usize>, kind: Kind) -> (Vec<Padded>, Tensor) {
-        let padding = if self.tokens.device() == Device::Cpu { Padding::CPU } else { Padding::DEVICE };
-        self.padded_by(padding, window, kind)
+impl PaddedTrees {
+    /// For queries, keys and values of this kind. With a window, a token attends to that many tokens of its sequence, itself
+    /// among them.
+    pub fn new(forest: &Forest, window: Option<usize>, kind: Kind) -> Self {
+        let padding = if forest.tokens.device() == Device::Cpu { Padding::CPU } else { Padding::DEVICE };
+        PaddedTrees::with(padding, forest, window, kind)
     }
 
-    fn padded_by(&self, padding: Padding, window: Option<usize>, kind: Kind) -> (Vec<Padded>, Tensor) {
+    fn with(padding: Padding, forest: &Forest, window: Option<usize>, kind: Kind) -> Self {
+        let device = forest.tokens.device();
         let (short, long): (Vec<&TreeSpan>, Vec<&TreeSpan>) =
-            self.spans.iter().partition(|span| span.len() <= padding.together);
-        let together = (!short.is_empty()).then_some(short);
-        let groups = together.into_iter().chain(long.into_iter().map(|span| vec![span]));
-        let mut places = vec![0; self.len() as usize];
+            forest.spans.iter().partition(|span| span.len() <= padding.together);
+        let short = (!short.is_empty()).then_some(short);
+        let mut places = vec![0; forest.len() as usize];
         let mut before = 0;
-        let padded = groups.map(|spans| {
-            let padded = pad(&spans, padding.step, window, kind, self.tokens.device());
+        let groups = short.into_iter().chain(long.into_iter().map(|span| vec![span])).map(|spans| {
+            let group = pad(&spans, padding.step, window, kind, device);
             for (tree, span) in spans.iter().enumerate() {
-                let first = before + tree as i64 * padded.length;
+                let first = before + tree as i64 * group.length;
                 let rows = span.start as usize..(span.start + span.len()) as usize;
                 places[rows].iter_mut().zip(first..).for_each(|(place, row)| *place = row);
             }
-            before += padded.trees * padded.length;
-            padded
+            before += group.trees * group.length;
+            group
         });
-        let padded = padded.collect();
-        (padded, upload(&places, self.tokens.device()))
+        let groups = groups.collect();
+        PaddedTrees { groups, places: upload(&places, device) }
+    }
+
+    /// Attention of rotated rows `[tokens, (heads + 2 kv_heads) head_dim]`: `[tokens, heads head_dim]`.
+    pub fn attend(&self, qkv: &Tensor, shape: &AttentionShape) -> Tensor {
+        let parts: Vec<Tensor> = self.groups.iter().map(|group| group.attend(qkv, shape)).collect();
+        let all = if let [one] = &parts[..] { one.shallow_clone() } else { Tensor::cat(&parts, 0) };
+        all.index_select(0, &self.places)
     }
 }
 
-fn pad(spans: &[&TreeSpan], step: usize, window: Option<usize>, kind: Kind, device: Device) -> Padded {
+impl Group {
+    /// The same of this group's rows: `[trees × length, heads head_dim]`.
+    fn attend(&self, qkv: &Tensor, shape: &AttentionShape) -> Tensor {
+        let &Group { trees, length, .. } = self;
+        let &AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+        let all = qkv.index_select(0, &self.rows).view([trees, length, heads + 2 * kv_heads, head_dim]);
+        // [trees, tokens, own, head_dim] → [trees, heads, tokens, head_dim], key and value heads repeated for their groups
+        // of query heads.
+        let part = |from: i64, own: i64| {
+            let part = all.narrow(2, from, own).transpose(1, 2);
+            if own == heads {
+                return part;
+            }
+            let groups = [trees, own, heads / own, length, head_dim];
+            part.unsqueeze(2).expand(groups, false).reshape([trees, heads, length, head_dim])
+        };
+        let (query, key, value) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
+        let (mask, causal) = (self.mask.as_ref(), self.mask.is_none());
+        Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, causal, None, false)
+            .transpose(1, 2)
+            .reshape([trees * length, heads * head_dim])
+    }
+}
+
+fn pad(spans: &[&TreeSpan], step: usize, window: Option<usize>, kind: Kind, device: Device) -> Group {
     let longest = spans.iter().map(|span| span.len()).max().unwrap_or(0);
     let length = (longest as usize).next_multiple_of(step) as i64;
     // Of each token: its row, its branch, its position.
@@ -110,7 +148,7 @@ fn pad(spans: &[&TreeSpan], step: usize, window: Option<usize>, kind: Kind, devi
         let mask = Tensor::zeros([trees, length, length], (kind, device));
         mask.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).unsqueeze(1)
     });
-    Padded { trees, length, rows: upload(&rows, device), mask }
+    Group { trees, length, rows: upload(&rows, device), mask }
 }
 
 #[cfg(test)]
@@ -133,9 +171,9 @@ mod tests {
     /// The columns that each row of the one tree's mask sees.
     fn seen(trees: &[(usize, &[usize])], window: Option<usize>) -> Option<Vec<Vec<usize>>> {
         let forest = forest(trees);
-        let (padded, _) = forest.padded(window, Kind::Float);
-        let mask = padded[0].mask.as_ref()?;
-        let size = padded[0].length as usize;
+        let trees = PaddedTrees::new(&forest, window, Kind::Float);
+        let mask = trees.groups[0].mask.as_ref()?;
+        let size = trees.groups[0].length as usize;
         let numbers: Vec<f32> = Vec::try_from(mask.flatten(0, -1)).expect("a vector");
         assert!(numbers.iter().all(|&number| number == 0.0 || number == f32::NEG_INFINITY));
         let columns = |row: &[f32]| (0..size).filter(|&column| row[column] == 0.0).collect();
@@ -171,16 +209,43 @@ mod tests {
             (Padding { together: 9, step: 8 }, vec![(3, 16, true), (1, 16, false)]),
             (Padding::CPU, vec![(1, 3, false), (1, 9, true), (1, 4, false), (1, 10, false)]),
         ] {
-            let (padded, places) = forest.padded_by(padding, None, Kind::Float);
-            let shapes = padded.iter().map(|padded| (padded.trees, padded.length, padded.mask.is_some()));
+            let PaddedTrees { groups, places } = PaddedTrees::with(padding, &forest, None, Kind::Float);
+            let shapes = groups.iter().map(|group| (group.trees, group.length, group.mask.is_some()));
             assert_eq!(shapes.collect::<Vec<_>>(), expected);
             // What is gathered by the rows and then by the places is what was there.
-            let rows: Vec<Tensor> = padded.iter().map(|padded| padded.rows.shallow_clone()).collect();
+            let rows: Vec<&Tensor> = groups.iter().map(|group| &group.rows).collect();
             let there_and_back = Tensor::cat(&rows, 0).index_select(0, &places);
             assert_eq!(numbers(&there_and_back), (0..forest.len()).collect::<Vec<_>>());
             // No row of a mask is without a column, padding's included.
-            for mask in padded.iter().filter_map(|padded| padded.mask.as_ref()) {
+            for mask in groups.iter().filter_map(|group| group.mask.as_ref()) {
                 assert_eq!(mask.amax([-1], false).abs().max().double_value(&[]), 0.0);
+            }
+        }
+    }
+
+    /// Attention and its gradient, in f64, with a window and without.
+    #[test]
+    fn padding_changes_nothing() {
+        tch::manual_seed(4);
+        let forest = forest(&[(2, &[1]), (4, &[3, 2]), (11, &[]), (5, &[5, 0, 9])]);
+        let shape =
+            AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 8.0f32.sqrt().recip(), window: 0 };
+        let qkv = Tensor::randn([forest.len(), 64], (Kind::Double, Device::Cpu));
+        let direction = Tensor::randn([forest.len(), 32], (Kind::Double, Device::Cpu));
+        let results = |padding: Padding, window: Option<usize>| {
+            let qkv = qkv.copy().set_requires_grad(true);
+            let found = PaddedTrees::with(padding, &forest, window, Kind::Double).attend(&qkv, &shape);
+            (&found * &direction).sum(Kind::Double).backward();
+            [found.detach(), qkv.grad()]
+        };
+        for window in [None, Some(3)] {
+            let expected = results(Padding::CPU, window);
+            for together in [10, 512] {
+                let found = results(Padding { together, ..Padding::DEVICE }, window);
+                for (found, expected) in found.iter().zip(&expected) {
+                    let difference = (found - expected).abs().max().double_value(&[]);
+                    assert!(difference < 1e-12, "window {window:?}, up to {together} together: {difference}");
+                }
             }
         }
     }
