@@ -343,8 +343,13 @@ fn what_clients_routinely_send_is_accepted() {
     assert_eq!(raw(&server, "GET", "models/other", b"").0, 404);
 }
 
-/// A long greedy answer has begun: its first token is there.
-fn begin_long(server: &TestServer, stream: bool) -> BufReader<TcpStream> {
+/// A long greedy answer has its place beside `others` that have theirs; where it streams, its first token is there.
+fn begin_long(server: &TestServer, stream: bool, others: usize) -> BufReader<TcpStream> {
+    let taken = |places: usize| {
+        let (_, health) = client::get(server, "/health");
+        health.contains(&format!("\"sequences\":{places},"))
+    };
+    eventually("what came before has left", || taken(others));
     let body = json!({ "prompt": "one", "temperature": 0, "max_tokens": 150_000, "stream": stream });
     let mut reader = BufReader::new(client::send(server, "POST", "completions", body.to_string().as_bytes()));
     if stream {
@@ -354,6 +359,8 @@ fn begin_long(server: &TestServer, stream: bool) -> BufReader<TcpStream> {
             assert!(reader.read_line(&mut line).expect("it is read") > 0, "it ended early");
         }
     }
+    // What is sent after it does not take the place that it is to have.
+    eventually("it has its place", || taken(others + 1));
     reader
 }
 
@@ -370,7 +377,7 @@ fn a_full_server_says_so_and_a_client_that_leaves_frees_its_place() {
     let server = TestServer::start_long(1, 0);
     let small = json!({ "prompt": "two", "max_tokens": 1 });
     for stream in [true, false] {
-        let client = begin_long(&server, stream);
+        let client = begin_long(&server, stream, 0);
         let mut refusal = (0, Value::Null);
         eventually("the long answer takes the only place", || {
             refusal = post(&server, "completions", &small);
@@ -387,8 +394,8 @@ fn a_full_server_says_so_and_a_client_that_leaves_frees_its_place() {
 #[test]
 fn a_request_that_waits_is_cancelled_too() {
     let server = TestServer::start_long(1, 1);
-    let first = begin_long(&server, true);
-    let second = begin_long(&server, false);
+    let first = begin_long(&server, true, 0);
+    let second = begin_long(&server, false, 1);
     let small = json!({ "prompt": "two", "max_tokens": 1 });
     eventually("both places are taken", || post(&server, "completions", &small).0 == 429);
     drop(second);
@@ -419,7 +426,7 @@ fn the_end_lets_answers_finish_and_the_second_call_does_not() {
     server.join();
 
     let server = TestServer::start_long(4, 0);
-    let mut reader = begin_long(&server, true);
+    let mut reader = begin_long(&server, true, 0);
     server.stop();
     server.stop();
     let mut rest = Vec::new();
