@@ -434,6 +434,10 @@ fn ctrl_c_at_any_moment_ends_the_run() {
             .map(|arm| arm["arm"].as_str().expect("a name"))
             .collect();
         assert!(["first", "second"].starts_with(&arms), "{delay:?}: {arms:?}");
+        for arm in summary["arms"].as_array().expect("arms") {
+            // A step that was in progress counts with its tokens.
+            assert_eq!(arm["steps"] == 0, arm["tokens_trained"] == 0, "{delay:?}: {arm}");
+        }
         match status.code() {
             Some(130) => assert_eq!(summary["status"], "interrupted", "{delay:?}"),
             Some(0) => assert_eq!(summary["status"], "completed", "{delay:?}"),

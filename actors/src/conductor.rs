@@ -260,8 +260,12 @@ impl ConductorState {
     fn proceed(&mut self, message: ConductorMessage) -> Result<(), ActorProcessingErr> {
         if self.wiring.shutdown.has_begun() {
             // Whatever else was under way when ctrl-c came does not begin anything new.
-            if let ConductorMessage::Checkpointed { directory, version, state } = message {
-                self.checkpointed(directory, version, state)?;
+            match message {
+                ConductorMessage::Checkpointed { directory, version, state } => {
+                    self.checkpointed(directory, version, state)?;
+                }
+                ConductorMessage::Stepped { tokens, seconds, .. } => self.count_last_step(tokens, seconds),
+                _ => {}
             }
             return Ok(());
         }

@@ -43,6 +43,15 @@ impl ConductorState {
         self.keep_weights(has_learned, Status::Interrupted, CTRL_C.to_string());
     }
 
+    /// Adds the step that was in progress when the run was to end, which comes before the checkpoint that has it.
+    pub(super) fn count_last_step(&mut self, tokens: u64, seconds: f64) {
+        let arm = &self.context.plan.arms[self.arm].name;
+        if let Some(summary) = self.arms.iter_mut().find(|summary| summary.arm == *arm) {
+            summary.tokens_trained += tokens;
+            summary.seconds += seconds;
+        }
+    }
+
     /// Ends the run because something in it failed; what the running arm has learned before is kept.
     pub(super) fn fail(&mut self, cause: String) {
         if let Phase::Checkpointing { then } = &self.phase {
