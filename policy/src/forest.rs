@@ -12,7 +12,7 @@ use crate::error::{PolicyError, Result};
 
 mod padded;
 
-pub use padded::PaddedTrees;
+pub(crate) use padded::PaddedTrees;
 
 /// Where the hidden state of a response token is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -195,8 +195,10 @@ impl AdamW {
     }
 
     /// One update of `parameters` (f32) by `scale` times `gradients` (f32), in place. The leaf of each
-    /// parameter, where it is a tensor of its own, gets the new weights in its precision. Away from the CPU the gradients
-    /// are left scaled.
+    /// parameter, where it is a tensor of its own, gets the new weights in its precision.
+    ///
+    /// # Panics
+    /// If tensors of a device are to be scaled, which [`norm_and_clip`] has done there.
     pub fn step(
         &mut self,
         parameters: &[Tensor],
@@ -220,7 +222,14 @@ impl AdamW {
         };
         no_grad(|| {
             if !are_on_cpu(parameters) {
-                return step_together(parameters, leaves, gradients, &self.moments, step, self.steps);
+                return kernels::adamw_together(
+                    parameters,
+                    gradients,
+                    &self.moments,
+                    leaves,
+                    &step,
+                    self.steps,
+                );
             }
             let tensors = parameters.iter().zip(leaves).zip(gradients).zip(&self.moments);
             for (((parameter, leaf), gradient), (first, second)) in tensors {
@@ -230,33 +239,23 @@ impl AdamW {
     }
 }
 
-/// All parameters at once, for a device. Scales the gradients in place.
-fn step_together(
-    parameters: &[Tensor],
-    leaves: &[Option<Tensor>],
-    gradients: &[Tensor],
-    moments: &[(Tensor, Tensor)],
-    mut step: AdamWStep,
-    steps: i32,
-) {
-    if step.gradient_scale != 1.0 {
-        kernels::multiply(gradients, f64::from(step.gradient_scale));
-        step.gradient_scale = 1.0;
-    }
-    kernels::adamw_together(parameters, gradients, moments, leaves, &step, steps);
-}
-
 fn are_on_cpu(tensors: &[Tensor]) -> bool {
     tensors.iter().all(|tensor| tensor.device() == Device::Cpu)
 }
 
-/// The global norm of gradients (f32), and the factor that brings it down to `limit` where it is above.
+/// The global norm of gradients (f32), and the factor by which [`AdamW::step`] is to bring it down to `limit` where it is above.
+/// On the CPU that costs the step nothing; on a device the gradients are scaled here, and the factor is 1.
 pub fn norm_and_clip(gradients: &[Tensor], limit: f64) -> (f64, f64) {
-    let norm = match are_on_cpu(gradients) {
-        true => gradients.iter().map(kernels::square_sum).sum::<f64>().sqrt(),
-        false => kernels::norm(gradients),
-    };
-    (norm, if norm > limit { limit / norm } else { 1.0 })
+    let factor = |norm: f64| if norm > limit { limit / norm } else { 1.0 };
+    if are_on_cpu(gradients) {
+        let norm = gradients.iter().map(kernels::square_sum).sum::<f64>().sqrt();
+        return (norm, factor(norm));
+    }
+    let norm = kernels::norm(gradients);
+    if factor(norm) != 1.0 {
+        kernels::multiply(gradients, factor(norm));
+    }
+    (norm, 1.0)
 }
 
 #[cfg(test)]
@@ -308,12 +307,13 @@ mod tests {
             };
             let gradient = random();
             kernels::adamw(&kernel.0, &gradient, (&kernel.1, &kernel.2), Some(&kernel.3), &numbers);
-            step_together(
+            kernels::multiply(std::slice::from_ref(&gradient), 0.5);
+            kernels::adamw_together(
                 std::slice::from_ref(&plain.0),
-                &[Some(plain.3.shallow_clone())],
                 &[gradient],
                 &[(plain.1.shallow_clone(), plain.2.shallow_clone())],
-                numbers,
+                &[Some(plain.3.shallow_clone())],
+                &AdamWStep { gradient_scale: 1.0, ..numbers },
                 step,
             );
         }

@@ -160,10 +160,10 @@ pub fn draw_all(logits: &Tensor, wanted: &mut [Wanted<'_>]) -> Vec<Draw> {
 /// back.
 fn draw_together(logits: &Tensor, wanted: &mut [Wanted<'_>]) -> Vec<Draw> {
     let device = logits.device();
-    let rows: Vec<i64> = wanted.iter().map(|(row, ..)| *row as i64).collect();
     let vocabulary = logits.size()[1];
     let is_greedy = |config: &SamplingConfig| config.temperature == 0.0;
-    let columns: [Vec<f64>; 6] = [
+    let columns: [Vec<f64>; 7] = [
+        wanted.iter().map(|(row, ..)| *row as f64).collect(),
         wanted.iter().map(|(_, config, ..)| f64::from(u8::from(is_greedy(config)))).collect(),
         wanted.iter().map(|(_, c, ..)| if is_greedy(c) { 1.0 } else { 1.0 / c.temperature }).collect(),
         wanted.iter_mut().map(|(_, _, stream, position)| stream.uniform(*position)).collect(),
@@ -174,10 +174,11 @@ fn draw_together(logits: &Tensor, wanted: &mut [Wanted<'_>]) -> Vec<Draw> {
         wanted.iter().map(|(_, config, ..)| config.top_p).collect(),
         wanted.iter().map(|(_, config, ..)| config.min_p).collect(),
     ];
-    let columns = upload(&columns.concat(), device).view([6, -1, 1]);
-    let [greedy, scale, uniform, top_k, top_p, min_p] = [0, 1, 2, 3, 4, 5].map(|column| columns.get(column));
+    let columns = upload(&columns.concat(), device).view([7, -1, 1]);
+    let [rows, greedy, scale, uniform, top_k, top_p, min_p] =
+        [0, 1, 2, 3, 4, 5, 6].map(|column| columns.get(column));
 
-    let logits = logits.index_select(0, &upload(&rows, device));
+    let logits = logits.index_select(0, &rows.squeeze_dim(1).to_kind(Kind::Int64));
     let below = &logits - logits.amax([1], true);
     let total = below.exp().sum_dim_intlist(1, true, Kind::Double);
     let scaled = &below * scale.to_kind(Kind::Float);

@@ -1,12 +1,39 @@
-//! What the tests share: a folder to run in, and the tiny experiment.
+//! What the tests share: a folder to run in, the tiny experiment, and the program as its users start it.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use arriero_actors::experiment::{self, Plan};
 use arriero_actors::{Fault, RunError, RunEvent, RunOptions, RunSummary};
+
+/// The program, in the repository.
+pub fn arriero() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arriero"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+/// `arriero run` of the tiny experiment with `set` on top of it.
+pub fn run(workplace: &Workplace, set: &[&str]) -> Command {
+    let mut command = arriero();
+    command.args(["run", "tests/fixtures/experiments/tiny.toml", "--runs"]).arg(workplace.runs());
+    for assignment in set {
+        command.args(["--set", assignment]);
+    }
+    command
+}
+
+/// The one line of an error of wrong input.
+pub fn refusal(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    let [line] = lines[..] else { panic!("expected one line, found:\n{text}") };
+    line.strip_prefix("error: ").unwrap_or_else(|| panic!("no error: {line}")).to_string()
+}
 
 /// A temporary folder for runs.
 pub struct Workplace(tempfile::TempDir);

@@ -47,7 +47,7 @@ impl Padding {
 }
 
 /// The branch that padding belongs to; the prompt is 0.
-const PADDING: i64 = -1;
+const NO_BRANCH: i64 = -1;
 
 impl PaddedTrees {
     /// For queries, keys and values of this kind. With a window, a token attends to that many tokens of its sequence, itself
@@ -126,7 +126,7 @@ fn pad(spans: &[&TreeSpan], step: usize, window: Option<usize>, kind: Kind, devi
         let padding = span.len()..length;
         // Rows in turn: their gradients are zeros, and are not all added at one place.
         rows.extend(padding.clone().map(|place| span.start + place % span.len()));
-        branches.extend(padding.clone().map(|_| PADDING));
+        branches.extend(padding.clone().map(|_| NO_BRANCH));
         positions.extend(padding);
     }
     let trees = spans.len() as i64;

@@ -1,6 +1,6 @@
 //! Tensors that are trained together, with their gradients and their optimiser.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::checkpoint::Weights;
 use crate::device::Compute;
@@ -149,9 +149,5 @@ impl Parameters {
         let gradients = self.each(|parameter| parameter.gradient.shallow_clone());
         let leaves: Vec<Option<Tensor>> = self.list.iter().map(Parameter::own_leaf).collect();
         self.optimizer.step(&masters, &leaves, &gradients, self.scale, rate, training);
-        if gradients.iter().any(|gradient| gradient.device() != Device::Cpu) {
-            // It left them scaled.
-            self.scale = 1.0;
-        }
     }
 }
