@@ -26,6 +26,7 @@ fn main() {
             rows("avx2", &["-march=haswell"]);
             rows("avx512", &["-march=skylake-avx512", "-mprefer-vector-width=512"]);
             rows("avx512bf16", &["-march=cooperlake", "-mprefer-vector-width=512"]);
+            kernels().flag("-march=cooperlake").file("kernels/fixed.cpp").compile("arriero_fixed");
         }
         if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
             println!("cargo::rustc-link-lib=gomp");

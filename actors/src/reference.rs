@@ -78,7 +78,7 @@ impl ThreadLocalActor for Reference {
                     0 => Arc::clone(&wiring.initial),
                     version => wiring.weights.pull(version)?,
                 };
-                (of(&job), job.version, weights.in_precision(wiring.computes.reference).model()?)
+                (of(&job), job.version, weights.in_precision(wiring.computes.reference).model()?.packed())
             }
         };
         let (_, _, model) = model.insert(known);

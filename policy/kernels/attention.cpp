@@ -102,68 +102,133 @@ void gather(const T* from, int64_t ld, int64_t token, int64_t count, int64_t wid
 /// Query positions are padded to this, so that few microkernels are generated.
 int64_t padded_count(int64_t count) { return round_up(count, 8); }
 
-/// Packs the keys or values (head_dim wide at `from`, ld elements a row) of a tree, block by block.
-template <typename T, typename Pack>
-void pack_blocks(const Tree& tree, const T* from, int64_t ld, int64_t head_dim, T* out, const Pack& pack) {
+/// Calls work(block, first token, tokens) for each block of key columns of a tree.
+template <typename Work>
+void each_block(const Tree& tree, const Work& work) {
   for (size_t segment = 0; segment < tree.segments->size(); segment++) {
     const auto [start, length] = (*tree.segments)[segment];
     for (int64_t first = 0; first < length; first += columns) {
-      const int64_t block = tree.first_block[segment] + first / columns;
-      pack(from + (start + first) * ld, std::min(columns, length - first), out + block * columns * head_dim);
+      work(tree.first_block[segment] + first / columns, start + first, std::min(columns, length - first));
     }
   }
 }
 
-}  // namespace
+/// What the blocks of keys and of values are to the products of f32, and these products.
+struct WideBlocks {
+  int64_t head_dim, kv_heads, count;
+  at::Tensor keys = at::empty({kv_heads, count, columns * head_dim}, at::kFloat);
+  at::Tensor values = at::empty_like(keys);
+  /// From one row of sums to the next.
+  int64_t sums_ld() const { return head_dim; }
 
-template <typename T>
-void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, T* out,
-                       float* log_sums) {
+  void pack(int64_t head, int64_t block, const float* key, const float* value, int64_t length, int64_t ld) {
+    pack_transposed(key, length, head_dim, ld, columns, out<float>(keys) + place(head, block));
+    pack_rows(value, length, head_dim, ld, columns, head_dim, out<float>(values) + place(head, block));
+  }
+  struct Queries {
+    const float* rows;
+  };
+  Queries queries(const float* rows, int64_t) const { return {rows}; }
+  void scores(const Queries& q, int64_t row_count, int64_t head, int64_t block, float* scores) const {
+    microkernel(row_count, columns, head_dim, q.rows, head_dim, in<float>(keys) + place(head, block), columns, scores,
+                columns, false);
+  }
+  void sum(const float* weights, int64_t row_count, int64_t head, int64_t block, float* sums, bool add) const {
+    microkernel(row_count, head_dim, columns, weights, columns, in<float>(values) + place(head, block), head_dim, sums,
+                head_dim, add);
+  }
+
+ private:
+  int64_t place(int64_t head, int64_t block) const { return (head * count + block) * columns * head_dim; }
+};
+
+/// The same to products of fixed-point numbers.
+struct FixedBlocks {
+  int64_t head_dim, kv_heads, count;
+  int64_t depth = round_up(head_dim, fixed_depth), width = round_up(head_dim, 16);
+  at::Tensor keys = at::empty({kv_heads, count, columns * depth}, at::kShort);
+  at::Tensor key_scales = at::empty({kv_heads, count, columns * (depth / fixed_depth)}, at::kFloat);
+  at::Tensor values = at::empty({kv_heads, count, columns * width}, at::kShort);
+  at::Tensor value_scales = at::empty({kv_heads, count, width}, at::kFloat);
+  int64_t sums_ld() const { return width; }
+
+  void pack(int64_t head, int64_t block, const float* key, const float* value, int64_t length, int64_t ld) {
+    fix_transposed(key, length, head_dim, ld, columns, at<int16_t>(keys, head, block), at<float>(key_scales, head, block));
+    fixed_point()->fix_columns(value, length, head_dim, ld, columns, width, at<int16_t>(values, head, block),
+                               at<float>(value_scales, head, block));
+  }
+  struct Queries {
+    const int16_t* numbers;
+    const float* scales;
+  };
+  Queries queries(const float* rows, int64_t row_count) const {
+    int16_t* numbers = scratch<int16_t, 22>(row_count * depth);
+    float* scales = scratch<float, 112>(row_count * depth / fixed_depth);
+    for (int64_t i = 0; i < row_count; i++) {
+      fixed_point()->fix(rows + i * head_dim, head_dim, fixed_depth, row_limit, numbers + i * fixed_depth,
+                         row_count * fixed_depth, scales + i, row_count);
+    }
+    return {numbers, scales};
+  }
+  void scores(const Queries& q, int64_t row_count, int64_t head, int64_t block, float* scores) const {
+    fixed_point()->multiply(row_count, columns, fixed_depth, depth / fixed_depth, q.numbers, q.scales, row_count,
+                            at<int16_t>(keys, head, block), at<float>(key_scales, head, block), nullptr, scores, scores, columns);
+  }
+  void sum(const float* weights, int64_t row_count, int64_t head, int64_t block, float* sums, bool add) const {
+    int16_t* numbers = scratch<int16_t, 23>(row_count * columns);
+    float* scales = scratch<float, 113>(row_count);
+    fixed_point()->fix(weights, row_count * columns, columns, row_limit, numbers, columns, scales, 1);
+    fixed_point()->multiply(row_count, width, columns, 1, numbers, scales, row_count, at<int16_t>(values, head, block),
+                            at<float>(value_scales, head, block), add ? sums : nullptr, sums, sums, width);
+  }
+
+ private:
+  template <typename N>
+  N* at(const at::Tensor& blocks, int64_t head, int64_t block) const {
+    return out<N>(blocks) + (head * count + block) * blocks.size(2);
+  }
+};
+
+/// attention_forward for one sort of blocks.
+template <typename Blocks, typename T>
+void attend(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, T* out, float* log_sums) {
   const auto [heads, kv_heads, head_dim, scale, window] = shape;
   const int64_t group = heads / kv_heads, ld = (heads + 2 * kv_heads) * head_dim;
   const std::vector<Tree> trees = plan(layouts);
   std::vector<QueryBlock> queries;
   std::vector<int64_t> offsets;  // of each tree's blocks
-  int64_t blocks = 0;
+  int64_t total_blocks = 0;
   for (const Tree& tree : trees) {
     for (const QueryBlock& block : query_blocks(tree)) queries.push_back(block);
-    offsets.push_back(blocks);
-    blocks += tree.blocks();
+    offsets.push_back(total_blocks);
+    total_blocks += tree.blocks();
   }
-  const auto options = at::TensorOptions().dtype(scalar_type<T>);
-  const at::Tensor packed_keys = at::empty({kv_heads, blocks, columns * head_dim}, options);
-  const at::Tensor packed_values = at::empty_like(packed_keys);
-  T* all_keys = arriero::out<T>(packed_keys);
-  T* all_values = arriero::out<T>(packed_values);
-  const int64_t tree_count = static_cast<int64_t>(trees.size());
+  Blocks blocks{head_dim, kv_heads, total_blocks};
+  const int64_t tree_count = static_cast<int64_t>(trees.size()), key_at = heads * head_dim, value_at = key_at + kv_heads * head_dim;
   each_task(tree_count * kv_heads, [&](int64_t task) {
     const int64_t head = task / tree_count, index = task % tree_count;
-    const int64_t at = (head * blocks + offsets[index]) * columns * head_dim;
-    const T* keys = qkv + (heads + head) * head_dim;
-    pack_blocks(trees[index], keys, ld, head_dim, all_keys + at, [&](const T* from, int64_t count, T* to) {
-      pack_transposed(from, count, head_dim, ld, columns, to);
+    each_block(trees[index], [&](int64_t block, int64_t token, int64_t length) {
+      const float* row = qkv + token * ld + head * head_dim;
+      blocks.pack(head, offsets[index] + block, row + key_at, row + value_at, length, ld);
     });
-    pack_blocks(trees[index], keys + kv_heads * head_dim, ld, head_dim, all_values + at,
-                [&](const T* from, int64_t count, T* to) { pack_rows(from, count, head_dim, ld, columns, head_dim, to); });
   });
   const int64_t query_count = static_cast<int64_t>(queries.size());
   each_task(query_count * kv_heads, [&](int64_t task) {
     // Later blocks see more keys: the longest first.
     const int64_t head = task % kv_heads;
     const QueryBlock& query = queries[query_count - 1 - task / kv_heads];
-    const int64_t at = (head * blocks + offsets[query.tree - trees.data()]) * columns * head_dim;
-    const T *keys = all_keys + at, *values = all_values + at;
+    const int64_t offset_of_tree = offsets[query.tree - trees.data()];
     const std::vector<Block> seen = query.blocks(window);
     const int64_t count = static_cast<int64_t>(seen.size());
     const int64_t padded = padded_count(query.count), row_count = padded * group;
-    T* q = scratch<T, 2>(row_count * head_dim);
-    gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, q);
+    float* rows_of_q = scratch<float, 2>(row_count * head_dim);
+    gather(qkv + head * group * head_dim, ld, query.token(), query.count, group * head_dim, padded, rows_of_q);
+    const auto q = blocks.queries(rows_of_q, row_count);
     float* scores = scratch<float, 103>(count * row_count * columns);
-    T* weights = scratch<T, 4>(count * row_count * columns);
-    float* sums = scratch<float, 104>(row_count * head_dim);
+    float* weights = scratch<float, 4>(count * row_count * columns);
+    float* sums = scratch<float, 104>(row_count * blocks.sums_ld());
     for (int64_t b = 0; b < count; b++) {
-      microkernel(row_count, columns, head_dim, q, head_dim, keys + seen[b].index * columns * head_dim, columns,
-                  scores + b * row_count * columns, columns, false);
+      blocks.scores(q, row_count, head, offset_of_tree + seen[b].index, scores + b * row_count * columns);
     }
     std::vector<float> totals(row_count, 1.0f);
     for (int64_t row = 0; row < row_count; row++) {
@@ -179,7 +244,7 @@ void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, con
         int64_t low, high;
         query.range(seen[b], offset, window, &low, &high);
         const int64_t at_row = (b * row_count + row) * columns;
-        total += rows<T>().attention_weights(scores + at_row, low, high, scale, highest, weights + at_row);
+        total += rows<float>().attention_weights(scores + at_row, low, high, scale, highest, weights + at_row);
       }
       totals[row] = total;
       if (row < query.count * group) {
@@ -188,19 +253,32 @@ void attention_forward(const T* qkv, const std::vector<TreeLayout>& layouts, con
       }
     }
     for (int64_t b = 0; b < count; b++) {
-      microkernel(row_count, head_dim, columns, weights + b * row_count * columns, columns,
-                  values + seen[b].index * columns * head_dim, head_dim, sums, head_dim, b > 0);
+      blocks.sum(weights + b * row_count * columns, row_count, head, offset_of_tree + seen[b].index, sums, b > 0);
     }
     for (int64_t row = 0; row < query.count * group; row++) {
       const int64_t target = (query.token() + row / group) * heads + head * group + row % group;
-      rows<T>().scale(sums + row * head_dim, 1.0f / totals[row], head_dim, out + target * head_dim);
+      rows<T>().scale(sums + row * blocks.sums_ld(), 1.0f / totals[row], head_dim, out + target * head_dim);
     }
   });
 }
 
+}  // namespace
+
+template <>
+void attention_forward<float>(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, float* out,
+                              float* log_sums) {
+  attend<WideBlocks>(qkv, layouts, shape, out, log_sums);
+}
+
+template <>
+void attention_forward<bf16>(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, bf16* out,
+                             float* log_sums) {
+  attend<FixedBlocks>(qkv, layouts, shape, out, log_sums);
+}
+
 template <typename T>
 void attention_backward(const T* d_out, const T* qkv, const T* out, const float* log_sums,
-                        const std::vector<TreeLayout>& layouts, const AttentionShape& shape, T* d_qkv) {
+                        const std::vector<TreeLayout>& layouts, const AttentionShape& shape, float* d_qkv) {
   const auto [heads, kv_heads, head_dim, scale, window] = shape;
   const int64_t group = heads / kv_heads, ld = (heads + 2 * kv_heads) * head_dim;
   const std::vector<Tree> trees = plan(layouts);
@@ -217,13 +295,13 @@ void attention_backward(const T* d_out, const T* qkv, const T* out, const float*
     T* keys_turned = scratch<T, 2>(size);
     T* keys = scratch<T, 4>(size);
     T* values_turned = scratch<T, 5>(size);
-    const auto turn = [&](const T* from, int64_t count, T* to) { pack_transposed(from, count, head_dim, ld, columns, to); };
-    const auto rows_of = [&](const T* from, int64_t count, T* to) {
-      pack_rows(from, count, head_dim, ld, columns, head_dim, to);
-    };
-    pack_blocks(tree, key_rows, ld, head_dim, keys_turned, turn);
-    pack_blocks(tree, key_rows, ld, head_dim, keys, rows_of);
-    pack_blocks(tree, value_rows, ld, head_dim, values_turned, turn);
+    each_block(tree, [&](int64_t block, int64_t token, int64_t length) {
+      const T *key = key_rows + token * ld, *value = value_rows + token * ld;
+      const int64_t at = block * columns * head_dim;
+      pack_transposed(key, length, head_dim, ld, columns, keys_turned + at);
+      pack_rows(key, length, head_dim, ld, columns, head_dim, keys + at);
+      pack_transposed(value, length, head_dim, ld, columns, values_turned + at);
+    });
     float* d_keys = scratch<float, 105>(size);
     float* d_values = scratch<float, 106>(size);
     std::fill_n(d_keys, size, 0.0f);
@@ -271,17 +349,17 @@ void attention_backward(const T* d_out, const T* qkv, const T* out, const float*
         first = false;
       }
       for (int64_t i = 0; i < query.count; i++) {
-        T* target = d_qkv + (query.token() + i) * ld + head * group * head_dim;
-        rows<T>().scale(d_q + i * group * head_dim, 1.0f, group * head_dim, target);
+        float* target = d_qkv + (query.token() + i) * ld + head * group * head_dim;
+        std::memcpy(target, d_q + i * group * head_dim, group * head_dim * sizeof(float));
       }
     }
     for (size_t segment = 0; segment < tree.segments->size(); segment++) {
       const auto [start, length] = (*tree.segments)[segment];
       for (int64_t i = 0; i < length; i++) {
         const int64_t at = (tree.first_block[segment] * columns + i) * head_dim;
-        T* target = d_qkv + (start + i) * ld + (heads + head) * head_dim;
-        rows<T>().scale(d_keys + at, 1.0f, head_dim, target);
-        rows<T>().scale(d_values + at, 1.0f, head_dim, target + kv_heads * head_dim);
+        float* target = d_qkv + (start + i) * ld + (heads + head) * head_dim;
+        std::memcpy(target, d_keys + at, head_dim * sizeof(float));
+        std::memcpy(target + kv_heads * head_dim, d_values + at, head_dim * sizeof(float));
       }
     }
   });
@@ -348,9 +426,8 @@ void page_attention(const T* qkv, int64_t sequences, const AttentionShape& shape
 }
 
 #define ARRIERO_INSTANTIATE(T)                                                                                     \
-  template void attention_forward<T>(const T*, const std::vector<TreeLayout>&, const AttentionShape&, T*, float*); \
   template void attention_backward<T>(const T*, const T*, const T*, const float*, const std::vector<TreeLayout>&,  \
-                                      const AttentionShape&, T*);                                                  \
+                                      const AttentionShape&, float*);                                              \
   template void page_write<T>(const T*, int64_t, const AttentionShape&, const int64_t*, T*);                       \
   template void page_attention<T>(const T*, int64_t, const AttentionShape&, const T*, const int64_t*, int64_t,     \
                                   const int64_t*, T*);

@@ -23,15 +23,16 @@ struct AttentionShape {
 };
 
 /// out [tokens, heads * head_dim] and log_sums [tokens, heads] (log Σ exp of a row's scores) from
-/// qkv [tokens, (heads + 2 kv_heads) * head_dim]: queries, keys, values, already rotated.
+/// qkv [tokens, (heads + 2 kv_heads) * head_dim]: queries, keys, values, already rotated. Where T is bf16, what is multiplied
+/// is fixed-point numbers, and the result is rounded once.
 template <typename T>
-void attention_forward(const T* qkv, const std::vector<TreeLayout>& trees, const AttentionShape& shape, T* out,
+void attention_forward(const float* qkv, const std::vector<TreeLayout>& trees, const AttentionShape& shape, T* out,
                        float* log_sums);
 
-/// d_qkv from d_out; every token belongs to a tree, so that all of d_qkv is written.
+/// d_qkv from d_out, multiplied as T; every token belongs to a tree, so that all of d_qkv is written.
 template <typename T>
 void attention_backward(const T* d_out, const T* qkv, const T* out, const float* log_sums,
-                        const std::vector<TreeLayout>& trees, const AttentionShape& shape, T* d_qkv);
+                        const std::vector<TreeLayout>& trees, const AttentionShape& shape, float* d_qkv);
 
 /// A layer's pages, [pages][kv_heads][2][page_tokens * head_dim]: keys as [head_dim / pair][page_tokens][pair],
 /// values as [page_tokens / pair][head_dim][pair], which is how the products want them.

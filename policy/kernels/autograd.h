@@ -1,6 +1,9 @@
 // The operators with their backward: each takes the kernels of this folder where the processor has what they need, and
 // plain libtorch elsewhere (CUDA among it). For operators.cpp alone.
 //
+// The kernels' operands are f32. Matrices that are `fixed` are multiplied in 16 bits all the same (gemm.h): what their backward
+// reads is kept in bf16. Plain libtorch multiplies operands as they are.
+//
 // Gradients of weights do not go through autograd: an operator adds them to the f32 buffer that it was
 // given. Autograd only carries the gradients of activations.
 #pragma once
@@ -26,11 +29,14 @@ bool on_cpu(const Tensor& x) {
   return !plain_only && x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
-/// Whether products of x go through the microkernel.
-bool fast(const Tensor& x) {
-  if (!on_cpu(x)) return false;
-  return x.scalar_type() == at::kBFloat16 ? has_microkernel<bf16>() : has_microkernel<float>();
-}
+/// Whether products of x go through the kernels.
+bool fast(const Tensor& x) { return on_cpu(x) && x.scalar_type() == at::kFloat && has_microkernel<float>(); }
+
+/// Whether products can be fixed here.
+bool has_fixed() { return fixed_point() && has_microkernel<float>() && has_microkernel<bf16>(); }
+
+/// The type that a backward multiplies in.
+at::ScalarType backward_kind(bool fixed) { return fixed ? at::kBFloat16 : at::kFloat; }
 
 /// Calls work with a null pointer of x's element type.
 template <typename Work>
@@ -145,6 +151,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
 /// Matrices that read the same x, and where the gradients of them and of their biases go.
 struct Matrices {
   std::vector<Tensor> weights, biases, weight_gradients, bias_gradients;
+  bool fixed = false;
 
   void keep_in(AutogradContext* context) const {
     keep(context, "weights", weights);
@@ -156,15 +163,13 @@ struct Matrices {
     for (const Tensor& weight : weights) total += weight.size(0);
     return total;
   }
+  /// x may be bf16 where the matrices are fixed.
   bool suit_kernels(const Tensor& x) const {
-    bool even = x.size(1) % 2 == 0;
-    for (const Tensor& weight : weights) even = even && weight.size(0) % 2 == 0 && weight.is_contiguous();
-    return even && fast(x);
+    bool suit = x.size(1) % 2 == 0 && (fixed || x.scalar_type() == at::kFloat) && on_cpu(x);
+    for (const Tensor& weight : weights) suit = suit && weight.size(0) % 2 == 0 && weight.is_contiguous() && fast(weight);
+    return suit;
   }
-  template <typename T>
-  Matrix<T> matrix(size_t i) const {
-    return {in<T>(weights[i]), in<T>(biases[i])};
-  }
+  Matrix matrix(size_t i) const { return {in<float>(weights[i]), nullptr, in<float>(biases[i])}; }
   /// Their products side by side, by libtorch's own operators; in f32 where they can be and `wide` asks for it.
   Tensor plain(const Tensor& x, bool wide) const {
     wide = wide && sums_stay_wide(x);
@@ -185,8 +190,9 @@ struct Matrices {
   }
 };
 
-/// Adds the gradients of the matrices kept in `context`; returns that of x, where it is wanted.
-Tensor matrices_backward(AutogradContext* context, const Tensor& x, const Tensor& dy, bool kernels) {
+/// Adds the gradients of the matrices kept in `context`; returns that of x, where it is wanted, as `kind`. x and dy are of the
+/// kind that the backward multiplies in.
+Tensor matrices_backward(AutogradContext* context, const Tensor& x, const Tensor& dy, at::ScalarType kind, bool kernels) {
   const auto weights = kept(context, "weights"), weight_gradients = kept(context, "weight_gradients"),
              bias_gradients = kept(context, "bias_gradients");
   const int64_t m = x.size(0), k = x.size(1), total = dy.size(1);
@@ -215,10 +221,14 @@ Tensor matrices_backward(AutogradContext* context, const Tensor& x, const Tensor
     }
     at += n;
   }
-  if (!kernels && wanted) dx = dx.to(x.scalar_type());
+  if (!kernels && wanted) dx = dx.to(kind);
   if (kernels && wanted) {
-    dx = at::empty_like(x);
-    typed(x, [&]<typename T>(T*) { linear_backward_input<T>(in<T>(dy), m, total, weights, out<T>(dx)); });
+    dx = at::empty(x.sizes(), x.options().dtype(kind));
+    if (kind == at::kBFloat16) {
+      linear_backward_input<bf16, bf16>(in<bf16>(dy), m, total, weights, out<bf16>(dx));
+    } else {
+      typed(x, [&]<typename T>(T*) { linear_backward_input<T, float>(in<T>(dy), m, total, weights, out<float>(dx)); });
+    }
   }
   return dx;
 }
@@ -267,39 +277,37 @@ struct Rotation {
   }
 };
 
-/// The products in x's kind; or, in f32, added to `onto`; or rotated before they are rounded.
+/// The products in x's kind, by the kernels in f32; or added to `onto`, in f32; or rotated.
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* context, const Tensor& x_given, const std::optional<Tensor>& onto_given,
-                        const Matrices& matrices, const Rotation& rotation) {
-    const Tensor x = x_given.contiguous(), onto = onto_given ? onto_given->contiguous() : Tensor();
-    const int64_t m = x.size(0), k = x.size(1), total = matrices.outputs();
-    const bool kernels = matrices.suit_kernels(x), rotated = rotation.positions.defined();
-    context->save_for_backward({x});
+                        const Matrices& matrices, const Rotation& rotation, bool recorded) {
+    const bool kernels = matrices.suit_kernels(x_given), rotated = rotation.positions.defined();
+    const Tensor x = (kernels ? x_given : x_given.to(matrices.weights[0].scalar_type())).contiguous();
+    const Tensor onto = onto_given ? onto_given->contiguous() : Tensor();
     matrices.keep_in(context);
     rotation.keep_in(context);
     context->saved_data["kernels"] = kernels;
     context->saved_data["onto"] = onto.defined();
+    context->saved_data["wide"] = x_given.scalar_type() == at::kFloat;
     if (!kernels) {
+      context->save_for_backward({x});
       const Tensor y = matrices.plain(x, onto.defined() || rotated);
       if (rotated) return rotation.of_sums(y, x.scalar_type());
       return onto.defined() ? onto + y : y;
     }
-    const bool wide = onto.defined() || rotated || x.scalar_type() == at::kFloat;
-    Tensor y = at::empty({m, total}, wide ? x.options().dtype(at::kFloat) : x.options());
-    typed(x, [&]<typename T>(T*) {
-      int64_t at = 0;
-      for (size_t i = 0; i < matrices.weights.size(); i++) {
-        const int64_t n = matrices.weights[i].size(0);
-        if (wide) {
-          const float* below = onto.defined() ? in<float>(onto) + at : nullptr;
-          linear_forward<T, float>(in<T>(x), m, k, matrices.matrix<T>(i), false, n, below, out<float>(y) + at, total);
-        } else {
-          linear_forward<T, T>(in<T>(x), m, k, matrices.matrix<T>(i), false, n, nullptr, out<T>(y) + at, total);
-        }
-        at += n;
-      }
-    });
-    return rotated ? rotation.of_sums(y, x.scalar_type()) : y;
+    const int64_t total = matrices.outputs();
+    const Tensor y = at::empty({x.size(0), total}, x.options().dtype(at::kFloat));
+    Tensor kept;
+    const Operand rows = operand(x, matrices.fixed, recorded ? &kept : nullptr);
+    if (recorded) context->save_for_backward({kept});
+    int64_t at = 0;
+    for (size_t i = 0; i < matrices.weights.size(); i++) {
+      const int64_t n = matrices.weights[i].size(0);
+      const float* below = onto.defined() ? in<float>(onto) + at : nullptr;
+      linear_forward(rows, matrices.matrix(i), n, below, out<float>(y) + at, total);
+      at += n;
+    }
+    return rotated ? rotation.of_sums(y, at::kFloat) : y;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const Tensor x = context->get_saved_variables()[0];
@@ -308,7 +316,9 @@ struct Linear : torch::autograd::Function<Linear> {
     // Attention made this gradient for us alone.
     if (rotation.positions.defined()) rotation.turn(dy, -1.0f);
     const Tensor d_onto = context->saved_data["onto"].toBool() ? grads[0] : Tensor();
-    return {matrices_backward(context, x, dy, context->saved_data["kernels"].toBool()), d_onto, Tensor(), Tensor()};
+    const auto kind = context->saved_data["wide"].toBool() ? at::kFloat : at::kBFloat16;
+    return {matrices_backward(context, x, dy, kind, context->saved_data["kernels"].toBool()), d_onto, Tensor(), Tensor(),
+            Tensor()};
   }
 };
 
@@ -349,28 +359,34 @@ struct Gated : torch::autograd::Function<Gated> {
     const Tensor x = x_given.contiguous();
     const int64_t m = x.size(0), n = matrices.weights[0].size(0);
     const bool kernels = matrices.suit_kernels(x);
+    const auto kind = kernels ? backward_kind(matrices.fixed) : x.scalar_type();
     matrices.keep_in(context);
     context->saved_data["kernels"] = kernels;
-    Tensor gate_up, y;
+    context->saved_data["wide"] = x.scalar_type() == at::kFloat;
+    Tensor gate_up, y, x_kept = x;
     if (kernels) {
-      if (recorded) gate_up = at::empty({m, 2 * n}, x.options());
-      y = at::empty({m, n}, x.options());
-      typed(x, [&]<typename T>(T*) {
-        gated_forward<T>(in<T>(x), m, x.size(1), matrices.matrix<T>(0), matrices.matrix<T>(1), false, n,
-                         out<T>(gate_up), out<T>(y));
-      });
+      if (recorded) gate_up = at::empty({m, 2 * n}, x.options().dtype(kind));
+      y = at::empty({m, n}, x.options().dtype(at::kFloat));
+      const Operand rows = operand(x, matrices.fixed, recorded ? &x_kept : nullptr);
+      // Without a gate_up to write to its type does not matter.
+      if (kind == at::kBFloat16) {
+        gated_forward(rows, matrices.matrix(0), matrices.matrix(1), n, out<bf16>(gate_up), out<float>(y));
+      } else {
+        gated_forward(rows, matrices.matrix(0), matrices.matrix(1), n, out<float>(gate_up), out<float>(y));
+      }
     } else {
       gate_up = matrices.plain(x, true);
       y = swiglu(gate_up).to(x.scalar_type());
       if (recorded) gate_up = gate_up.to(x.scalar_type());
     }
-    if (recorded) context->save_for_backward({x, gate_up});
+    if (recorded) context->save_for_backward({x_kept, gate_up});
     return y;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto saved = context->get_saved_variables();
-    const Tensor d = swiglu_gradient(saved[1], grads[0].contiguous());
-    return {matrices_backward(context, saved[0], d, context->saved_data["kernels"].toBool()), Tensor(), Tensor()};
+    const Tensor d = swiglu_gradient(saved[1], grads[0].to(saved[1].scalar_type()).contiguous());
+    const auto kind = context->saved_data["wide"].toBool() ? at::kFloat : at::kBFloat16;
+    return {matrices_backward(context, saved[0], d, kind, context->saved_data["kernels"].toBool()), Tensor(), Tensor()};
   }
 };
 
@@ -405,15 +421,17 @@ std::vector<TreeLayout> read_layout(const std::vector<int64_t>& numbers) {
   return trees;
 }
 
+/// Of qkv in f32. Where products are fixed, the result is bf16, as is what the backward reads.
 struct Attention : torch::autograd::Function<Attention> {
   static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::vector<int64_t>& layout,
-                        const AttentionShape& shape) {
-    Tensor y = at::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options());
-    Tensor log_sums = at::empty({qkv.size(0), shape.heads}, qkv.options().dtype(at::kFloat));
-    typed(qkv, [&]<typename T>(T*) {
-      attention_forward<T>(in<T>(qkv), read_layout(layout), shape, out<T>(y), out<float>(log_sums));
+                        const AttentionShape& shape, bool fixed) {
+    const auto kind = backward_kind(fixed);
+    Tensor y = at::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options().dtype(kind));
+    Tensor log_sums = at::empty({qkv.size(0), shape.heads}, qkv.options());
+    typed(y, [&]<typename T>(T*) {
+      attention_forward<T>(in<float>(qkv), read_layout(layout), shape, out<T>(y), out<float>(log_sums));
     });
-    context->save_for_backward({qkv, y, log_sums});
+    context->save_for_backward({qkv.to(kind), y, log_sums});
     context->saved_data["layout"] = layout;
     context->saved_data["shape"] = std::vector<int64_t>{shape.heads, shape.kv_heads, shape.head_dim, shape.window};
     context->saved_data["scale"] = static_cast<double>(shape.scale);
@@ -426,11 +444,12 @@ struct Attention : torch::autograd::Function<Attention> {
                                static_cast<float>(context->saved_data["scale"].toDouble()), numbers[3]};
     const auto layout = read_layout(context->saved_data["layout"].toIntVector());
     const Tensor d_out = grads[0].contiguous();
-    Tensor d = at::empty_like(saved[0]);
-    typed(d, [&]<typename T>(T*) {
-      attention_backward<T>(in<T>(d_out), in<T>(saved[0]), in<T>(saved[1]), in<float>(saved[2]), layout, shape, out<T>(d));
+    Tensor d = at::empty(saved[0].sizes(), saved[0].options().dtype(at::kFloat));
+    typed(saved[0], [&]<typename T>(T*) {
+      attention_backward<T>(in<T>(d_out), in<T>(saved[0]), in<T>(saved[1]), in<float>(saved[2]), layout, shape,
+                            out<float>(d));
     });
-    return {d, Tensor(), Tensor()};
+    return {d, Tensor(), Tensor(), Tensor()};
   }
 };
 

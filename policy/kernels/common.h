@@ -16,7 +16,7 @@ namespace arriero {
 
 /// libtorch's name of an element type.
 template <typename T>
-constexpr at::ScalarType scalar_type = sizeof(T) == 2 ? at::kBFloat16 : at::kFloat;
+constexpr at::ScalarType scalar_type = std::is_same_v<T, int16_t> ? at::kShort : sizeof(T) == 2 ? at::kBFloat16 : at::kFloat;
 
 /// A tensor's elements; null where it is undefined.
 template <typename T>
@@ -44,13 +44,15 @@ void each_task(int64_t tasks, const Work& work) {
   });
 }
 
-/// A thread's scratch memory of one type and purpose; it grows and is kept. Contents are whatever was there.
+/// A thread's scratch memory of one type and purpose, which begins on a cache line; it grows and is kept. Contents are
+/// whatever was there.
 /// Sums in f32 count from 100, so that they never share a place with operands that happen to be f32.
 template <typename T, int purpose>
 T* scratch(int64_t count) {
   thread_local std::vector<T> memory;
-  if (static_cast<int64_t>(memory.size()) < count) memory.resize(count);
-  return memory.data();
+  constexpr int64_t line = 64;
+  if (static_cast<int64_t>(memory.size()) < count + line) memory.resize(count + line);
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + line - 1) / line * line);
 }
 
 }  // namespace arriero

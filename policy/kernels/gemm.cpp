@@ -64,8 +64,15 @@ void transpose_words(const uint32_t* in, int64_t count, int64_t columns, int64_t
   }
 }
 
-/// Rows of a task in the products of a training step: packing a panel is paid once for them.
-constexpr int64_t chunk_rows = 512;
+/// How many parts rows are cut into: as few as there may be, for packing a panel is paid for each, but so that no thread waits
+/// for long while another does the last task.
+int64_t parts_of(int64_t rows, int64_t panels) {
+  constexpr int64_t most_rows = 2048, few_rows = 256;
+  const int64_t parts = (rows + most_rows - 1) / most_rows, threads = at::get_num_threads();
+  const auto idle = [&](int64_t tasks) { return static_cast<double>(round_up(tasks, threads)) / static_cast<double>(tasks); };
+  const bool uneven = idle(panels * parts) > 1.05 && idle(panels * (parts + 1)) < idle(panels * parts);
+  return uneven && rows > few_rows ? parts + 1 : parts;
+}
 
 }  // namespace
 
@@ -130,20 +137,34 @@ void pack_transposed<float>(const float* w, int64_t n, int64_t k, int64_t ld, in
   transpose_words(reinterpret_cast<const uint32_t*>(w), n, k, ld, reinterpret_cast<uint32_t*>(out), width);
 }
 
-template <>
-void pack_rows<bf16>(const bf16* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, bf16* out) {
+namespace {
+
+/// Packs pairs of rows, of which there may be an odd number.
+template <typename From, typename Pair>
+void pack_pairs(const From* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, bf16* out, const Pair& pair) {
   if (n < width || k < depth) std::memset(static_cast<void*>(out), 0, depth * width * sizeof(bf16));
-  const bf16* zeros = scratch<bf16, 0>(n);
-  if (k % 2) std::fill_n(scratch<bf16, 0>(n), n, bf16{0});
-  for (int64_t i = 0; i < k; i += 2) {
-    const bf16* second = i + 1 < k ? w + (i + 1) * ld : zeros;
-    flat_rows().interleave(reinterpret_cast<const uint16_t*>(w + i * ld), reinterpret_cast<const uint16_t*>(second), n,
-               reinterpret_cast<uint16_t*>(out + i * width));
-  }
+  const From* zeros = scratch<From, 0>(n);
+  if (k % 2) std::fill_n(scratch<From, 0>(n), n, From{});
+  for (int64_t i = 0; i < k; i += 2) pair(w + i * ld, i + 1 < k ? w + (i + 1) * ld : zeros, n, out + i * width);
+}
+
+}  // namespace
+
+template <>
+void pack_rows<bf16, bf16>(const bf16* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, bf16* out) {
+  pack_pairs(w, k, n, ld, depth, width, out, [](const bf16* a, const bf16* b, int64_t count, bf16* to) {
+    flat_rows().interleave(reinterpret_cast<const uint16_t*>(a), reinterpret_cast<const uint16_t*>(b), count,
+                           reinterpret_cast<uint16_t*>(to));
+  });
 }
 
 template <>
-void pack_rows<float>(const float* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, float* out) {
+void pack_rows<float, bf16>(const float* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, bf16* out) {
+  pack_pairs(w, k, n, ld, depth, width, out, flat_rows().interleave_rounded);
+}
+
+template <>
+void pack_rows<float, float>(const float* w, int64_t k, int64_t n, int64_t ld, int64_t depth, int64_t width, float* out) {
   if (n < width || k < depth) std::memset(out, 0, depth * width * sizeof(float));
   for (int64_t i = 0; i < k; i++) std::memcpy(out + i * width, w + i * ld, n * sizeof(float));
 }
@@ -151,7 +172,7 @@ void pack_rows<float>(const float* w, int64_t k, int64_t n, int64_t ld, int64_t 
 template <>
 void transpose<bf16>(const bf16* w, int64_t k, int64_t n, int64_t ld, int64_t depth, bf16* out) {
   bf16* pairs = scratch<bf16, 1>(depth * n);
-  pack_rows<bf16>(w, k, n, ld, depth, n, pairs);
+  pack_rows(w, k, n, ld, depth, n, pairs);
   transpose_words(reinterpret_cast<const uint32_t*>(pairs), depth / 2, n, n, reinterpret_cast<uint32_t*>(out),
                   depth / 2);
 }
@@ -162,101 +183,195 @@ void transpose<float>(const float* w, int64_t k, int64_t n, int64_t ld, int64_t 
   transpose_words(reinterpret_cast<const uint32_t*>(w), k, n, ld, reinterpret_cast<uint32_t*>(out), depth);
 }
 
-at::Tensor pack_weight(const at::Tensor& weight) {
-  const int64_t n = weight.size(0), k = weight.size(1);
-  const int64_t panels = (n + panel - 1) / panel;
-  at::Tensor packed = at::empty({panels, k, panel}, weight.options());
-  const auto pack = [&](auto* from, auto* to) {
-    each_task(panels, [&](int64_t index) {
-      const int64_t first = index * panel;
-      pack_transposed(from + first * k, std::min(panel, n - first), k, k, panel, to + index * k * panel);
-    });
-  };
-  if (weight.scalar_type() == at::kBFloat16) {
-    pack(in<bf16>(weight), out<bf16>(packed));
-  } else {
-    pack(in<float>(weight), out<float>(packed));
+void fix_transposed(const float* w, int64_t n, int64_t k, int64_t ld, int64_t width, int16_t* out, float* scales) {
+  const int64_t depth = round_up(k, fixed_depth), blocks = depth / fixed_depth;
+  int16_t* fixed = scratch<int16_t, 21>(panel * depth);
+  if (n < width) {
+    std::memset(out, 0, depth * width * sizeof(int16_t));
+    std::memset(scales, 0, blocks * width * sizeof(float));
   }
+  for (int64_t i = 0; i < n; i++) {
+    fixed_point()->fix(w + i * ld, k, fixed_depth, column_limit, fixed + i * depth, fixed_depth, scales + i, width);
+  }
+  // Two neighbours of a row are one 32-bit word.
+  transpose_words(reinterpret_cast<const uint32_t*>(fixed), n, depth / 2, depth / 2, reinterpret_cast<uint32_t*>(out), width);
+}
+
+template <typename T>
+FixedRows fix_rows(const T* x, int64_t m, int64_t k, bf16* copy) {
+  const int64_t blocks = (k + fixed_depth - 1) / fixed_depth;
+  FixedRows rows{at::empty({blocks, m, fixed_depth}, at::kShort), at::empty({blocks, m}, at::kFloat)};
+  int16_t* numbers = out<int16_t>(rows.numbers);
+  float* scales = out<float>(rows.scales);
+  at::parallel_for(0, m, 16, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) {
+      const auto fix = [&](const auto& how) {
+        how(x + i * k, k, fixed_depth, row_limit, numbers + i * fixed_depth, m * fixed_depth, scales + i, m);
+      };
+      if constexpr (sizeof(T) == 2) {
+        fix(fixed_point()->fix_bf16);
+      } else {
+        fix(fixed_point()->fix);
+        if (copy) arriero::rows<bf16>().scale(x + i * k, 1.0f, k, copy + i * k);
+      }
+    }
+  });
+  return rows;
+}
+
+Operand operand(const at::Tensor& x, bool fixed, at::Tensor* kept) {
+  Operand made{x.size(0), x.size(1)};
+  const bool narrow = x.scalar_type() == at::kBFloat16;
+  if (kept) *kept = fixed && !narrow ? at::empty(x.sizes(), x.options().dtype(at::kBFloat16)) : x;
+  if (!fixed) {
+    made.wide = in<float>(x);
+  } else if (narrow) {
+    made.fixed = fix_rows(in<bf16>(x), made.m, made.k, nullptr);
+  } else {
+    made.fixed = fix_rows(in<float>(x), made.m, made.k, kept ? out<bf16>(*kept) : nullptr);
+  }
+  return made;
+}
+
+Packed pack_weight(const at::Tensor& weight, bool fixed) {
+  const int64_t n = weight.size(0), k = weight.size(1);
+  const int64_t panels = (n + panel - 1) / panel, depth = fixed ? round_up(k, fixed_depth) : k;
+  const int64_t blocks = depth / fixed_depth;
+  Packed packed{at::empty({panels, depth, panel}, weight.options().dtype(fixed ? at::kShort : at::kFloat)), {}};
+  if (fixed) packed.scales = at::empty({panels, blocks, panel}, weight.options());
+  const float* from = in<float>(weight);
+  each_task(panels, [&](int64_t index) {
+    const int64_t first = index * panel, width = std::min(panel, n - first);
+    if (fixed) {
+      fix_transposed(from + first * k, width, k, k, panel, out<int16_t>(packed.matrix) + index * depth * panel,
+                     out<float>(packed.scales) + index * blocks * panel);
+    } else {
+      pack_transposed(from + first * k, width, k, k, panel, out<float>(packed.matrix) + index * k * panel);
+    }
+  });
   return packed;
+}
+
+Panel Packed::at(int64_t index) const {
+  const int64_t size = matrix.size(1) * panel;
+  if (!scales.defined()) return {in<float>(matrix) + index * size};
+  return {nullptr, in<int16_t>(matrix) + index * size, in<float>(scales) + index * size / fixed_depth};
+}
+
+Panel pack_panel(const Operand& x, const float* w, int64_t width, int64_t place, int64_t places) {
+  const int64_t depth = x.wide ? x.k : x.fixed.depth(), size = depth * panel, scale_count = size / fixed_depth;
+  if (x.wide) {
+    float* own = scratch<float, 2>(places * size) + place * size;
+    pack_transposed(w, width, x.k, x.k, panel, own);
+    return {own};
+  }
+  int16_t* own = scratch<int16_t, 2>(places * size) + place * size;
+  float* scales = scratch<float, 111>(places * scale_count) + place * scale_count;
+  fix_transposed(w, width, x.k, x.k, panel, own, scales);
+  return {nullptr, own, scales};
 }
 
 namespace {
 
-/// Products of x with several matrices of n rows, panel by panel: store(row, column, width, sums) gets those of each.
-template <typename T, size_t count, typename Store>
-void products(const T* x, int64_t m, int64_t k, const std::array<Matrix<T>, count>& matrices, bool packed, int64_t n,
-              const Store& store) {
-  const int64_t panels = (n + panel - 1) / panel, chunks = (m + chunk_rows - 1) / chunk_rows;
-  each_task(panels * chunks, [&](int64_t task) {
-    const int64_t column = task % panels * panel, width = std::min(panel, n - column);
-    std::array<const T*, count> b;
-    std::array<float*, count> sums;
-    for (size_t i = 0; i < count; i++) {
-      b[i] = matrices[i].weight + column * k;
-      if (!packed) {
-        T* own = scratch<T, 2>(count * k * panel) + i * k * panel;
-        pack_transposed(b[i], width, k, k, panel, own);
-        b[i] = own;
-      }
-      sums[i] = scratch<float, 103>(count * block_rows * panel) + i * block_rows * panel;
-    }
-    const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
-    for (int64_t row = first; row < last; row += block_rows) {
-      const int64_t rows_here = std::min(block_rows, last - row);
-      const T* a = padded_rows(x + row * k, rows_here, k);
-      for (size_t i = 0; i < count; i++) {
-        microkernel(round_up(rows_here, row_step), panel, k, a, k, b[i], panel, sums[i], panel, false);
-      }
-      for (int64_t at = 0; at < rows_here; at++) {
-        std::array<float*, count> own;
-        for (size_t i = 0; i < count; i++) {
-          own[i] = sums[i] + at * panel;
-          if (matrices[i].bias) rows<T>().add(matrices[i].bias + column, width, own[i]);
-        }
-        store(row + at, column, width, own);
-      }
-    }
-  });
+/// out [count, panel] = rows from `row` on (+ below, of as many), ld numbers from one row to the next of both.
+void multiply_fixed(const Operand& x, int64_t row, int64_t count, const Panel& b, const float* below, float* sums, float* out,
+                    int64_t ld) {
+  fixed_point()->multiply(count, panel, fixed_depth, x.fixed.blocks(), in<int16_t>(x.fixed.numbers) + row * fixed_depth,
+                          in<float>(x.fixed.scales) + row, x.m, b.numbers, b.scales, below, sums, out, ld);
 }
 
 }  // namespace
 
+void multiply_rows(const Operand& x, int64_t row, int64_t count, const Panel& b, float* sums) {
+  if (!x.wide) {
+    multiply_fixed(x, row, count, b, nullptr, sums, sums, panel);
+    return;
+  }
+  const float* a = padded_rows(x.wide + row * x.k, count, x.k);
+  microkernel(round_up(count, row_step), panel, x.k, a, x.k, b.wide, panel, sums, panel, false);
+}
+
+namespace {
+
+/// Calls work(panels, column, width, row, rows) for all panels of several matrices of n rows and some rows of x, at most
+/// block_rows.
+template <size_t count, typename Work>
+void each_product(const Operand& x, const std::array<Matrix, count>& matrices, int64_t n, const Work& work) {
+  // Rows that are multiplied while a block of the panel is in the first cache; tiles of fixed-point numbers have 6.
+  const int64_t step = x.wide ? block_rows : block_rows / 6 * 6;
+  const int64_t panels = (n + panel - 1) / panel, parts = parts_of(x.m, panels);
+  const int64_t part_rows = round_up((x.m + parts - 1) / parts, step);
+  each_task(panels * parts, [&](int64_t task) {
+    const int64_t index = task % panels, column = index * panel, width = std::min(panel, n - column);
+    std::array<Panel, count> b;
+    for (size_t i = 0; i < count; i++) {
+      const Matrix& matrix = matrices[i];
+      b[i] = matrix.packed ? matrix.packed->at(index) : pack_panel(x, matrix.weight + column * x.k, width, i, count);
+    }
+    const int64_t first = task / panels * part_rows, last = std::min(x.m, first + part_rows);
+    for (int64_t row = first; row < last; row += step) work(b, column, width, row, std::min(step, last - row));
+  });
+}
+
+/// A thread's sums of a product, [block_rows, panel], as one of `places`.
+float* sums_of(int64_t place, int64_t places) {
+  return scratch<float, 103>(places * block_rows * panel) + place * block_rows * panel;
+}
+
+}  // namespace
+
+void linear_forward(const Operand& x, const Matrix& matrix, int64_t n, const float* onto, float* out, int64_t ld) {
+  each_product<1>(x, {matrix}, n, [&](const auto& b, int64_t column, int64_t width, int64_t row, int64_t count) {
+    const int64_t at = row * ld + column;
+    float* sums = sums_of(0, 1);
+    if (!x.wide && width == panel && !matrix.bias) {
+      multiply_fixed(x, row, count, b[0], onto ? onto + at : nullptr, sums, out + at, ld);
+      return;
+    }
+    multiply_rows(x, row, count, b[0], sums);
+    for (int64_t i = 0; i < count; i++) {
+      float* own = sums + i * panel;
+      if (matrix.bias) rows<float>().add(matrix.bias + column, width, own);
+      if (onto) rows<float>().add(onto + at + i * ld, width, own);
+      std::memcpy(out + at + i * ld, own, width * sizeof(float));
+    }
+  });
+}
+
+template <typename T>
+void gated_forward(const Operand& x, const Matrix& gate, const Matrix& up, int64_t n, T* gate_up, float* y) {
+  const std::array<Matrix, 2> both{gate, up};
+  each_product<2>(x, both, n, [&](const auto& b, int64_t column, int64_t width, int64_t row, int64_t count) {
+    float* sums[] = {sums_of(0, 2), sums_of(1, 2)};
+    for (int64_t side = 0; side < 2; side++) multiply_rows(x, row, count, b[side], sums[side]);
+    for (int64_t i = 0; i < count; i++) {
+      for (int64_t side = 0; side < 2; side++) {
+        float* own = sums[side] + i * panel;
+        if (both[side].bias) rows<float>().add(both[side].bias + column, width, own);
+        if (gate_up) rows<T>().scale(own, 1.0f, width, gate_up + (2 * (row + i) + side) * n + column);
+      }
+      rows<float>().swiglu(sums[0] + i * panel, sums[1] + i * panel, width, y + (row + i) * n + column);
+    }
+  });
+}
+
 template <typename T, typename Out>
-void linear_forward(const T* x, int64_t m, int64_t k, const Matrix<T>& matrix, bool packed, int64_t n, const float* onto,
-                    Out* out, int64_t ld) {
-  const auto store = [&](int64_t row, int64_t column, int64_t width, const std::array<float*, 1>& sums) {
-    if (onto) rows<float>().add(onto + row * ld + column, width, sums[0]);
-    rows<Out>().scale(sums[0], 1.0f, width, out + row * ld + column);
-  };
-  products<T, 1>(x, m, k, {matrix}, packed, n, store);
-}
-
-template <typename T>
-void gated_forward(const T* x, int64_t m, int64_t k, const Matrix<T>& gate, const Matrix<T>& up, bool packed, int64_t n,
-                   T* gate_up, T* y) {
-  const auto store = [&](int64_t row, int64_t column, int64_t width, const std::array<float*, 2>& sums) {
-    for (int64_t i = 0; gate_up && i < 2; i++) rows<T>().scale(sums[i], 1.0f, width, gate_up + (2 * row + i) * n + column);
-    rows<T>().swiglu(sums[0], sums[1], width, y + row * n + column);
-  };
-  products<T, 2>(x, m, k, {gate, up}, packed, n, store);
-}
-
-template <typename T>
-void linear_backward_input(const T* dy, int64_t m, int64_t ld, const std::vector<at::Tensor>& weights, T* dx) {
+void linear_backward_input(const T* dy, int64_t m, int64_t ld, const std::vector<at::Tensor>& weights, Out* dx) {
   const int64_t k = weights[0].size(1);
-  const int64_t panels = (k + panel - 1) / panel, chunks = (m + chunk_rows - 1) / chunk_rows;
+  const int64_t panels = (k + panel - 1) / panel, parts = parts_of(m, panels);
+  const int64_t part_rows = round_up((m + parts - 1) / parts, block_rows);
   int64_t depth = 0;
   for (const auto& weight : weights) depth += round_up(weight.size(0), pair<T>);
-  each_task(panels * chunks, [&](int64_t task) {
+  each_task(panels * parts, [&](int64_t task) {
     const int64_t column = task % panels * panel, width = std::min(panel, k - column);
     T* b = scratch<T, 2>(depth * panel);
     int64_t at = 0;
     for (const auto& weight : weights) {
       const int64_t n = weight.size(0), even = round_up(n, pair<T>);
-      pack_rows(in<T>(weight) + column, n, width, k, even, panel, b + at * panel);
+      pack_rows(in<float>(weight) + column, n, width, k, even, panel, b + at * panel);
       at += even;
     }
-    const int64_t first = task / panels * chunk_rows, last = std::min(m, first + chunk_rows);
+    const int64_t first = task / panels * part_rows, last = std::min(m, first + part_rows);
     float* sums = scratch<float, 103>(block_rows * panel);
     for (int64_t row = first; row < last; row += block_rows) {
       const int64_t count = std::min(block_rows, last - row);
@@ -268,7 +383,7 @@ void linear_backward_input(const T* dy, int64_t m, int64_t ld, const std::vector
         from += n;
         packed += round_up(n, pair<T>);
       }
-      for (int64_t i = 0; i < count; i++) rows<T>().scale(sums + i * panel, 1.0f, width, dx + (row + i) * k + column);
+      for (int64_t i = 0; i < count; i++) rows<Out>().scale(sums + i * panel, 1.0f, width, dx + (row + i) * k + column);
     }
   });
 }
@@ -311,15 +426,12 @@ void linear_backward_weight(const T* dy, int64_t m, int64_t n, int64_t ld, const
   template void microkernel<T>(int64_t, int64_t, int64_t, const T*, int64_t, const T*, int64_t, float*, int64_t,   \
                                bool);                                                                              \
   template const T* padded_rows<T>(const T*, int64_t, int64_t);                                                    \
-  template void linear_forward<T, T>(const T*, int64_t, int64_t, const Matrix<T>&, bool, int64_t, const float*, T*, \
-                                     int64_t);                                                                     \
-  template void gated_forward<T>(const T*, int64_t, int64_t, const Matrix<T>&, const Matrix<T>&, bool, int64_t, T*, \
-                                 T*);                                                                              \
-  template void linear_backward_input<T>(const T*, int64_t, int64_t, const std::vector<at::Tensor>&, T*);          \
+  template FixedRows fix_rows<T>(const T*, int64_t, int64_t, bf16*);                                                      \
+  template void gated_forward<T>(const Operand&, const Matrix&, const Matrix&, int64_t, T*, float*);               \
+  template void linear_backward_input<T, float>(const T*, int64_t, int64_t, const std::vector<at::Tensor>&, float*); \
   template void linear_backward_weight<T>(const T*, int64_t, int64_t, int64_t, const T*, int64_t, float*);
 ARRIERO_INSTANTIATE(float)
 ARRIERO_INSTANTIATE(bf16)
-template void linear_forward<bf16, float>(const bf16*, int64_t, int64_t, const Matrix<bf16>&, bool, int64_t,
-                                          const float*, float*, int64_t);
+template void linear_backward_input<bf16, bf16>(const bf16*, int64_t, int64_t, const std::vector<at::Tensor>&, bf16*);
 
 }  // namespace arriero

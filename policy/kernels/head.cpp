@@ -1,39 +1,36 @@
 #include "head.h"
 
+#include <array>
 #include <cmath>
-
-#include "gemm.h"
 
 namespace arriero {
 
 namespace {
 
 /// Rows of a forward task: packing a panel of the output matrix is paid once for them.
-constexpr int64_t forward_rows = 256;
+constexpr int64_t forward_rows = 1024;
 /// Rows and vocabulary entries whose logits' gradients exist at one time in a thread.
 constexpr int64_t backward_rows = 512;
 constexpr int64_t backward_entries = 2 * panel;
 
 }  // namespace
 
-template <typename T>
-void head_forward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const int64_t* targets, float* target_logits,
-                  float* log_sums, float* entropies, float* highest) {
-  // Few count_rows are spread over the threads all the same.
+void head_forward(const Operand& h, const Matrix& w, int64_t v, const int64_t* targets, float* target_logits, float* log_sums,
+                  float* entropies, float* highest) {
+  const int64_t m = h.m;
+  // Few rows are spread over the threads all the same.
   const int64_t share = round_up((m + at::get_num_threads() - 1) / at::get_num_threads(), block_rows);
   const int64_t task_rows = std::max(block_rows, std::min(forward_rows, share));
   each_task((m + task_rows - 1) / task_rows, [&](int64_t task) {
     const int64_t first = task * task_rows, count_rows = std::min(task_rows, m - first);
     std::vector<Running> running(count_rows, Running{-INFINITY, 0, 0});
-    T* b = scratch<T, 2>(k * panel);
     float* logits = scratch<float, 103>(block_rows * panel);
     for (int64_t entry = 0; entry < v; entry += panel) {
       const int64_t width = std::min(panel, v - entry);
-      pack_transposed(w + entry * k, width, k, k, panel, b);
+      const Panel b = w.packed ? w.packed->at(entry / panel) : pack_panel(h, w.weight + entry * h.k, width, 0, 1);
       for (int64_t block = 0; block < count_rows; block += block_rows) {
         const int64_t count = std::min(block_rows, count_rows - block);
-        microkernel(round_up(count, row_step), panel, k, padded_rows(h + (first + block) * k, count, k), k, b, panel,
-                    logits, panel, false);
+        multiply_rows(h, first + block, count, b, logits);
         for (int64_t i = 0; i < count; i++) {
           const int64_t row = first + block + i;
           flat_rows().update(logits + i * panel, width, &running[block + i]);
@@ -54,9 +51,10 @@ void head_forward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const
 }
 
 template <typename T>
-void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, const int64_t* targets,
-                   const float* log_sums, const float* entropies, const float* d_logps, const float* d_entropies, T* dh,
+void head_backward(const Operand& h, const float* rows_of_h, const float* w, int64_t v, const int64_t* targets,
+                   const float* log_sums, const float* entropies, const float* d_logps, const float* d_entropies, float* dh,
                    float* dw) {
+  const int64_t m = h.m, k = h.k;
   const int64_t blocks = (v + backward_entries - 1) / backward_entries;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), blocks);
   const int64_t h_panels = (k + panel - 1) / panel;
@@ -70,23 +68,23 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
     const int64_t count_rows = std::min(chunk, m - first), depth = round_up(count_rows, depth_step);
     each_task(h_panels, [&](int64_t index) {
       const int64_t column = index * panel;
-      pack_rows(h + first * k + column, count_rows, std::min(panel, k - column), k, depth, panel,
+      pack_rows(rows_of_h + first * k + column, count_rows, std::min(panel, k - column), k, depth, panel,
                 h_rows + index * chunk * panel);
     });
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; thread++) {
         float* share = out<float>(shares) + thread * chunk * wide;
         std::memset(share, 0, chunk * wide * sizeof(float));
-        T* w_columns = scratch<T, 2>(k * backward_entries);
         T* w_rows = scratch<T, 4>(backward_entries * wide);
         float* logits = scratch<float, 103>(block_rows * panel);
         T* d = scratch<T, 5>(chunk * backward_entries);
         T* d_turned = scratch<T, 6>(chunk * backward_entries);
         for (int64_t block = thread; block < blocks; block += threads) {
           const int64_t entry = block * backward_entries, width = std::min(backward_entries, v - entry);
-          for (int64_t at = 0; at < backward_entries; at += panel) {
-            const int64_t here = std::clamp<int64_t>(width - at, 0, panel);
-            pack_transposed(w + (entry + at) * k, here, k, k, panel, w_columns + at * k);
+          std::array<Panel, backward_entries / panel> w_columns;
+          for (int64_t i = 0; i * panel < width; i++) {
+            const int64_t from = i * panel;
+            w_columns[i] = pack_panel(h, w + (entry + from) * k, std::min(panel, width - from), i, w_columns.size());
           }
           for (int64_t index = 0; index < h_panels; index++) {
             const int64_t column = index * panel;
@@ -95,10 +93,9 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
           }
           for (int64_t row = 0; row < count_rows; row += block_rows) {
             const int64_t count = std::min(block_rows, count_rows - row), padded = round_up(count, row_step);
-            const T* a = padded_rows(h + (first + row) * k, count, k);
             for (int64_t at = 0; at < backward_entries; at += panel) {
               const int64_t here = std::clamp<int64_t>(width - at, 0, panel);
-              microkernel(padded, panel, k, a, k, w_columns + at * k, panel, logits, panel, false);
+              if (here > 0) multiply_rows(h, first + row, count, w_columns[at / panel], logits);
               for (int64_t i = 0; i < count; i++) {
                 const int64_t index = first + row + i;
                 T* into = d + (row + i) * backward_entries + at;
@@ -146,17 +143,15 @@ void head_backward(const T* h, int64_t m, int64_t k, const T* w, int64_t v, cons
       for (int64_t i = begin; i < end; i++) {
         std::fill(sums.begin(), sums.end(), 0.0f);
         for (int64_t t = 0; t < threads; t++) rows<float>().add(share + (t * chunk + i) * wide, k, sums.data());
-        rows<T>().scale(sums.data(), 1.0f, k, dh + (first + i) * k);
+        std::memcpy(dh + (first + i) * k, sums.data(), k * sizeof(float));
       }
     });
   }
 }
 
 #define ARRIERO_INSTANTIATE(T)                                                                                     \
-  template void head_forward<T>(const T*, int64_t, int64_t, const T*, int64_t, const int64_t*, float*, float*,     \
-                                float*, float*);                                                                   \
-  template void head_backward<T>(const T*, int64_t, int64_t, const T*, int64_t, const int64_t*, const float*,      \
-                                 const float*, const float*, const float*, T*, float*);
+  template void head_backward<T>(const Operand&, const float*, const float*, int64_t, const int64_t*, const float*, \
+                                 const float*, const float*, const float*, float*, float*);
 ARRIERO_INSTANTIATE(float)
 ARRIERO_INSTANTIATE(bf16)
 

@@ -57,6 +57,7 @@ struct MatricesGiven {
   const Tensor* const* weight_gradients;
   const Tensor* const* bias_gradients;
   int64_t count;
+  bool fixed;
 };
 
 struct RotationGiven {
@@ -66,22 +67,20 @@ struct RotationGiven {
   int64_t heads;
 };
 
-/// A matrix of pack_weight and its bias, which may be null.
+/// A matrix of pack_weight, whose scales are null in f32, and its bias, which may be null.
 struct PackedGiven {
   const Tensor* matrix;
+  const Tensor* scales;
   const Tensor* bias;
 
-  template <typename T>
-  Matrix<T> typed() const {
-    return {in<T>(*matrix), in<T>(opt(bias))};
-  }
+  bool fixed() const { return scales; }
 };
 
 namespace {
 
 Matrices matrices(const MatricesGiven& given) {
   return {list(given.weights, given.count), list(given.biases, given.count), list(given.weight_gradients, given.count),
-          list(given.bias_gradients, given.count)};
+          list(given.bias_gradients, given.count), given.fixed};
 }
 
 Rotation rotation_of(const RotationGiven* given) {
@@ -119,8 +118,11 @@ char* arriero_free_memory(const Tensor* x, int64_t* result) {
 /// Leaves cuDNN out where libtorch chooses among implementations of attention.
 void arriero_attend_without_cudnn() { at::globalContext().setSDPUseCuDNN(false); }
 
-/// 1 where products of x's kind of tensor go through the microkernel.
+/// Whether products of x's kind of tensor go through the kernels.
 bool arriero_is_fast(const Tensor* x) { return fast(*x); }
+
+/// Whether they can be of fixed-point numbers.
+bool arriero_has_fixed() { return has_fixed(); }
 
 char* arriero_embedding(const Tensor* anchor, const Tensor* weight, const Tensor* gradient, const Tensor* ids,
                         Tensor** result) {
@@ -141,7 +143,8 @@ char* arriero_linear(const Tensor* x, const MatricesGiven* given, const Tensor* 
                      Tensor** result) {
   return guarded([&] {
     const auto below = onto ? std::optional<Tensor>(*onto) : std::nullopt;
-    *result = new Tensor(Linear::apply(*x, below, matrices(*given), rotation_of(rotation)));
+    const bool recorded = at::GradMode::is_enabled() && (x->requires_grad() || (onto && onto->requires_grad()));
+    *result = new Tensor(Linear::apply(*x, below, matrices(*given), rotation_of(rotation), recorded));
   });
 }
 
@@ -153,26 +156,25 @@ char* arriero_gated(const Tensor* x, const MatricesGiven* given, Tensor** result
   });
 }
 
-char* arriero_pack(const Tensor* weight, Tensor** result) {
-  return guarded([&] { *result = new Tensor(pack_weight(weight->contiguous())); });
+/// The matrix and its scales, which are null unless it is fixed.
+char* arriero_pack(const Tensor* weight, bool fixed, Tensor** results) {
+  return guarded([&] {
+    const Packed packed = pack_weight(weight->contiguous(), fixed);
+    results[0] = new Tensor(packed.matrix);
+    results[1] = fixed ? new Tensor(packed.scales) : nullptr;
+  });
 }
 
-/// As arriero_linear, with a packed matrix of n rows and its bias; with `wide`, in f32. Nothing is recorded.
-char* arriero_packed_linear(const Tensor* x_given, const PackedGiven* matrix, int64_t n, const Tensor* onto,
-                            const RotationGiven* rotation, bool wide, Tensor** result) {
+/// As arriero_linear, with a packed matrix of n rows and its bias. Nothing is recorded.
+char* arriero_packed_linear(const Tensor* x_given, const PackedGiven* given, int64_t n, const Tensor* onto,
+                            const RotationGiven* rotation, Tensor** result) {
   return guarded([&] {
     const Tensor x = x_given->contiguous(), below = onto ? onto->contiguous() : Tensor();
-    const int64_t m = x.size(0), k = x.size(1);
-    const bool sums = wide || onto || rotation || x.scalar_type() == at::kFloat;
-    Tensor y = at::empty({m, n}, sums ? x.options().dtype(at::kFloat) : x.options());
-    typed(x, [&]<typename T>(T*) {
-      if (sums) {
-        linear_forward<T, float>(in<T>(x), m, k, matrix->typed<T>(), true, n, in<float>(below), out<float>(y), n);
-      } else {
-        linear_forward<T, T>(in<T>(x), m, k, matrix->typed<T>(), true, n, nullptr, out<T>(y), n);
-      }
-    });
-    *result = new Tensor(rotation ? rotation_of(rotation).of_sums(y, x.scalar_type()) : y);
+    const Packed packed{*given->matrix, opt(given->scales)};
+    const Tensor y = at::empty({x.size(0), n}, x.options().dtype(at::kFloat));
+    linear_forward(operand(x, given->fixed()), {nullptr, &packed, in<float>(opt(given->bias))}, n, in<float>(below),
+                   out<float>(y), n);
+    *result = new Tensor(rotation ? rotation_of(rotation).of_sums(y, at::kFloat) : y);
   });
 }
 
@@ -181,10 +183,10 @@ char* arriero_packed_gated(const Tensor* x_given, const PackedGiven* gate, const
                            Tensor** result) {
   return guarded([&] {
     const Tensor x = x_given->contiguous();
-    Tensor y = at::empty({x.size(0), n}, x.options());
-    typed(x, [&]<typename T>(T*) {
-      gated_forward<T>(in<T>(x), x.size(0), x.size(1), gate->typed<T>(), up->typed<T>(), true, n, nullptr, out<T>(y));
-    });
+    const Packed gates{*gate->matrix, opt(gate->scales)}, ups{*up->matrix, opt(up->scales)};
+    const Tensor y = at::empty({x.size(0), n}, x.options().dtype(at::kFloat));
+    gated_forward<float>(operand(x, gate->fixed()), {nullptr, &gates, in<float>(opt(gate->bias))},
+                         {nullptr, &ups, in<float>(opt(up->bias))}, n, nullptr, out<float>(y));
     *result = new Tensor(y);
   });
 }
@@ -197,26 +199,30 @@ char* arriero_rotate(const Tensor* qkv, const RotationGiven* rotation, Tensor** 
   return guarded([&] { *result = new Tensor(Rotate::apply(*qkv, rotation_of(rotation))); });
 }
 
+/// Of qkv in f32.
 char* arriero_attention(const Tensor* qkv, const int64_t* layout, int64_t layout_length, const AttentionShape* shape,
-                        Tensor** result) {
+                        bool fixed, Tensor** result) {
   return guarded([&] {
-    *result = new Tensor(Attention::apply(*qkv, std::vector<int64_t>(layout, layout + layout_length), *shape));
+    *result = new Tensor(Attention::apply(*qkv, std::vector<int64_t>(layout, layout + layout_length), *shape, fixed));
   });
 }
 
+/// The pages' kind is what qkv is rounded to, here and in arriero_page_attention.
 char* arriero_page_write(const Tensor* qkv, const AttentionShape* shape, const int64_t* slots, const Tensor* pages) {
   return guarded([&] {
     Tensor target = *pages;
-    typed(target, [&]<typename T>(T*) { page_write<T>(in<T>(*qkv), qkv->size(0), *shape, slots, out<T>(target)); });
+    const Tensor rows = qkv->to(target.scalar_type()).contiguous();
+    typed(target, [&]<typename T>(T*) { page_write<T>(in<T>(rows), rows.size(0), *shape, slots, out<T>(target)); });
   });
 }
 
 char* arriero_page_attention(const Tensor* qkv, const AttentionShape* shape, const Tensor* pages, const int64_t* tables,
                              int64_t table_width, const int64_t* lengths, Tensor** result) {
   return guarded([&] {
-    Tensor y = at::empty({qkv->size(0), shape->heads * shape->head_dim}, qkv->options());
+    const Tensor rows = qkv->to(pages->scalar_type()).contiguous();
+    Tensor y = at::empty({rows.size(0), shape->heads * shape->head_dim}, rows.options());
     typed(y, [&]<typename T>(T*) {
-      page_attention<T>(in<T>(*qkv), qkv->size(0), *shape, in<T>(*pages), tables, table_width, lengths, out<T>(y));
+      page_attention<T>(in<T>(rows), rows.size(0), *shape, in<T>(*pages), tables, table_width, lengths, out<T>(y));
     });
     *result = new Tensor(y);
   });
@@ -226,31 +232,35 @@ char* arriero_draw(const Tensor* logits, const Wanted* wanted, int64_t rows, Dra
   return guarded([&] { draw(in<float>(*logits), logits->size(1), wanted, rows, drawn); });
 }
 
-/// target logits, log sums, entropies and highest logits, f32 [rows] each.
-char* arriero_head(const Tensor* hidden, const Tensor* output, const Tensor* targets, Tensor** results) {
+/// target logits, log sums, entropies and highest logits, f32 [rows] each. `given` is the output packed, or null.
+char* arriero_head(const Tensor* hidden, const Tensor* output, const PackedGiven* given, bool fixed, const Tensor* targets,
+                   Tensor** results) {
   return guarded([&] {
     const Tensor h = hidden->contiguous();
+    const Packed packed = given ? Packed{*given->matrix, opt(given->scales)} : Packed{};
     Tensor parts[4];
-    for (Tensor& part : parts) part = at::empty({h.size(0)}, h.options().dtype(at::kFloat));
-    typed(h, [&]<typename T>(T*) {
-      head_forward<T>(in<T>(h), h.size(0), h.size(1), in<T>(*output), output->size(0), targets->const_data_ptr<int64_t>(),
-                      out<float>(parts[0]), out<float>(parts[1]), out<float>(parts[2]), out<float>(parts[3]));
-    });
+    for (Tensor& part : parts) part = at::empty({h.size(0)}, h.options());
+    head_forward(operand(h, fixed), {in<float>(*output), given ? &packed : nullptr}, output->size(0), targets->const_data_ptr<int64_t>(), out<float>(parts[0]), out<float>(parts[1]), out<float>(parts[2]), out<float>(parts[3]));
     for (int i = 0; i < 4; i++) results[i] = new Tensor(parts[i]);
   });
 }
 
-char* arriero_head_backward(const Tensor* hidden, const Tensor* output, const Tensor* targets, const Tensor* log_sums,
-                            const Tensor* entropies, const Tensor* d_logps, const Tensor* d_entropies,
-                            const Tensor* output_gradient, Tensor** result) {
+char* arriero_head_backward(const Tensor* hidden, const Tensor* output, bool fixed, const Tensor* targets,
+                            const Tensor* log_sums, const Tensor* entropies, const Tensor* d_logps,
+                            const Tensor* d_entropies, const Tensor* output_gradient, Tensor** result) {
   return guarded([&] {
     const Tensor h = hidden->contiguous(), d_entropy = opt(d_entropies);
     Tensor dh = at::empty_like(h);
-    typed(h, [&]<typename T>(T*) {
-      head_backward<T>(in<T>(h), h.size(0), h.size(1), in<T>(*output), output->size(0),
+    const auto run = [&]<typename T>(T*) {
+      head_backward<T>(operand(h, fixed), in<float>(h), in<float>(*output), output->size(0),
                        targets->const_data_ptr<int64_t>(), in<float>(*log_sums), in<float>(*entropies),
-                       in<float>(*d_logps), in<float>(d_entropy), out<T>(dh), buffer(opt(output_gradient)));
-    });
+                       in<float>(*d_logps), in<float>(d_entropy), out<float>(dh), buffer(opt(output_gradient)));
+    };
+    if (fixed) {
+      run(static_cast<bf16*>(nullptr));
+    } else {
+      run(static_cast<float*>(nullptr));
+    }
     *result = new Tensor(dh);
   });
 }

@@ -378,6 +378,14 @@ void interleave(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out) 
   }
 }
 
+void interleave_rounded(const float* a, const float* b, int64_t n, bf16* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) {
+    out[2 * j] = narrow<bf16>(a[j]);
+    out[2 * j + 1] = narrow<bf16>(b[j]);
+  }
+}
+
 template <typename T>
 constexpr Rows<T> table = {norm_scale<T>,      norm_backward<T>, rotate<T>,       rotate_sums<T>,       swiglu<T>,
                            swiglu_backward<T>, add<T>,           scale<T>,        dot<T>,               logit_gradients<T>,
@@ -390,7 +398,8 @@ extern const Rows<bf16> bf16_rows;
 extern const FlatRows flat;
 const Rows<float> f32_rows = table<float>;
 const Rows<bf16> bf16_rows = table<bf16>;
-const FlatRows flat = {adamw, round_weights, square_sum, update, highest_of, exponentials, exp_sum, interleave};
+const FlatRows flat = {adamw, round_weights, square_sum, update, highest_of, exponentials, exp_sum, interleave,
+                       interleave_rounded};
 
 }  // namespace ARRIERO_ISA
 }  // namespace arriero

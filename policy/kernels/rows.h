@@ -78,6 +78,8 @@ struct FlatRows {
   float (*exp_sum)(const float* x, int64_t n, float scale, float highest);
   /// out[2 j], out[2 j + 1] = a[j], b[j].
   void (*interleave)(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* out);
+  /// The same of numbers that are rounded to the nearest on the way.
+  void (*interleave_rounded)(const float* a, const float* b, int64_t n, bf16* out);
 };
 
 template <typename T>

@@ -1,4 +1,5 @@
-// Picks the instruction set of the row functions when the program runs.
+// Picks the instruction set of the row functions, and of fixed-point products, when the program runs.
+#include "fixed.h"
 #include "rows.h"
 
 namespace arriero {
@@ -40,6 +41,19 @@ const Rows<bf16>& rows<bf16>() {
 const FlatRows& flat_rows() {
   static const FlatRows* const best = []() -> const FlatRows* { ARRIERO_PICK(flat) return &baseline::flat; }();
   return *best;
+}
+
+#ifdef ARRIERO_X86
+extern const FixedPoint vnni;
+#endif
+
+const FixedPoint* fixed_point() {
+#ifdef ARRIERO_X86
+  static const bool has = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (has) return &vnni;
+#endif
+  return nullptr;
 }
 
 }  // namespace arriero

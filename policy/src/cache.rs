@@ -244,7 +244,7 @@ impl KvCache {
 
     fn fill_plain(&mut self, layer: usize, qkv: &Tensor, slots: &Tensor) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shapes[layer];
-        let rows = qkv.narrow(1, heads * head_dim, 2 * kv_heads * head_dim);
+        let rows = qkv.narrow(1, heads * head_dim, 2 * kv_heads * head_dim).to_kind(self.compute.kind);
         let mut flat = self.layers[layer].view([-1, 2, kv_heads, head_dim]);
         let _ = flat.index_copy_(0, slots, &rows.view([-1, 2, kv_heads, head_dim]));
     }
@@ -328,6 +328,7 @@ impl KvCache {
     /// from rotated rows to `[sequences, heads head_dim]`.
     pub fn attend(&mut self, step: &DecodeStep, layer: usize, qkv: &Tensor) -> Tensor {
         let shape = self.shapes[layer];
+        let qkv = &qkv.to_kind(self.compute.kind);
         let Some(plain) = &step.plain else {
             kernels::page_write(qkv, &shape, &step.slots, &self.layers[layer]);
             return kernels::page_attention(qkv, &shape, &self.layers[layer], &step.tables, &step.lengths);
@@ -340,7 +341,8 @@ impl KvCache {
         let seen = seen.view([sequences, -1, 2, kv_heads, head_dim]).permute([2, 0, 3, 1, 4]);
         // The query heads of one key head stand in the place of query positions, so that keys and
         // values are read once for the whole group.
-        let query = qkv.narrow(1, 0, heads * head_dim).reshape([sequences, kv_heads, groups, head_dim]);
+        let query = qkv.narrow(1, 0, heads * head_dim);
+        let query = query.reshape([sequences, kv_heads, groups, head_dim]);
         let mask = &plain.masks[usize::from(window > 0)];
         let mask = mask.expand([sequences, 1, groups, mask.size()[3]], false);
         Tensor::scaled_dot_product_attention(

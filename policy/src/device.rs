@@ -104,7 +104,7 @@ pub(crate) fn weight_as(weight: &Tensor, kind: Kind) -> Tensor {
 pub struct Compute {
     /// Where.
     pub device: Device,
-    /// Precision of forward and backward.
+    /// Precision of forward and backward. Of bf16 see [`Compute::is_fixed`].
     pub kind: Kind,
 }
 
@@ -117,10 +117,21 @@ impl Compute {
         Compute { kind: Kind::Float, ..self }
     }
 
-    /// The precision that a weight of this name is computed with: norms are f32, which costs nothing and keeps their small
-    /// updates.
+    /// Whether products are of 16-bit fixed-point numbers: instead of bf16 on a processor that has the instructions. What is
+    /// multiplied is kept in f32 then (docs/adr/0008-fixed-point.md).
+    pub fn is_fixed(self) -> bool {
+        self.kind == Kind::BFloat16 && self.device == Device::Cpu && kernels::has_fixed()
+    }
+
+    /// The precision of what goes from one operator to the next.
+    pub fn activations(self) -> Kind {
+        if self.is_fixed() { Kind::Float } else { self.kind }
+    }
+
+    /// The precision that a weight of this name is kept in for products: norms are f32, which costs nothing and keeps their
+    /// small updates.
     pub fn kind_of(self, name: &str) -> Kind {
-        if name.ends_with("norm.weight") { Kind::Float } else { self.kind }
+        if name.ends_with("norm.weight") { Kind::Float } else { self.activations() }
     }
 
     /// A weight of this name as it is computed with.

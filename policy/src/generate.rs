@@ -158,7 +158,7 @@ impl Engine {
     pub fn new(model: Model, version: u32, tokenizer: Tokenizer, batch: usize) -> Self {
         let available = match model.compute().device {
             Device::Cpu => available_memory(),
-            _ => kernels::free_device_memory(model.output()),
+            _ => kernels::free_device_memory(model.output().matrix()),
         };
         let cache_memory = (available as f64 * CACHE_SHARE) as usize;
         let cache = KvCache::new(&model, cache_memory);

@@ -19,14 +19,61 @@ pub mod divergence;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::kernels;
-use crate::model::wide_product;
+use crate::kernels::{self, Ending, Packed, Weight};
 use crate::objective::TokenStatistics;
 
 /// Rows whose logits exist at one time where the kernels do not run, on the CPU.
 const CHUNK_ROWS: i64 = 128;
 /// Bytes of the f32 logits that exist at one time on a device, which wants more work at once.
 const DEVICE_CHUNK_BYTES: i64 = 256 << 20;
+
+/// The output matrix `[vocab, hidden]`.
+#[derive(Debug)]
+pub struct Output {
+    matrix: Weight,
+    /// Once more, in the order in which the kernels read it.
+    packed: Option<Packed>,
+}
+
+impl Output {
+    /// The matrix as it stands.
+    pub fn new(matrix: Weight) -> Self {
+        Output { matrix, packed: None }
+    }
+
+    /// The same, packed where the kernels run, which pays where it is used more than once.
+    pub fn packed(self) -> Self {
+        Output { packed: Packed::new(&self.matrix, None), ..self }
+    }
+
+    /// Handles of both.
+    pub fn share(&self) -> Self {
+        Output { matrix: self.matrix.frozen(), packed: self.packed.as_ref().map(Packed::share) }
+    }
+
+    /// The matrix itself.
+    pub fn matrix(&self) -> &Tensor {
+        &self.matrix.value
+    }
+
+    /// h Wᵀ of hidden states `[rows, hidden]`: f32 `[rows, vocab]`, summed in f32 whatever the precision of the two.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        let is_lacking = self.packed.is_none() && self.matrix.fixed;
+        let own = is_lacking.then(|| Packed::new(&self.matrix, None)).flatten();
+        if let Some(packed) = self.packed.as_ref().or(own.as_ref()) {
+            return packed.linear(hidden, Ending::Rounded);
+        }
+        let matrix = self.matrix();
+        let widened = || hidden.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr());
+        match hidden.device() {
+            // CUDA multiplies bf16 into f32 without an f32 copy of the matrix.
+            Device::Cuda(_) if hidden.kind() != Kind::Float => {
+                hidden.f_mm_dtype(&matrix.tr(), Kind::Float).unwrap_or_else(|_| widened())
+            }
+            _ => widened(),
+        }
+    }
+}
 
 /// What the forward finds.
 #[derive(Debug)]
@@ -47,11 +94,11 @@ pub struct StatisticGradients {
 }
 
 /// (first row, rows) of each chunk of these hidden states.
-fn chunks(hidden: &Tensor, output: &Tensor) -> impl Iterator<Item = (i64, i64)> {
+fn chunks(hidden: &Tensor, output: &Output) -> impl Iterator<Item = (i64, i64)> {
     let rows = hidden.size()[0];
     let step = match hidden.device() {
         Device::Cpu => CHUNK_ROWS,
-        _ => (DEVICE_CHUNK_BYTES / (4 * output.size()[0])).max(1),
+        _ => (DEVICE_CHUNK_BYTES / (4 * output.matrix.value.size()[0])).max(1),
     };
     (0..rows).step_by(step as usize).map(move |start| (start, step.min(rows - start)))
 }
@@ -62,8 +109,8 @@ fn is_fast(hidden: &Tensor) -> bool {
 }
 
 /// Log-probabilities over the vocabulary of `length` rows from `start`: f32 `[length, vocab]`.
-fn log_probabilities(hidden: &Tensor, output: &Tensor, start: i64, length: i64) -> Tensor {
-    wide_product(&hidden.narrow(0, start, length), output).log_softmax(-1, Kind::Float)
+fn log_probabilities(hidden: &Tensor, output: &Output, start: i64, length: i64) -> Tensor {
+    output.logits(&hidden.narrow(0, start, length)).log_softmax(-1, Kind::Float)
 }
 
 fn join(parts: Vec<Tensor>, like: &Tensor) -> Tensor {
@@ -75,10 +122,10 @@ fn join(parts: Vec<Tensor>, like: &Tensor) -> Tensor {
 
 /// The statistics of `targets` (i64 `[rows]`) given hidden states `[rows, hidden]` and the output
 /// matrix `[vocab, hidden]`. Nothing is recorded for autograd.
-pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
+pub fn statistics(hidden: &Tensor, output: &Output, targets: &Tensor) -> Rows {
     no_grad(|| {
         if is_fast(hidden) {
-            let rows = kernels::head(hidden, output, targets);
+            let rows = kernels::head(hidden, &output.matrix, output.packed.as_ref(), targets);
             let statistics = TokenStatistics {
                 logps: &rows.target_logits - &rows.log_sums,
                 entropies: rows.entropies,
@@ -108,7 +155,7 @@ pub fn statistics(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> Rows {
 /// forward found on the same tensors.
 pub fn backward(
     hidden: &Tensor,
-    output: &Tensor,
+    output: &Output,
     targets: &Tensor,
     rows: &Rows,
     gradients: &StatisticGradients,
@@ -118,7 +165,7 @@ pub fn backward(
         if let Some(log_sums) = &rows.log_sums {
             return kernels::head_backward(
                 hidden,
-                output,
+                &output.matrix,
                 targets,
                 (log_sums, &rows.statistics.entropies),
                 (&gradients.logps, gradients.entropies.as_ref()),
@@ -153,14 +200,14 @@ pub fn backward(
 fn through_output(
     d_logits: &Tensor,
     hidden: &Tensor,
-    output: &Tensor,
+    output: &Output,
     output_gradient: Option<&mut Tensor>,
 ) -> Tensor {
     let d_logits = d_logits.to_kind(hidden.kind());
     if let Some(output_gradient) = output_gradient {
         kernels::add_product(output_gradient, &d_logits.tr(), hidden);
     }
-    d_logits.matmul(output)
+    d_logits.matmul(&output.matrix.value)
 }
 
 /// What a scalar head `[1, hidden]` gives hidden states `[rows, hidden]`: f32 `[rows]`, summed in f32. Nothing is recorded
@@ -184,7 +231,7 @@ pub fn values_backward(
 }
 
 /// KL(π ‖ π_ref) of the next-token distributions, exact over the vocabulary, in nats: f32 `[rows]`.
-pub fn distribution_kl(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tensor)) -> Tensor {
+pub fn distribution_kl(policy: (&Tensor, &Output), reference: (&Tensor, &Output)) -> Tensor {
     no_grad(|| {
         let parts: Vec<Tensor> = chunks(policy.0, policy.1)
             .map(|(start, length)| {
@@ -222,15 +269,16 @@ mod tests {
 
         let single = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float);
         let (hidden_f32, output_f32) = (single(&hidden), single(&output));
+        let matrix = Output::new(Weight::plain(output_f32.shallow_clone()));
         let gradients =
             StatisticGradients { logps: single(&weights), entropies: Some(single(&entropy_weights)) };
         let best = log_p.argmax(1, false).eq_tensor(&targets).sum(Kind::Int64).int64_value(&[]);
         for plain in [false, true] {
             kernels::plain_only(plain);
-            let rows = statistics(&hidden_f32, &output_f32, &targets);
+            let rows = statistics(&hidden_f32, &matrix, &targets);
             let mut output_gradient = output_f32.zeros_like();
             let hidden_gradient =
-                backward(&hidden_f32, &output_f32, &targets, &rows, &gradients, Some(&mut output_gradient));
+                backward(&hidden_f32, &matrix, &targets, &rows, &gradients, Some(&mut output_gradient));
             kernels::plain_only(false);
             let found = rows.statistics;
             for (name, found, expected) in [
@@ -266,8 +314,8 @@ mod tests {
     #[test]
     fn kl_equals_a_hand_computed_number() {
         let row = Tensor::from_slice(&[1.0f32]).view([1, 1]);
-        let p = Tensor::from_slice(&[3.0f32.ln(), 0.0]).view([2, 1]);
-        let q = Tensor::from_slice(&[0.0f32, 0.0]).view([2, 1]);
+        let side = |logits: &[f32]| Output::new(Weight::plain(Tensor::from_slice(logits).view([2, 1])));
+        let (p, q) = (side(&[3.0f32.ln(), 0.0]), side(&[0.0, 0.0]));
         let kl = distribution_kl((&row, &p), (&row, &q)).double_value(&[0]);
         assert!((kl - 0.130_812_035_941).abs() < 1e-6, "{kl}");
     }

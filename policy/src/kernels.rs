@@ -1,8 +1,9 @@
 //! Operators of `kernels/`: what libtorch lacks, or does in too many passes over memory.
 //!
-//! The products go through libtorch's own microkernel (oneDNN's brgemm); everything else is plain loops in
-//! C++. Where the processor or the device lacks what they need (CUDA among them), an operator computes the
-//! same with libtorch's ordinary operators, and a test compares the two.
+//! Products in f32 go through libtorch's own microkernel (oneDNN's brgemm). Those of a weight that is [`fixed`](Weight::fixed)
+//! are of 16-bit fixed-point numbers, and of bf16 ones on the way back (docs/adr/0008-fixed-point.md); their operands are f32
+//! all the same. Everything else is plain loops in C++. Where the processor or the device lacks what they need (CUDA among
+//! them), an operator computes the same with libtorch's ordinary operators, and a test compares the two.
 //!
 //! Gradients of weights do not go through autograd: [`Weight::gradient`] is the f32 buffer that an operator
 //! adds to in its backward. Autograd carries the gradients of activations.
@@ -20,10 +21,10 @@ mod native;
 use native::{
     MatricesGiven, PackedGiven, Raw, RotationGiven, arriero_adamw, arriero_adamw_together,
     arriero_add_product, arriero_attend_without_cudnn, arriero_attention, arriero_draw, arriero_embedding,
-    arriero_free_memory, arriero_gated, arriero_head, arriero_head_backward, arriero_is_fast, arriero_linear,
-    arriero_multiply, arriero_norm, arriero_pack, arriero_packed_gated, arriero_packed_linear,
-    arriero_page_attention, arriero_page_write, arriero_plain_only, arriero_rms_norm, arriero_rotate,
-    arriero_round_weights, arriero_square_sum, arriero_swiglu, arriero_zero,
+    arriero_free_memory, arriero_gated, arriero_has_fixed, arriero_head, arriero_head_backward,
+    arriero_is_fast, arriero_linear, arriero_multiply, arriero_norm, arriero_pack, arriero_packed_gated,
+    arriero_packed_linear, arriero_page_attention, arriero_page_write, arriero_plain_only, arriero_rms_norm,
+    arriero_rotate, arriero_round_weights, arriero_square_sum, arriero_swiglu, arriero_zero,
 };
 
 /// What `AttentionShape` is in C++.
@@ -139,10 +140,14 @@ pub fn plain_only(on: bool) {
     unsafe { arriero_plain_only(on) }
 }
 
-/// Whether products of tensors like `x` go through the microkernel: on the CPU, f32 with AVX-512, bf16 with
-/// AVX512-BF16.
+/// Whether products of tensors like `x` go through the kernels: f32 on a CPU with AVX-512.
 pub fn is_fast(x: &Tensor) -> bool {
     unsafe { arriero_is_fast(raw(x)) }
+}
+
+/// Whether they can be of fixed-point numbers: on a CPU with AVX512-VNNI and AVX512-BF16.
+pub fn has_fixed() -> bool {
+    unsafe { arriero_has_fixed() }
 }
 
 /// Leaves cuDNN out where libtorch chooses among implementations of attention. cuDNN's compiles a plan for each new shape,
@@ -165,6 +170,21 @@ pub struct Weight {
     pub value: Tensor,
     /// Where backward adds its gradient, f32; `None` for a frozen weight.
     pub gradient: Option<Tensor>,
+    /// Whether its products are of 16-bit fixed-point numbers, and of bf16 ones on the way back, where the kernels run. Its value
+    /// is f32 then, and so is what it gives, whatever it multiplies.
+    pub fixed: bool,
+}
+
+impl Weight {
+    /// A frozen weight that is multiplied as it is.
+    pub fn plain(value: Tensor) -> Weight {
+        Weight { value, gradient: None, fixed: false }
+    }
+
+    /// A handle without a gradient.
+    pub fn frozen(&self) -> Weight {
+        Weight { value: self.value.shallow_clone(), gradient: None, fixed: self.fixed }
+    }
 }
 
 /// Rows `ids` (i64 `[tokens]`) of the embedding, in f32. `anchor` is any tensor that requires a gradient where one
@@ -209,7 +229,7 @@ impl Rotation<'_> {
 /// What becomes of a product's f32 sums.
 #[derive(Debug, Clone, Copy)]
 pub enum Ending<'a> {
-    /// They are rounded to the precision of what was multiplied.
+    /// They become of the precision of what was multiplied, f32 of the kernels.
     Rounded,
     /// They are added to this tensor, f32 `[tokens, outputs]`, and stay f32.
     Onto(&'a Tensor),
@@ -244,6 +264,7 @@ fn with_matrices<R>(
         weight_gradients: weight_gradients.as_ptr(),
         bias_gradients: bias_gradients.as_ptr(),
         count: parts.len() as i64,
+        fixed: parts.iter().all(|(weight, _)| weight.fixed),
     })
 }
 
@@ -261,40 +282,45 @@ pub fn gated(x: &Tensor, gate_up: &[(&Weight, Option<&Weight>); 2]) -> Tensor {
     with_matrices(gate_up, |given| one(|result| unsafe { arriero_gated(raw(x), given, result) }))
 }
 
-/// A frozen matrix, and its bias, in the order in which the microkernel reads it. Nothing is recorded for autograd.
+/// A frozen matrix, and its bias, in the order in which the kernels read it. Nothing is recorded for autograd.
 #[derive(Debug)]
 pub struct Packed {
     matrix: Tensor,
+    /// Of fixed-point numbers.
+    scales: Option<Tensor>,
     rows: i64,
     bias: Option<Tensor>,
 }
 
 impl Packed {
     /// Packs a matrix `[outputs, inputs]`; `None` where [`is_fast`] does not hold, or its inputs do not make
-    /// pairs, which is what the microkernel takes.
-    pub fn new(matrix: &Tensor, bias: Option<Tensor>) -> Option<Self> {
-        let (rows, inputs) = (matrix.size()[0], matrix.size()[1]);
-        (is_fast(matrix) && inputs % 2 == 0).then(|| Packed {
-            matrix: one(|result| unsafe { arriero_pack(raw(matrix), result) }),
-            rows,
-            bias,
-        })
+    /// pairs, which is what the kernels take.
+    pub fn new(matrix: &Weight, bias: Option<Tensor>) -> Option<Self> {
+        let (rows, inputs) = (matrix.value.size()[0], matrix.value.size()[1]);
+        if !is_fast(&matrix.value) || inputs % 2 != 0 {
+            return None;
+        }
+        let mut results = [null(); 2];
+        check(unsafe { arriero_pack(raw(&matrix.value), matrix.fixed, results.as_mut_ptr()) });
+        let [packed, scales] = results;
+        Some(Packed { matrix: own(packed), scales: (!scales.is_null()).then(|| own(scales)), rows, bias })
     }
 
-    /// x Wᵀ + b.
+    /// A second handle.
+    pub fn share(&self) -> Self {
+        Packed {
+            matrix: self.matrix.shallow_clone(),
+            scales: self.scales.as_ref().map(Tensor::shallow_clone),
+            rows: self.rows,
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// x Wᵀ + b, in f32.
     pub fn linear(&self, x: &Tensor, ending: Ending<'_>) -> Tensor {
-        self.product(x, ending, false)
-    }
-
-    /// The same in f32.
-    pub fn wide(&self, x: &Tensor) -> Tensor {
-        self.product(x, Ending::Rounded, true)
-    }
-
-    fn product(&self, x: &Tensor, ending: Ending<'_>, wide: bool) -> Tensor {
         ending.with(|onto, rotation| {
             one(|result| unsafe {
-                arriero_packed_linear(raw(x), &self.given(), self.rows, onto, rotation, wide, result)
+                arriero_packed_linear(raw(x), &self.given(), self.rows, onto, rotation, result)
             })
         })
     }
@@ -305,7 +331,11 @@ impl Packed {
     }
 
     fn given(&self) -> PackedGiven {
-        PackedGiven { matrix: raw(&self.matrix), bias: raw_or_null(self.bias.as_ref()) }
+        PackedGiven {
+            matrix: raw(&self.matrix),
+            scales: raw_or_null(self.scales.as_ref()),
+            bias: raw_or_null(self.bias.as_ref()),
+        }
     }
 }
 
@@ -320,14 +350,17 @@ pub fn rotate(qkv: &Tensor, rotation: Rotation<'_>) -> Tensor {
 }
 
 /// Attention within the trees of `layout`, for which [`is_fast`] holds: from rotated
-/// `[tokens, (heads + 2 kv_heads) head_dim]` to `[tokens, heads head_dim]`. The layout names for each tree
+/// `[tokens, (heads + 2 kv_heads) head_dim]`, f32, to `[tokens, heads head_dim]`; with products of fixed-point numbers that is
+/// bf16. The layout names for each tree
 /// its first token, the number of its segments (the prompt and the branches) and their lengths.
-pub fn attention(qkv: &Tensor, layout: &[i64], shape: &AttentionShape) -> Tensor {
-    one(|result| unsafe { arriero_attention(raw(qkv), layout.as_ptr(), layout.len() as i64, shape, result) })
+pub fn attention(qkv: &Tensor, layout: &[i64], shape: &AttentionShape, fixed: bool) -> Tensor {
+    one(|result| unsafe {
+        arriero_attention(raw(qkv), layout.as_ptr(), layout.len() as i64, shape, fixed, result)
+    })
 }
 
 /// Stores the keys and values of rows of rotated qkv at `slots` (page × page tokens + place) of a layer's
-/// `pages` `[pages, kv_heads, 2, page tokens × head_dim]`.
+/// `pages` `[pages, kv_heads, 2, page tokens × head_dim]`, in the pages' precision.
 ///
 /// # Panics
 /// If there is not a slot for each row.
@@ -381,10 +414,14 @@ pub struct HeadRows {
     pub highest: Tensor,
 }
 
-/// The head's forward; see `policy/src/head.rs`. For tensors for which [`is_fast`] holds.
-pub fn head(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> HeadRows {
+/// The head's forward; see `policy/src/head.rs`. For tensors for which [`is_fast`] holds; `packed` is the output matrix once more.
+pub fn head(hidden: &Tensor, output: &Weight, packed: Option<&Packed>, targets: &Tensor) -> HeadRows {
     let mut results = [null(); 4];
-    check(unsafe { arriero_head(raw(hidden), raw(output), raw(targets), results.as_mut_ptr()) });
+    let given = packed.map(Packed::given);
+    check(unsafe {
+        let (given, fixed) = (given.as_ref().map_or(null(), std::ptr::from_ref), output.fixed);
+        arriero_head(raw(hidden), raw(&output.value), given, fixed, raw(targets), results.as_mut_ptr())
+    });
     let [target_logits, log_sums, entropies, highest] = results.map(own);
     HeadRows { target_logits, log_sums, entropies, highest }
 }
@@ -393,7 +430,7 @@ pub fn head(hidden: &Tensor, output: &Tensor, targets: &Tensor) -> HeadRows {
 /// `output_gradient` (f32).
 pub fn head_backward(
     hidden: &Tensor,
-    output: &Tensor,
+    output: &Weight,
     targets: &Tensor,
     rows: (&Tensor, &Tensor),
     gradients: (&Tensor, Option<&Tensor>),
@@ -402,7 +439,8 @@ pub fn head_backward(
     one(|result| unsafe {
         arriero_head_backward(
             raw(hidden),
-            raw(output),
+            raw(&output.value),
+            output.fixed,
             raw(targets),
             raw(rows.0),
             raw(rows.1),

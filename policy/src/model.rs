@@ -17,7 +17,8 @@ use crate::config::{Head, ModelConfig, SCORE};
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
 use crate::forest::{Forest, PaddedTrees};
-use crate::kernels::{self, AttentionShape, Ending, Packed, Rotation, Weight};
+use crate::head::Output;
+use crate::kernels::{self, AttentionShape, Ending, Rotation, Weight};
 use crate::lora::{Adapter, Module};
 
 mod projection;
@@ -52,8 +53,7 @@ pub struct Model {
     embedding: Weight,
     layers: Vec<Layer>,
     norm: Weight,
-    output: Tensor,
-    packed_output: Option<Packed>,
+    output: Output,
     /// A reward model's head, `[1, hidden]`.
     score: Option<Tensor>,
     /// Cosines and sines of the rotary angles, f32 `[max_positions, head_dim]` each.
@@ -119,6 +119,7 @@ impl Model {
         let place = |name: &str, tensor: &Tensor| Weight {
             value: compute.place(name, tensor).contiguous(),
             gradient: gradients.get(name).map(Tensor::shallow_clone),
+            fixed: compute.is_fixed(),
         };
         let weight = |name: &str| place(name, &weights[name]);
         let low_rank = |module: &str| {
@@ -155,9 +156,9 @@ impl Model {
         };
         let embedding = weight("model.embed_tokens.weight");
         let output = match config.head {
-            Head::Language if !config.tie_embeddings => weight("lm_head.weight").value,
+            Head::Language if !config.tie_embeddings => weight("lm_head.weight").frozen(),
             // A reward model has none, and nobody asks for its logits.
-            _ => embedding.value.shallow_clone(),
+            _ => embedding.frozen(),
         };
         Ok(Model {
             layers: (0..config.num_layers).map(layer).collect(),
@@ -166,25 +167,24 @@ impl Model {
             config: config.clone(),
             compute,
             embedding,
-            output,
-            packed_output: None,
+            output: Output::new(output),
             score: config.has_score().then(|| weight(SCORE).value),
             anchor: Tensor::zeros([1], (Kind::Float, compute.device))
                 .set_requires_grad(!gradients.is_empty()),
         })
     }
 
-    /// The same frozen model with its matrices in the order in which the kernels read them fastest, a copy
-    /// that pays for a model that generates.
+    /// The same frozen model with its matrices in the order in which the kernels read them fastest, a copy that pays where
+    /// few tokens go through at a time: of a model that generates, or scores.
     pub fn packed(mut self) -> Self {
-        if kernels::is_fast(&self.output) {
+        if self.is_fast() {
             for layer in &mut self.layers {
                 let Layer { qkv, attention_output, gate, up, down, .. } = layer;
                 for projection in [qkv, attention_output, gate, up, down] {
                     projection.pack();
                 }
             }
-            self.packed_output = Packed::new(&self.output, None);
+            self.output = self.output.packed();
         }
         self
     }
@@ -200,7 +200,7 @@ impl Model {
     }
 
     /// The output matrix `[vocab, hidden]`; the embedding itself where the two are tied.
-    pub fn output(&self) -> &Tensor {
+    pub fn output(&self) -> &Output {
         &self.output
     }
 
@@ -211,15 +211,12 @@ impl Model {
 
     /// Logits of final hidden states `[rows, hidden]`: f32 `[rows, vocab]`, summed in f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        match &self.packed_output {
-            Some(packed) => packed.wide(hidden),
-            None => wide_product(hidden, &self.output),
-        }
+        self.output.logits(hidden)
     }
 
     /// Whether attention and products go through the kernels.
     pub fn is_fast(&self) -> bool {
-        kernels::is_fast(&self.output)
+        kernels::is_fast(self.output.matrix())
     }
 
     /// Numbers of a layer's attention.
@@ -273,7 +270,7 @@ impl Model {
 
     /// The stream itself (f32), and normed for the next product.
     fn norm(&self, residual: &Tensor, norm: &Weight) -> (Tensor, Tensor) {
-        kernels::rms_norm(residual, norm, self.config.rms_norm_eps, self.compute.kind)
+        kernels::rms_norm(residual, norm, self.config.rms_norm_eps, self.compute.activations())
     }
 
     /// Final hidden states, normed, `[tokens, hidden]`, of tokens (i64 `[tokens]`) at positions (i64
@@ -339,27 +336,12 @@ impl<'a> ForestAttention<'a> {
     pub fn attend(&mut self, layer: usize, qkv: &Tensor) -> Tensor {
         let shape = self.model.attention_shape(layer);
         if kernels::is_fast(qkv) {
-            return kernels::attention(qkv, &self.forest.layout, &shape);
+            return kernels::attention(qkv, &self.forest.layout, &shape, self.model.compute.is_fixed());
         }
         let window = self.model.config.window(layer);
         self.padded[usize::from(window.is_some())]
             .get_or_insert_with(|| PaddedTrees::new(self.forest, window, qkv.kind()))
             .attend(qkv, &shape)
-    }
-}
-
-/// x Wᵀ in f32, whatever the precision of the two.
-pub(crate) fn wide_product(x: &Tensor, matrix: &Tensor) -> Tensor {
-    if let Some(packed) = (x.kind() != Kind::Float).then(|| Packed::new(matrix, None)).flatten() {
-        return packed.wide(x);
-    }
-    let widened = || x.to_kind(Kind::Float).matmul(&matrix.to_kind(Kind::Float).tr());
-    match x.device() {
-        // CUDA multiplies bf16 into f32 without an f32 copy of the matrix.
-        Device::Cuda(_) if x.kind() != Kind::Float => {
-            x.f_mm_dtype(&matrix.tr(), Kind::Float).unwrap_or_else(|_| widened())
-        }
-        _ => widened(),
     }
 }
 

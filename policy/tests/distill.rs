@@ -16,7 +16,8 @@ use arriero_buffers::{Branch, Group, Message, Prompt, SelectionConfig, Tree};
 use arriero_policy::checkpoint::{Checkpoint, Weights, write_hf};
 use arriero_policy::device::Compute;
 use arriero_policy::generate::{GenerationConfig, Generator};
-use arriero_policy::head::divergence;
+use arriero_policy::head::{Output, divergence};
+use arriero_policy::kernels::Weight;
 use arriero_policy::model::Model;
 use arriero_policy::objective::{
     Algorithm, Divergence, Metrics, MicroBatch, TeacherStatistics, TokenStatistics, Totals,
@@ -116,7 +117,9 @@ fn divergences_and_their_gradients_equal_trl() {
     for times in [1, 30] {
         let hidden = many(matrix(&rows["hidden"]), times);
         let theirs = many(matrix(&rows["teacher_hidden"]), times);
-        let (output, their_output) = (matrix(&rows["output"]), matrix(&rows["teacher_output"]));
+        let output = matrix(&rows["output"]);
+        let side = |value: Tensor| Output::new(Weight::plain(value));
+        let (ours, their_output) = (side(output.shallow_clone()), side(matrix(&rows["teacher_output"])));
         let targets: Vec<i64> = numbers(&rows["targets"]).into_iter().map(|number| number as i64).collect();
         let targets = Tensor::from_slice(&targets).repeat([times]);
         let weights = Tensor::from_slice(&single(&rows["weights"])).repeat([times]);
@@ -125,7 +128,7 @@ fn divergences_and_their_gradients_equal_trl() {
         for case in cases {
             let number = |name: &str| case[name].as_f64().expect("a number");
             let options = Divergence { beta: number("beta"), temperature: number("temperature") };
-            let (policy, teacher) = ((&hidden, &output), (&theirs, &their_output));
+            let (policy, teacher) = ((&hidden, &ours), (&theirs, &their_output));
             let what = |part: &str| format!("{options:?}, {times} times: {part}");
             let found = divergence::statistics(policy, teacher, &targets, options);
             let repeated = |values: Vec<f64>| values.repeat(times as usize);

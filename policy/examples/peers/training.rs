@@ -45,7 +45,7 @@ pub fn trainer(
     let handles = weights.iter().map(|(name, weight)| (name.clone(), weight.shallow_clone())).collect();
     let initial = Snapshot::new(0, config.clone(), compute.master(), handles).in_precision(compute);
     let trainer = Trainer::new(config, weights, compute, algorithm.objective(), training, steps)?;
-    Ok((trainer, initial.model()?))
+    Ok((trainer, initial.model()?.packed()))
 }
 
 /// DPO steps on the file's pairs in their order, eight a step.

@@ -10,15 +10,14 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::{chunks, join, through_output};
-use crate::model::wide_product;
+use super::{Output, chunks, join, through_output};
 use crate::objective::{Divergence, TeacherStatistics};
 
 /// Hidden states `[rows, hidden]` with the output matrix `[vocab, hidden]` that reads them.
-pub type Side<'a> = (&'a Tensor, &'a Tensor);
+pub type Side<'a> = (&'a Tensor, &'a Output);
 
 fn logits((hidden, output): Side<'_>, start: i64, length: i64) -> Tensor {
-    wide_product(&hidden.narrow(0, start, length), output)
+    output.logits(&hidden.narrow(0, start, length))
 }
 
 /// In f64: of large logits an f32 logarithm is off by more than what two sure models differ by.
@@ -114,14 +113,19 @@ pub fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Weight;
+
+    fn output(matrix: Tensor) -> Output {
+        Output::new(Weight::plain(matrix))
+    }
 
     /// p = (3/4, 1/4) against q = (1/2, 1/2): KL(p ‖ q) = 0.130812…, KL(q ‖ p) = 0.143841…, and with β = 1/2
     /// m = (5/8, 3/8), D = (KL(q ‖ m) + KL(p ‖ m)) / 2 = 0.0338231….
     #[test]
     fn divergences_equal_hand_computed_numbers() {
         let row = Tensor::from_slice(&[1.0f32]).view([1, 1]);
-        let p = Tensor::from_slice(&[3.0f32.ln(), 0.0]).view([2, 1]);
-        let q = Tensor::from_slice(&[7.0f32, 7.0]).view([2, 1]);
+        let p = output(Tensor::from_slice(&[3.0f32.ln(), 0.0]).view([2, 1]));
+        let q = output(Tensor::from_slice(&[7.0f32, 7.0]).view([2, 1]));
         let targets = Tensor::from_slice(&[0i64]);
         let kl = |a: [f64; 2], b: [f64; 2]| a[0] * (a[0] / b[0]).ln() + a[1] * (a[1] / b[1]).ln();
         let (ps, qs, ms) = ([0.75, 0.25], [0.5, 0.5], [0.625, 0.375]);
@@ -145,7 +149,7 @@ mod tests {
     fn equal_distributions_are_at_no_distance() {
         tch::manual_seed(1);
         let float = (Kind::Float, tch::Device::Cpu);
-        let (hidden, output) = (Tensor::randn([200, 8], float) * 5.0, Tensor::randn([50, 8], float));
+        let (hidden, output) = (Tensor::randn([200, 8], float) * 5.0, output(Tensor::randn([50, 8], float)));
         let targets = Tensor::zeros([200], (Kind::Int64, tch::Device::Cpu));
         for beta in [0.0, 0.3, 1.0] {
             let divergence = Divergence { beta, temperature: 1.5 };

@@ -15,6 +15,7 @@ pub(super) struct MatricesGiven {
     pub(super) weight_gradients: *const Raw,
     pub(super) bias_gradients: *const Raw,
     pub(super) count: i64,
+    pub(super) fixed: bool,
 }
 
 /// What `RotationGiven` is in C++.
@@ -30,12 +31,14 @@ pub(super) struct RotationGiven {
 #[repr(C)]
 pub(super) struct PackedGiven {
     pub(super) matrix: Raw,
+    pub(super) scales: Raw,
     pub(super) bias: Raw,
 }
 
 unsafe extern "C" {
     pub(super) fn arriero_plain_only(on: bool);
     pub(super) fn arriero_is_fast(x: Raw) -> bool;
+    pub(super) fn arriero_has_fixed() -> bool;
     pub(super) fn arriero_free_memory(x: Raw, result: *mut i64) -> *mut c_char;
     pub(super) fn arriero_embedding(
         anchor: Raw,
@@ -61,14 +64,13 @@ unsafe extern "C" {
         result: *mut Raw,
     ) -> *mut c_char;
     pub(super) fn arriero_gated(x: Raw, given: *const MatricesGiven, result: *mut Raw) -> *mut c_char;
-    pub(super) fn arriero_pack(weight: Raw, result: *mut Raw) -> *mut c_char;
+    pub(super) fn arriero_pack(weight: Raw, fixed: bool, results: *mut Raw) -> *mut c_char;
     pub(super) fn arriero_packed_linear(
         x: Raw,
         matrix: *const PackedGiven,
         rows: i64,
         onto: Raw,
         rotation: *const RotationGiven,
-        wide: bool,
         result: *mut Raw,
     ) -> *mut c_char;
     pub(super) fn arriero_packed_gated(
@@ -85,6 +87,7 @@ unsafe extern "C" {
         layout: *const i64,
         length: i64,
         shape: *const AttentionShape,
+        fixed: bool,
         result: *mut Raw,
     ) -> *mut c_char;
     pub(super) fn arriero_page_write(
@@ -108,10 +111,18 @@ unsafe extern "C" {
         lengths: *const i64,
         result: *mut Raw,
     ) -> *mut c_char;
-    pub(super) fn arriero_head(hidden: Raw, output: Raw, targets: Raw, results: *mut Raw) -> *mut c_char;
+    pub(super) fn arriero_head(
+        hidden: Raw,
+        output: Raw,
+        packed: *const PackedGiven,
+        fixed: bool,
+        targets: Raw,
+        results: *mut Raw,
+    ) -> *mut c_char;
     pub(super) fn arriero_head_backward(
         hidden: Raw,
         output: Raw,
+        fixed: bool,
         targets: Raw,
         log_sums: Raw,
         entropies: Raw,

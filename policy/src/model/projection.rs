@@ -70,7 +70,8 @@ impl Projection {
         self.parts.iter().any(|part| part.adapter.is_some())
     }
 
-    /// Puts the matrices in the order in which the kernels read them fastest, with their adapters merged.
+    /// Puts the matrices in the order in which the kernels read them fastest, with their adapters merged, and lets go of them as
+    /// they were.
     pub(super) fn pack(&mut self) {
         let merged = |part: &Part| match &part.adapter {
             Some(LowRank { a, b, scale }) => {
@@ -82,7 +83,11 @@ impl Projection {
         let biases: Vec<&Tensor> =
             self.parts.iter().filter_map(|part| part.bias.as_ref().map(|bias| &bias.value)).collect();
         let bias = (!biases.is_empty()).then(|| Tensor::cat(&biases, 0));
-        self.packed = Packed::new(&matrix, bias);
+        let fixed = self.parts.iter().all(|part| part.weight.fixed);
+        self.packed = Packed::new(&Weight { value: matrix, gradient: None, fixed }, bias);
+        if self.packed.is_some() {
+            self.parts.clear();
+        }
     }
 }
 

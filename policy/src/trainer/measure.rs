@@ -10,7 +10,7 @@ use super::Trainer;
 use crate::config::SCORE;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
-use crate::head::{self, Rows, divergence};
+use crate::head::{self, Output, Rows, divergence};
 use crate::objective::{
     Divergence, Metrics, MicroBatch, Statistics, TeacherStatistics, TokenStatistics, Totals,
 };
@@ -29,7 +29,7 @@ pub(super) struct TeacherSide {
     /// `[response tokens, the teacher's hidden]`.
     pub hidden: Tensor,
     /// `[vocab, the teacher's hidden]`.
-    pub output: Tensor,
+    pub output: Output,
     pub divergence: Divergence,
 }
 
@@ -126,7 +126,7 @@ impl Trainer {
         };
         let teacher = self.teacher.as_ref().ok_or(PolicyError::NoTeacher)?;
         let hidden = no_grad(|| teacher.predictors(forest));
-        Ok(Some(TeacherSide { hidden, output: teacher.output().shallow_clone(), divergence }))
+        Ok(Some(TeacherSide { hidden, output: teacher.output().share(), divergence }))
     }
 
     /// What the objective is given: leaves, with what the vocabulary's backward needs.
