@@ -1,4 +1,5 @@
-"""What rounding to bf16 does to log-probabilities: SmolLM2's decoder in f32, where one thing at a time is rounded.
+"""What 16 bits do to log-probabilities: SmolLM2's decoder in f32, where one thing at a time is rounded, to fixed-point numbers as
+policy/kernels/fixed.h has them or to bf16.
 
 Prints for each thing by how much the log-probabilities of the pairs' answers change: of a token (root mean square, nats) and of a
 whole answer (relative: mean, greatest, and how many are within 0.5%).
@@ -64,9 +65,29 @@ def by_thresholds(x: torch.Tensor) -> torch.Tensor:
     return (bits >> 16).to(torch.int16).view(torch.bfloat16).view(x.shape).float()
 
 
-def decoder(tokens: torch.Tensor, weights: dict, rounded: set[str]) -> torch.Tensor:
+ROW, COLUMN = 8191, 4093
+
+
+def fixed(x: torch.Tensor, limit: int, axis: int = -1, block: int = 64) -> torch.Tensor:
+    """Blocks along an axis share a scale, by which the largest number becomes `limit`."""
+    x = x.transpose(axis, -1)
+    length = x.shape[-1]
+    blocks = torch.nn.functional.pad(x, (0, -length % block)).unflatten(-1, (-1, block))
+    scale = blocks.abs().amax(-1, True).clamp_min(1e-30) / limit
+    return ((blocks / scale).round() * scale).flatten(-2)[..., :length].transpose(axis, -1)
+
+
+def row(x: torch.Tensor) -> torch.Tensor:
+    return fixed(x, ROW)
+
+
+def column(x: torch.Tensor) -> torch.Tensor:
+    return fixed(x, COLUMN)
+
+
+def decoder(tokens: torch.Tensor, weights: dict, rounded: dict) -> torch.Tensor:
     def step(name: str, x: torch.Tensor) -> torch.Tensor:
-        return nearest(x) if name in rounded else x
+        return rounded[name](x) if name in rounded else x
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, True) + eps) * weights[f"{name}.weight"]
@@ -88,11 +109,11 @@ def decoder(tokens: torch.Tensor, weights: dict, rounded: set[str]) -> torch.Ten
             product(h, f"self_attn.{name}_proj").view(rows, length, count, head_dim).transpose(1, 2)
             for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
         )
-        q, k, v = (step("qkv", part) for part in (turn(q), turn(k), v))
+        q, k, v = step("q", turn(q)), step("k", turn(k)), step("v", v)
         k, v = (part.repeat_interleave(heads // kv_heads, 1) for part in (k, v))
         scores = q @ k.transpose(-1, -2) / head_dim**0.5 + mask
         shares = (scores - scores.amax(-1, True)).exp()
-        attention = step("attention", shares) @ v / shares.sum(-1, True)
+        attention = step("shares", shares) @ v / shares.sum(-1, True)
         attention = step("attention", attention.transpose(1, 2).reshape(rows, length, hidden))
         x = x + product(attention, "self_attn.o_proj")
         h = step("norms", norm(x, f"model.layers.{layer}.post_attention_layernorm"))
@@ -102,7 +123,7 @@ def decoder(tokens: torch.Tensor, weights: dict, rounded: set[str]) -> torch.Ten
 
 
 @torch.no_grad()
-def logps(weights: dict, rounded: set[str], autocast: torch.nn.Module | None = None) -> list[torch.Tensor]:
+def logps(weights: dict, rounded: dict, autocast: torch.nn.Module | None = None) -> list[torch.Tensor]:
     found = []
     for rows, tokens in batches:
         if autocast is not None:
@@ -120,7 +141,7 @@ def logps(weights: dict, rounded: set[str], autocast: torch.nn.Module | None = N
     return found
 
 
-exact = logps(exact_weights, set())
+exact = logps(exact_weights, {})
 
 
 def report(name: str, found: list[torch.Tensor]) -> None:
@@ -135,11 +156,24 @@ def weights_by(rounding) -> dict:
     return {name: x if "norm" in name else rounding(x) for name, x in exact_weights.items()}
 
 
-inputs = {"norms", "qkv", "attention", "swiglu", "final"}
-report("weights, by thresholds", logps(weights_by(by_thresholds), set()))
-report("weights, to the nearest", logps(weights_by(nearest), set()))
-for part in sorted(inputs):
-    report(part, logps(exact_weights, {part}))
-report("all that goes into products", logps(exact_weights, inputs))
-report("sums of products", logps(exact_weights, {"sums"}))
-report("torch.autocast", logps({}, set(), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)))
+def all_by(how: dict, *names: str) -> dict:
+    return {name: how[name] for name in names or how}
+
+
+# Blocks of keys have 32, of which the values share a scale in each of their columns.
+as_fixed = {
+    "norms": row, "swiglu": row, "final": row, "q": row, "k": column,
+    "v": lambda x: fixed(x, COLUMN, axis=-2, block=32), "shares": lambda x: fixed(x, ROW, block=32), "attention": nearest,
+}
+as_bf16 = {name: nearest for name in as_fixed}
+report("fixed: weights", logps(weights_by(column), {}))
+report("fixed: norms, SwiGLU's product, final states", logps(exact_weights, all_by(as_fixed, "norms", "swiglu", "final")))
+report("fixed: queries, keys, values, shares", logps(exact_weights, all_by(as_fixed, "q", "k", "v", "shares")))
+report("bf16: attention's outputs", logps(exact_weights, all_by(as_fixed, "attention")))
+report("all of these", logps(weights_by(column), as_fixed))
+report("bf16: weights, by thresholds", logps(weights_by(by_thresholds), {}))
+report("bf16: weights, to the nearest", logps(weights_by(nearest), {}))
+report("bf16: keys", logps(exact_weights, all_by(as_bf16, "k")))
+report("bf16: all that goes into products", logps(exact_weights, as_bf16))
+report("bf16: weights by thresholds, and all that goes into products", logps(weights_by(by_thresholds), as_bf16))
+report("torch.autocast", logps({}, {}, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)))

@@ -12,8 +12,11 @@ namespace arriero {
 
 /// The longest block.
 constexpr int64_t fixed_depth = 64;
-constexpr float row_limit = 8191, column_limit = 4095;
-static_assert(8191LL * 4095 * fixed_depth <= INT32_MAX);
+/// What a block's largest number becomes. Both are prime: the numbers of a quantised or a bf16 file are whole multiples of
+/// something, and would otherwise often lie on the steps, where a small change does nothing, or midway between two, where it does
+/// far too much (docs/adr/0006-rounding-weights.md).
+constexpr float row_limit = 8191, column_limit = 4093;
+static_assert(8191LL * 4093 * fixed_depth <= INT32_MAX);
 
 /// What a processor with AVX512-VNNI does. Blocks have `depth` numbers, a multiple of 16.
 struct FixedPoint {

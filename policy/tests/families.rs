@@ -62,7 +62,7 @@ fn logits(model: &Model, prompt: &[u32], branches: &[&[u32]], columns: &Tensor) 
     let forest = Forest::pack(&[&other, &tree], limit, tch::Device::Cpu).expect("it fits");
     let found = no_grad(|| {
         let hidden = model.forest(&forest, &mut |_, _| ()).narrow(0, 9, forest.len() - 9);
-        hidden.matmul(&model.output().tr()).index_select(1, columns).to_kind(Kind::Double)
+        hidden.matmul(&model.output().matrix().tr()).index_select(1, columns).to_kind(Kind::Double)
     });
     Vec::try_from(found.flatten(0, -1)).expect("numbers")
 }

@@ -64,7 +64,7 @@ fn logits_and_greedy_text_equal_transformers() {
         assert_eq!(tokenizer.encode(rendered).expect("it encodes"), tokens, "{text}");
         let tree = Tree { prompt_id: 0, prompt: tokens, ..Tree::default() };
         let forest = Forest::pack(&[&tree], config.max_positions, compute.device).expect("it fits");
-        let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().tr()));
+        let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().matrix().tr()));
         let best: Vec<i64> = Vec::try_from(logits.argmax(1, false)).expect("ids");
         assert_eq!(best, ids(&prompt["argmax"]).into_iter().map(i64::from).collect::<Vec<_>>(), "{text}");
         let last = logits.narrow(0, logits.size()[0] - 4, 4);

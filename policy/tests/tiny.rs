@@ -51,7 +51,7 @@ fn logits_equal_transformers_whether_tied_or_not_sharded_or_not() {
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
         let tree = Tree { prompt_id: 0, prompt: ids(&expected["tokens"]), ..Tree::default() };
         let forest = Forest::pack(&[&tree], config.max_positions, tch::Device::Cpu).expect("it fits");
-        let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().tr()));
+        let logits = no_grad(|| model.forest(&forest, &mut |_, _| ()).matmul(&model.output().matrix().tr()));
         let found = logits.index_select(1, &Tensor::from_slice(&columns)).to_kind(Kind::Double);
         let found: Vec<f64> = Vec::try_from(found.flatten(0, -1)).expect("numbers");
         let rows = expected["models"][name]["logits"].as_array().expect("rows");
@@ -79,7 +79,7 @@ fn an_embedding_is_the_mean_of_hidden_states_whatever_the_batch() {
         let length: f32 = vector.iter().map(|entry| entry * entry).sum();
         assert!((length - if sequence.is_empty() { 0.0 } else { 1.0 }).abs() <= 1e-4, "{length}");
     }
-    let found = Tensor::from_slice(&packed[0]).view([1, -1]).matmul(&model.output().tr()).squeeze();
+    let found = Tensor::from_slice(&packed[0]).view([1, -1]).matmul(&model.output().matrix().tr()).squeeze();
     let found = found.index_select(0, &Tensor::from_slice(&columns)).to_kind(Kind::Double);
     let found: Vec<f64> = Vec::try_from(found).expect("numbers");
     let rows = expected["models"]["tiny-untied"]["logits"].as_array().expect("rows");

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_signal_gives_the_exit_code_that_a_shell_gives() {
-        assert_eq!(failure("kill -INT $$").code, 130);
+        assert_eq!(failure("kill -TERM $$").code, 143);
     }
 
     #[test]

@@ -39,14 +39,14 @@ fn fixed_products_run() -> bool {
 }
 
 /// The most that rounding can do to x Wᵀ. A block of 64 of the contracted axis has steps of its largest number / 8191 in a row
-/// of x, of its largest / 4095 in a row of W; each number is off by half a step.
+/// of x, of its largest / 4093 in a row of W; each number is off by half a step.
 fn bound(x: &Tensor, weight: &Tensor) -> Tensor {
     let length = x.size()[1];
     let mut sum = Tensor::zeros([x.size()[0], weight.size()[0]], (Kind::Double, Device::Cpu));
     for start in (0..length).step_by(64) {
         let block = |tensor: &Tensor| wide(&tensor.narrow(1, start, 64.min(length - start))).abs();
         let (x, weight) = (block(x), block(weight));
-        let (off_x, off_weight) = (x.amax([1], true) / 8191.0 / 2.0, weight.amax([1], true) / 4095.0 / 2.0);
+        let (off_x, off_weight) = (x.amax([1], true) / 8191.0 / 2.0, weight.amax([1], true) / 4093.0 / 2.0);
         let sums = |tensor: &Tensor| tensor.sum_dim_intlist(1, true, Kind::Double);
         sum += &off_x * sums(&weight).tr() + sums(&x) * off_weight.tr() + 64.0 * off_x * off_weight.tr();
     }
@@ -92,6 +92,32 @@ fn fixed_sums_do_not_overflow_and_numbers_that_are_none_stay_in_their_row() {
     let _ = x.get(2).get(7).fill_(f64::INFINITY);
     let found = numbers(&linear(&x, &[(&ones, None)], Ending::Rounded).select(1, 0));
     assert!(!found[2].is_finite() && found[0].is_finite(), "{found:?}");
+}
+
+/// Weights that are whole multiples of something, as those of quantised files are, move by what an update says: were they on
+/// the steps, they would not move, and midway between two they would move by half a step, ten times too far.
+#[test]
+fn small_changes_of_weights_that_are_whole_multiples_are_neither_lost_nor_blown_up() {
+    if !fixed_products_run() {
+        return;
+    }
+    // Of 4095 steps one for 63 is whole, and one for 126 lies midway.
+    for greatest in [63, 126, 127] {
+        tch::manual_seed(4);
+        let whole = Tensor::randint_low(-greatest, greatest + 1, [64, 640], (Kind::Float, Device::Cpu));
+        let _ = whole.slice(1, 0, None, 64).fill_(greatest as f64);
+        let product = |value: Tensor| {
+            let x = Tensor::ones([1, 640], (Kind::Float, Device::Cpu));
+            linear(&x, &[(&Weight { value, gradient: None, fixed: true }, None)], Ending::Rounded)
+        };
+        // A twentieth of a step. The greatest number of a block, which sets its scale, stays.
+        let change = Tensor::full([64, 640], greatest as f64 / 4093.0 / 20.0, (Kind::Float, Device::Cpu));
+        let _ = change.slice(1, 0, None, 64).fill_(0.0);
+        let moved = (product(&whole + &change) - product(whole)).mean(Kind::Double).double_value(&[]);
+        let share = moved / change.sum_dim_intlist(1, false, Kind::Double).double_value(&[0]);
+        // Of so few different weights the steps are not met evenly.
+        assert!((share - 1.0).abs() < 0.4, "greatest {greatest}: moved by {share} of the change");
+    }
 }
 
 /// What becomes of the sums of a fixed product, and that packed matrices give the same numbers.
