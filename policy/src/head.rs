@@ -43,7 +43,8 @@ impl Output {
 
     /// The same, packed where the kernels run, which pays where it is used more than once.
     pub fn packed(self) -> Self {
-        Output { packed: Packed::new(&self.matrix, None), ..self }
+        let packed = self.packed.or_else(|| Packed::new(&self.matrix, None));
+        Output { packed, ..self }
     }
 
     /// Handles of both.

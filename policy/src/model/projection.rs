@@ -73,6 +73,9 @@ impl Projection {
     /// Puts the matrices in the order in which the kernels read them fastest, with their adapters merged, and lets go of them as
     /// they were.
     pub(super) fn pack(&mut self) {
+        if self.packed.is_some() {
+            return;
+        }
         let merged = |part: &Part| match &part.adapter {
             Some(LowRank { a, b, scale }) => {
                 add_product(&part.weight.value, &a.value, &b.value, *scale).to_kind(part.weight.value.kind())
