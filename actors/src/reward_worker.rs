@@ -127,7 +127,7 @@ impl RewardWorkerState {
             None => {
                 // It reads as much as the reference does, and takes turns with it.
                 let model = newest.in_precision(self.wiring.computes.reference).model();
-                let model = model.map_err(|error| RewardError::Config(error.to_string()))?;
+                let model = model.map_err(|error| RewardError::Config(error.to_string()))?.packed();
                 RewardModelScorer::new(model, self.wiring.tokenizer.clone(), BATCH_TOKENS)?
             }
         };

@@ -194,7 +194,7 @@ impl Evaluation {
         let other = config.against.as_deref().filter(|against| winrate::is_model(against));
         let work = match (config.kind, other) {
             (Kind::Preference, _) => {
-                Work::Rank { model: Box::new(subject.weights.model().map_err(policy)?), pairs }
+                Work::Rank { model: Box::new(subject.weights.model().map_err(policy)?.packed()), pairs }
             }
             (kind, Some(path)) if kind.is_generated() => {
                 let other = Subject::open(Path::new(path), subject.compute, false).map_err(policy)?;
@@ -204,7 +204,7 @@ impl Evaluation {
                 Work::Answers(generator(config, subject, seed, &items, &mut refusals)?)
             }
             _ => {
-                let model = Box::new(subject.weights.model().map_err(policy)?);
+                let model = Box::new(subject.weights.model().map_err(policy)?.packed());
                 Work::Score { model, trees, replies: HashMap::new(), missing }
             }
         };

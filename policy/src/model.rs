@@ -184,7 +184,9 @@ impl Model {
                     projection.pack();
                 }
             }
-            self.output = self.output.packed();
+            if self.config.head == Head::Language {
+                self.output = self.output.packed();
+            }
         }
         self
     }

@@ -27,7 +27,7 @@ pub fn check(path: &Path, policy: &ModelConfig, tokenizer: &Tokenizer) -> Result
 pub fn open(path: &Path, policy: &ModelConfig, tokenizer: &Tokenizer, compute: Compute) -> Result<Model> {
     check(path, policy, tokenizer)?;
     let Checkpoint { config, weights, .. } = Checkpoint::open(&locate(path)?)?;
-    Model::new(&config, &weights, compute)
+    Ok(Model::new(&config, &weights, compute)?.packed())
 }
 
 /// `Err` with a sentence unless both output matrices have as many rows.

@@ -60,7 +60,7 @@ impl ScorerConfig for RewardModelConfig {
         let Checkpoint { config: model, weights, tokenizer } =
             Checkpoint::open_reward_model(&self.path).map_err(config)?;
         let compute = Compute::resolve(self.device, self.dtype).map_err(config)?;
-        let model = Model::new(&model, &weights, compute).map_err(config)?;
+        let model = Model::new(&model, &weights, compute).map_err(config)?.packed();
         Ok(Box::new(RewardModelScorer {
             model,
             tokenizer,
