@@ -163,13 +163,13 @@ def all_by(how: dict, *names: str) -> dict:
 # Blocks of keys have 32, of which the values share a scale in each of their columns.
 as_fixed = {
     "norms": row, "swiglu": row, "final": row, "q": row, "k": column,
-    "v": lambda x: fixed(x, COLUMN, axis=-2, block=32), "shares": lambda x: fixed(x, ROW, block=32), "attention": nearest,
+    "v": lambda x: fixed(x, COLUMN, axis=-2, block=32), "shares": lambda x: fixed(x, ROW, block=32), "attention": row,
 }
 as_bf16 = {name: nearest for name in as_fixed}
 report("fixed: weights", logps(weights_by(column), {}))
 report("fixed: norms, SwiGLU's product, final states", logps(exact_weights, all_by(as_fixed, "norms", "swiglu", "final")))
 report("fixed: queries, keys, values, shares", logps(exact_weights, all_by(as_fixed, "q", "k", "v", "shares")))
-report("bf16: attention's outputs", logps(exact_weights, all_by(as_fixed, "attention")))
+report("fixed: attention's outputs", logps(exact_weights, all_by(as_fixed, "attention")))
 report("all of these", logps(weights_by(column), as_fixed))
 report("bf16: weights, by thresholds", logps(weights_by(by_thresholds), {}))
 report("bf16: weights, to the nearest", logps(weights_by(nearest), {}))

@@ -190,8 +190,9 @@ struct FixedBlocks {
 };
 
 /// attention_forward for one sort of blocks.
-template <typename Blocks, typename T>
-void attend(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, T* out, float* log_sums) {
+template <typename Blocks>
+void attend(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, float* out,
+            float* log_sums) {
   const auto [heads, kv_heads, head_dim, scale, window] = shape;
   const int64_t group = heads / kv_heads, ld = (heads + 2 * kv_heads) * head_dim;
   const std::vector<Tree> trees = plan(layouts);
@@ -257,23 +258,16 @@ void attend(const float* qkv, const std::vector<TreeLayout>& layouts, const Atte
     }
     for (int64_t row = 0; row < query.count * group; row++) {
       const int64_t target = (query.token() + row / group) * heads + head * group + row % group;
-      rows<T>().scale(sums + row * blocks.sums_ld(), 1.0f / totals[row], head_dim, out + target * head_dim);
+      rows<float>().scale(sums + row * blocks.sums_ld(), 1.0f / totals[row], head_dim, out + target * head_dim);
     }
   });
 }
 
 }  // namespace
 
-template <>
-void attention_forward<float>(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, float* out,
-                              float* log_sums) {
-  attend<WideBlocks>(qkv, layouts, shape, out, log_sums);
-}
-
-template <>
-void attention_forward<bf16>(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, bf16* out,
-                             float* log_sums) {
-  attend<FixedBlocks>(qkv, layouts, shape, out, log_sums);
+void attention_forward(const float* qkv, const std::vector<TreeLayout>& layouts, const AttentionShape& shape, bool fixed,
+                       float* out, float* log_sums) {
+  fixed ? attend<FixedBlocks>(qkv, layouts, shape, out, log_sums) : attend<WideBlocks>(qkv, layouts, shape, out, log_sums);
 }
 
 template <typename T>

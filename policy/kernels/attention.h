@@ -23,11 +23,10 @@ struct AttentionShape {
 };
 
 /// out [tokens, heads * head_dim] and log_sums [tokens, heads] (log Σ exp of a row's scores) from
-/// qkv [tokens, (heads + 2 kv_heads) * head_dim]: queries, keys, values, already rotated. Where T is bf16, what is multiplied
-/// is fixed-point numbers, and the result is rounded once.
-template <typename T>
-void attention_forward(const float* qkv, const std::vector<TreeLayout>& trees, const AttentionShape& shape, T* out,
-                       float* log_sums);
+/// qkv [tokens, (heads + 2 kv_heads) * head_dim]: queries, keys, values, already rotated; multiplied as they are, or as
+/// fixed-point numbers.
+void attention_forward(const float* qkv, const std::vector<TreeLayout>& trees, const AttentionShape& shape, bool fixed,
+                       float* out, float* log_sums);
 
 /// d_qkv from d_out, multiplied as T; every token belongs to a tree, so that all of d_qkv is written.
 template <typename T>

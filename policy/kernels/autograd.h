@@ -421,17 +421,15 @@ std::vector<TreeLayout> read_layout(const std::vector<int64_t>& numbers) {
   return trees;
 }
 
-/// Of qkv in f32. Where products are fixed, the result is bf16, as is what the backward reads.
+/// Of qkv in f32. Where products are fixed, what the backward reads is bf16.
 struct Attention : torch::autograd::Function<Attention> {
   static Tensor forward(AutogradContext* context, const Tensor& qkv, const std::vector<int64_t>& layout,
-                        const AttentionShape& shape, bool fixed) {
+                        const AttentionShape& shape, bool fixed, bool recorded) {
     const auto kind = backward_kind(fixed);
-    Tensor y = at::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options().dtype(kind));
+    Tensor y = at::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options());
     Tensor log_sums = at::empty({qkv.size(0), shape.heads}, qkv.options());
-    typed(y, [&]<typename T>(T*) {
-      attention_forward<T>(in<float>(qkv), read_layout(layout), shape, out<T>(y), out<float>(log_sums));
-    });
-    context->save_for_backward({qkv.to(kind), y, log_sums});
+    attention_forward(in<float>(qkv), read_layout(layout), shape, fixed, out<float>(y), out<float>(log_sums));
+    if (recorded) context->save_for_backward({qkv.to(kind), y.to(kind), log_sums});
     context->saved_data["layout"] = layout;
     context->saved_data["shape"] = std::vector<int64_t>{shape.heads, shape.kv_heads, shape.head_dim, shape.window};
     context->saved_data["scale"] = static_cast<double>(shape.scale);
@@ -443,13 +441,13 @@ struct Attention : torch::autograd::Function<Attention> {
     const AttentionShape shape{numbers[0], numbers[1], numbers[2],
                                static_cast<float>(context->saved_data["scale"].toDouble()), numbers[3]};
     const auto layout = read_layout(context->saved_data["layout"].toIntVector());
-    const Tensor d_out = grads[0].contiguous();
+    const Tensor d_out = grads[0].to(saved[0].scalar_type()).contiguous();
     Tensor d = at::empty(saved[0].sizes(), saved[0].options().dtype(at::kFloat));
     typed(saved[0], [&]<typename T>(T*) {
       attention_backward<T>(in<T>(d_out), in<T>(saved[0]), in<T>(saved[1]), in<float>(saved[2]), layout, shape,
                             out<float>(d));
     });
-    return {d, Tensor(), Tensor(), Tensor()};
+    return {d, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 

@@ -203,7 +203,9 @@ char* arriero_rotate(const Tensor* qkv, const RotationGiven* rotation, Tensor** 
 char* arriero_attention(const Tensor* qkv, const int64_t* layout, int64_t layout_length, const AttentionShape* shape,
                         bool fixed, Tensor** result) {
   return guarded([&] {
-    *result = new Tensor(Attention::apply(*qkv, std::vector<int64_t>(layout, layout + layout_length), *shape, fixed));
+    const bool recorded = at::GradMode::is_enabled() && qkv->requires_grad();
+    const std::vector<int64_t> numbers(layout, layout + layout_length);
+    *result = new Tensor(Attention::apply(*qkv, numbers, *shape, fixed, recorded));
   });
 }
 

@@ -350,8 +350,8 @@ pub fn rotate(qkv: &Tensor, rotation: Rotation<'_>) -> Tensor {
 }
 
 /// Attention within the trees of `layout`, for which [`is_fast`] holds: from rotated
-/// `[tokens, (heads + 2 kv_heads) head_dim]`, f32, to `[tokens, heads head_dim]`; with products of fixed-point numbers that is
-/// bf16. The layout names for each tree
+/// `[tokens, (heads + 2 kv_heads) head_dim]` to `[tokens, heads head_dim]`, f32, with products of fixed-point numbers or of f32
+/// ones. The layout names for each tree
 /// its first token, the number of its segments (the prompt and the branches) and their lengths.
 pub fn attention(qkv: &Tensor, layout: &[i64], shape: &AttentionShape, fixed: bool) -> Tensor {
     one(|result| unsafe {

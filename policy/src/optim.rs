@@ -153,9 +153,11 @@ impl TrainingConfig {
 fn activation_bytes(model: &ModelConfig, compute: Compute, checkpointing: bool) -> usize {
     let hidden = model.hidden_size;
     let attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
+    // What attention gives is kept for it and for the projection after it.
+    let attended = if compute.is_fixed() { model.num_heads * model.head_dim } else { 0 };
     let element = if compute.kind == Kind::Float { 4 } else { 2 };
     // The residual stream twice, in f32; two norms' outputs, what the projections read, gate, up and their product.
-    let layer = 4 * 2 * hidden + element * (2 * hidden + attention + 3 * model.intermediate_size);
+    let layer = 4 * 2 * hidden + element * (2 * hidden + attention + attended + 3 * model.intermediate_size);
     // Beside a layer's own, its gradients of the same sizes while it is in work.
     match checkpointing {
         true => model.num_layers * 4 * hidden + 2 * layer,
