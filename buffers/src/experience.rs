@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::prompt::Prompt;
+use crate::prompt::{Prompt, Role};
 
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,30 @@ pub enum Finish {
     Stop,
     /// The token limit was reached.
     Length,
+}
+
+/// A stretch of a trajectory that one speaker is responsible for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Who speaks.
+    pub role: Role,
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Where the tokens came from, if the policy drew them. `None` where they were inserted: a tool's result, a
+    /// user's turn.
+    pub drawn: Option<Drawn>,
+}
+
+/// The provenance of tokens that the policy drew. Each vector has one entry a token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Drawn {
+    /// Log-probability (nats) under the untempered, untruncated model.
+    pub logps: Vec<f32>,
+    /// Log-probability (nats) under the distribution that was sampled from (after temperature,
+    /// top-k, top-p and min-p). 0 for greedy decoding.
+    pub sampled_logps: Vec<f32>,
+    /// Version of the weights that gave the token.
+    pub weight_versions: Vec<u32>,
 }
 
 /// One sampled continuation of a prompt, with the provenance of each token.

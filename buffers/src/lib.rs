@@ -2,6 +2,7 @@
 //!
 //! The way of the data, in the order of the modules:
 //!
+//! - [`address`]: where a piece of work belongs: arm, seed, round and stage;
 //! - [`prompt`]: what the policy is asked ([`Prompt`], a list of typed [`Message`]s);
 //! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s with the provenance of every
 //!   token, the [`ScoredGroup`] that a scorer makes of it;
@@ -13,6 +14,7 @@
 //!
 //! Everything here is plain serialisable data: no tensors, no threads, no I/O.
 
+pub mod address;
 pub mod buffer;
 pub mod experience;
 pub mod prompt;
@@ -21,8 +23,9 @@ pub mod random;
 pub mod selection;
 pub mod tree;
 
+pub use address::Address;
 pub use buffer::{BufferError, ExperienceBuffer};
-pub use experience::{Completion, Finish, Group, Score, ScoredGroup};
+pub use experience::{Completion, Drawn, Finish, Group, Score, ScoredGroup, Segment};
 pub use prompt::{Message, Prompt, Role};
 
 pub use queue::{Leased, PushError, Queue, QueueStats};
