@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use arriero_actors::experiment::nearest;
+use arriero_experiment::nearest;
 use arriero_policy::objective::{Algorithm, Description, OptionDescription};
 use serde_json::Value;
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use arriero_actors::experiment::read_prompts;
 use arriero_buffers::{Group, Message, Prompt};
+use arriero_experiment::read_prompts;
 use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::sampling::SamplingConfig;
 use serde::Serialize;

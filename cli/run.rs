@@ -4,7 +4,9 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use arriero_actors::{RunError, RunOptions, Status, experiment};
+use arriero_actors::{RunError, RunOptions};
+use arriero_experiment as experiment;
+use arriero_results::Status;
 
 use crate::Failure;
 use crate::progress::Progress;

@@ -5,7 +5,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use arriero_actors::experiment::read_reward;
+use arriero_experiment::read_reward;
 use arriero_reward::rows::Fields;
 use arriero_reward::{FileError, FileOptions, FileReport, OnError, score_file};
 

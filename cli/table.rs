@@ -1,8 +1,8 @@
 //! The final table: one column an arm, one row a figure.
 
-use arriero_actors::statistics::Estimate;
-use arriero_actors::summary::{ArmSummary, HeldOut, RunSummary};
 use arriero_eval::{Figure, Form, Report};
+use arriero_results::Estimate;
+use arriero_results::{ArmSummary, HeldOut, RunSummary};
 
 /// `35.2% [29.5, 40.9]`.
 pub fn percent(estimate: &Estimate) -> String {

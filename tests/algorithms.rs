@@ -68,7 +68,7 @@ fn every_algorithm_is_described_documented_and_has_an_experiment() {
         let is_documented = page.contains("no options of its own") || page.contains("efault");
         assert!(is_documented && !page.contains("See `"), "an option does not tell its default: {page}");
 
-        let plan = arriero_actors::experiment::load(&root.join(&experiment), &[]);
+        let plan = arriero_experiment::load(&root.join(&experiment), &[]);
         let plan = plan.unwrap_or_else(|error| panic!("{error}"));
         let mut stages = plan.arms.iter().flat_map(|arm| arm.trainings());
         assert!(

@@ -5,7 +5,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use arriero_actors::{Fault, Role, Status};
+use arriero_actors::{ActorRole, Fault};
+use arriero_results::Status;
 use support::Workplace;
 
 fn weights(folder: &str) -> Vec<u8> {
@@ -22,9 +23,13 @@ fn a_restarted_actor_changes_nothing() {
     let undisturbed = Workplace::new();
     let expected = undisturbed.run(undisturbed.plan(&dpo()), Vec::new()).expect("the run");
     let expected_weights = weights(&expected.arms[0].checkpoint.clone().expect("a checkpoint"));
-    for role in
-        [Role::Generator, Role::RewardWorker, Role::RejectionSampler, Role::Reference, Role::Evaluator]
-    {
+    for role in [
+        ActorRole::Generator,
+        ActorRole::RewardWorker,
+        ActorRole::RejectionSampler,
+        ActorRole::Reference,
+        ActorRole::Evaluator,
+    ] {
         for at in [1, 2] {
             let workplace = Workplace::new();
             let fault = Fault { role, at, repeats: 0 };
@@ -45,7 +50,9 @@ fn a_restarted_actor_changes_nothing() {
 
 #[test]
 fn an_actor_that_keeps_dying_ends_the_run_with_its_cause() {
-    for role in [Role::Generator, Role::RejectionSampler, Role::Reference, Role::Evaluator] {
+    for role in
+        [ActorRole::Generator, ActorRole::RejectionSampler, ActorRole::Reference, ActorRole::Evaluator]
+    {
         let workplace = Workplace::new();
         let fault = Fault { role, at: 1, repeats: 100 };
         let error =
@@ -59,7 +66,7 @@ fn an_actor_that_keeps_dying_ends_the_run_with_its_cause() {
 #[test]
 fn a_poisonous_group_is_dropped_with_a_reason() {
     let workplace = Workplace::new();
-    let fault = Fault { role: Role::RewardWorker, at: 2, repeats: 2 };
+    let fault = Fault { role: ActorRole::RewardWorker, at: 2, repeats: 2 };
     let summary = workplace.run(workplace.plan(&[]), vec![fault]).expect("the run goes on");
     assert_eq!(summary.arms[0].dropped.get("killed_its_reward_worker"), Some(&1));
     let arm = workplace.runs().join("tiny/sft/5");
@@ -74,7 +81,7 @@ fn a_poisonous_group_is_dropped_with_a_reason() {
 
 #[test]
 fn the_death_of_who_owns_state_ends_the_run_with_its_cause() {
-    for role in [Role::Learner, Role::Recorder] {
+    for role in [ActorRole::Learner, ActorRole::Recorder] {
         let workplace = Workplace::new();
         let fault = Fault { role, at: 2, repeats: 0 };
         let error = workplace.run(workplace.plan(&[]), vec![fault]).expect_err("it cannot go on").to_string();

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arriero_actors::experiment::{ArmStage, Plan, Split};
+use arriero_experiment::{ArmStage, Plan, Split};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::checkpoint::write_hf;
 use arriero_policy::device::Compute;
@@ -94,7 +94,7 @@ fn equal_arms_end_with_equal_weights() {
     let workplace = Workplace::new();
     let summary = workplace.run(workplace.plan_of("two-equal-arms.toml", &[]), Vec::new()).expect("the run");
     let [first, second] = &summary.arms[..] else { panic!("two arms") };
-    let bytes = |arm: &arriero_actors::summary::ArmSummary| {
+    let bytes = |arm: &arriero_results::ArmSummary| {
         let folder = arm.checkpoint.clone().expect("a checkpoint");
         fs::read(Path::new(&folder).join("model.safetensors")).expect("weights")
     };

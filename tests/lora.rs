@@ -5,8 +5,8 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use arriero_actors::RunSummary;
 use arriero_policy::checkpoint::{Checkpoint, Weights, read_adapter};
+use arriero_results::RunSummary;
 use serde_json::Value;
 use support::{Workplace, fixture};
 
@@ -53,7 +53,7 @@ fn an_adapter_on_other_weights_than_the_models_is_not_written_and_that_is_said()
     let file = workplace.path().join("two-stages.toml");
     let tiny = fs::read_to_string(fixture("experiments/tiny.toml")).expect("the experiment");
     fs::write(&file, tiny.split("[algorithm]").next().expect("what stands before it")).expect("written");
-    let plan = arriero_actors::experiment::load(&file, &set(&[stages])).expect("valid");
+    let plan = arriero_experiment::load(&file, &set(&[stages])).expect("valid");
     let summary = workplace.run(plan, Vec::new()).expect("the run");
     let folder = checkpoint(&summary);
     assert!(!folder.join("adapter").exists());

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use arriero_actors::RunSummary;
+use arriero_results::RunSummary;
 use serde_json::{Value, json};
 use support::{Workplace, fixture};
 

@@ -5,14 +5,15 @@ mod support;
 use std::fs;
 use std::sync::Arc;
 
-use arriero_actors::experiment::Plan;
-use arriero_actors::{Fault, Role, RunSummary, Status};
+use arriero_actors::{ActorRole, Fault};
 use arriero_buffers::{Completion, Message, Prompt};
+use arriero_experiment::Plan;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
 use arriero_policy::generate::{GenerationConfig, Generator};
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
+use arriero_results::{RunSummary, Status};
 use rusqlite::Connection;
 use support::{Workplace, fixture};
 
@@ -138,11 +139,11 @@ fn no_tree_is_older_than_the_bound() {
 #[test]
 fn whoever_holds_no_state_is_started_again() {
     for (role, at) in [
-        (Role::Generator, 2),
-        (Role::Generator, 3),
-        (Role::RewardWorker, 12),
-        (Role::RejectionSampler, 12),
-        (Role::Evaluator, 2),
+        (ActorRole::Generator, 2),
+        (ActorRole::Generator, 3),
+        (ActorRole::RewardWorker, 12),
+        (ActorRole::RejectionSampler, 12),
+        (ActorRole::Evaluator, 2),
     ] {
         let workplace = Workplace::new();
         let fault = Fault { role, at, repeats: 0 };
@@ -160,7 +161,7 @@ fn whoever_holds_no_state_is_started_again() {
 #[test]
 fn a_run_that_fails_accounts_for_what_was_sampled_ahead() {
     let workplace = Workplace::new();
-    let fault = Fault { role: Role::Learner, at: 4, repeats: 0 };
+    let fault = Fault { role: ActorRole::Learner, at: 4, repeats: 0 };
     let plan = plan(&workplace, &["mode=async", "max_staleness=9"]);
     let error = workplace.run(plan, vec![fault]).expect_err("it cannot go on").to_string();
     assert!(error.contains("planned fault"), "{error}");

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use arriero_actors::Status;
+use arriero_results::Status;
 use support::Workplace;
 
 /// The tiny experiment with a program of the shell's; `answer` is what it does with a line, whose `id` is known.

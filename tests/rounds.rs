@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use arriero_actors::RunSummary;
-use arriero_actors::experiment::{self, Plan};
+use arriero_experiment::{self as experiment, Plan};
 use arriero_policy::checkpoint::{Checkpoint, Weights};
+use arriero_results::RunSummary;
 use rusqlite::Connection;
 use support::{Workplace, fixture};
 

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use arriero_actors::experiment;
+use arriero_experiment as experiment;
 use serde_json::Value;
 use support::Workplace;
 

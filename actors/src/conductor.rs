@@ -1,210 +1,167 @@
-//! The conductor: the plan, and the supervisor of everybody else.
+//! The conductor: the executor of the [`Schedule`], and the supervisor of everybody else.
 //!
-//! It is a state machine. A [`Phase`] begins with messages to those who work in it and ends with
-//! their reply, whereupon [`ConductorState::advance`] decides what comes next:
-//!
-//! ```text
-//! baseline evaluation
-//! each arm:    begin
-//!   each round, each stage:    sampling → (reference) → training
-//!     offline, each portion:   reading → (reference) → training
-//!     or averaging
-//!   evaluation → checkpoint
-//! ```
-//!
-//! `phases` has the phases, `ahead` what is sampled while the learner trains, `offline` those of datasets, `ending` what happens when an actor dies or the run ends.
-//!
-//! An actor that dies is started again where its work can be repeated (everybody but the learner and
-//! the recorder, who own state), a limited number of times; otherwise the run ends with the cause.
-
-mod ahead;
-mod ending;
-mod offline;
-mod phases;
+//! It turns reports, deaths and interruptions into inputs of the schedule, and does what the schedule commands: it adds
+//! to each piece of work what the plan says of it, and sends it to the actor whose work it is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use arriero_store::EventLevel;
+use arriero_buffers::{Address, ExperienceBuffer, Prompt, Queue};
+use arriero_experiment::{ArmStage, Computes, Plan, Stage};
+use arriero_policy::config::ModelConfig;
+use arriero_policy::snapshot::{Snapshot, WeightCell};
+use arriero_policy::tokenizer::Tokenizer;
+use arriero_results::{ArmSummary, RunSummary, Status};
+use arriero_store::{ArmStore, EventLevel};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
+use crate::context::{Context, RewardModelCell};
 use crate::crew::Crew;
-use crate::data_reader::{Portion, ReadingJob};
-use crate::evaluator::{Evaluation, EvaluationJob};
-use crate::event::{PhaseKind, RunEvent};
-use crate::experiment::{Arm, Stage};
-use crate::faults::Role;
-use crate::generator::GenerationJob;
-use crate::recorder::Record;
-use crate::reference::ReferenceJob;
-use crate::rejection_sampler::{GroupSummary, SelectionJob};
-use crate::run::RunContext;
-use crate::sampling_metrics::SamplingMetrics;
-use crate::summary::{ArmSummary, Status};
-use crate::wiring::Wiring;
-use offline::Pass;
+use crate::data_reader::DataReaderMessage;
+use crate::evaluator::EvaluatorMessage;
+use crate::event::RunEvent;
+use crate::faults::Faults;
+use crate::generator::GeneratorMessage;
+use crate::groups::{InitialGroups, StageGroups};
+use crate::job::{
+    AverageJob, CheckpointJob, EvaluationJob, PortionJob, ReadingJob, ReferenceJob, SamplingJob,
+    SamplingSettings, TrainingJob,
+};
+use crate::learner::LearnerMessage;
+use crate::record::Record;
+use crate::recorder::RecorderMessage;
+use crate::reference::ReferenceMessage;
+use crate::report::{News, Report};
+use crate::role::ActorRole;
+use crate::schedule::{Command, Cursor, Input, Outline, Schedule};
+use crate::shutdown::Shutdown;
 
-#[derive(Debug)]
+/// How long the recorder may take to write what waits when a run ends.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Clone)]
 pub(crate) enum ConductorMessage {
     /// Begin the run.
     Start,
-    /// The learner is back at the initial weights.
-    Begun,
-    /// A portion of a dataset is in the buffer.
-    Read(Portion),
-    /// Tokens sampled so far in this phase.
-    Sampling { tokens: u64, seconds: f64 },
-    /// The generator has delivered every group.
-    /// `reused` tokens were sampled for an earlier arm.
-    Generated { tokens: u64, reused: u64, seconds: f64 },
-    /// A group was scored.
-    Scored(GroupSummary),
-    /// Completions that have no score, and why.
-    Unscored { causes: Vec<String> },
-    /// Its tree is in the buffer.
-    Accepted { prompt_id: u64 },
-    /// It will not be used.
-    Dropped { prompt_id: u64, reason: &'static str },
-    /// The reference scored a tree.
-    ReferenceScored,
-    /// The reference has scored all trees.
-    Referenced,
-    /// The learner has taken what the buffer held.
-    Taken,
-    /// The learner took a step; the policy's weights are of this version.
-    Stepped { version: u32, metrics: BTreeMap<String, f64>, tokens: u64, seconds: f64 },
-    /// The learner is through; the weights are published.
-    Trained { version: u32 },
-    /// The average is there, and published.
-    Averaged { version: u32, seconds: f64 },
-    /// Held-out responses so far.
-    Evaluating { done: u64, total: u64, tokens: u64, seconds: f64 },
-    /// The evaluation is complete.
-    Evaluated(Box<Evaluation>),
-    /// The weights are on disk.
-    Checkpointed { directory: PathBuf, version: u32, state: serde_json::Value },
-    /// An actor cannot do what it was asked to.
-    Failed { role: Role, cause: String },
-    /// Ctrl-c.
+    /// Somebody asks the run to end.
     Interrupt,
+    /// An actor has news.
+    Report(Report),
 }
 
-/// What is going on, with what it takes to begin it again for an actor that was restarted.
-enum Phase {
-    Idle,
-    Evaluating(EvaluationJob),
-    Beginning,
-    Reading {
-        job: ReadingJob,
-    },
-    Sampling(Box<SamplingPhase>),
-    Referencing {
-        job: ReferenceJob,
-        total: u64,
-        done: u64,
-        began: Instant,
-    },
-    /// `fresh` of the trees are of this round.
-    Training {
-        done: u64,
-        steps: u64,
-        trees: usize,
-        fresh: usize,
-    },
-    Averaging,
-    Checkpointing {
-        then: AfterCheckpoint,
-    },
-    Ended,
+impl From<Report> for ConductorMessage {
+    fn from(report: Report) -> Self {
+        ConductorMessage::Report(report)
+    }
 }
 
-enum AfterCheckpoint {
-    NextArm,
-    /// The run is over, for this cause.
-    End(Status, String),
+impl TryFrom<ConductorMessage> for Report {
+    type Error = ();
+
+    fn try_from(message: ConductorMessage) -> Result<Self, ()> {
+        match message {
+            ConductorMessage::Report(report) => Ok(report),
+            ConductorMessage::Start | ConductorMessage::Interrupt => Err(()),
+        }
+    }
 }
 
-struct SamplingPhase {
-    job: GenerationJob,
-    selection: SelectionJob,
-    needs_reference: bool,
-    metrics: SamplingMetrics,
-    /// What became of each prompt's group: `None` is accepted.
-    outcomes: BTreeMap<u64, Option<&'static str>>,
-    generated: bool,
-    /// Since when nothing else goes on, where the phase began while the learner was at work.
-    waited_for: Option<Instant>,
-    /// Completions without a score.
-    unscored: usize,
+/// What a run consists of when its actors start.
+pub(crate) struct RunParts {
+    pub plan: Arc<Plan>,
+    pub outline: Outline,
+    pub computes: Computes,
+    /// The initial weights in f32 on the host, and as the learner computes with them.
+    pub masters: Arc<Snapshot>,
+    pub initial: Arc<Snapshot>,
+    pub model: Arc<ModelConfig>,
+    pub tokenizer: Tokenizer,
+    /// The training prompts, in the order in which rounds take them.
+    pub train: Vec<Arc<Prompt>>,
+    pub held_out: Arc<Vec<Arc<Prompt>>>,
+    /// By arm. They belong to the recorder.
+    pub stores: BTreeMap<String, ArmStore>,
+    pub faults: Faults,
+    pub observer: Arc<dyn Fn(RunEvent) + Send + Sync>,
+    pub began: Instant,
+    /// Where the result is put.
+    pub outcome: Arc<Mutex<Option<RunOutcome>>>,
 }
 
-/// Figures of the arm that is running.
-#[derive(Default)]
-struct ArmProgress {
-    version: u32,
-    tokens_sampled: u64,
-    tokens_trained: u64,
-    seconds: f64,
-    dropped: BTreeMap<String, u64>,
-    /// Trees of all rounds so far, of stages that learn from those.
-    kept: BTreeMap<String, usize>,
-    checkpointed: bool,
+/// How a run went.
+pub(crate) struct RunOutcome {
+    pub summary: RunSummary,
+    /// Why the last records may be missing.
+    pub unrecorded: Option<String>,
 }
 
 #[derive(Default)]
 pub(crate) struct Conductor;
 
 pub(crate) struct ConductorState {
-    context: RunContext,
-    wiring: Wiring,
+    schedule: Schedule,
+    context: Context,
     crew: Crew,
-    roles: HashMap<ActorId, Role>,
-    restarts: BTreeMap<Role, u32>,
-    phase: Phase,
-    /// What is sampled while the learner trains: for the stage that comes next.
-    ahead: Option<Box<SamplingPhase>>,
-    arm: usize,
-    round: usize,
-    stage: usize,
-    /// How far the running stage has come with its dataset, if it has one.
-    pass: Pass,
-    progress: ArmProgress,
-    baseline: Option<Evaluation>,
-    /// What sampling from the initial weights cost, for arms that find it done.
-    seconds_per_initial_token: f64,
-    arms: Vec<ArmSummary>,
+    roles: HashMap<ActorId, ActorRole>,
+    /// What the generator has been asked to do last.
+    sampling: Option<Arc<SamplingJob>>,
+    train: Vec<Arc<Prompt>>,
+    held_out: Arc<Vec<Arc<Prompt>>>,
+    checkpoint_roots: BTreeMap<String, PathBuf>,
+    observer: Arc<dyn Fn(RunEvent) + Send + Sync>,
+    began: Instant,
+    outcome: Arc<Mutex<Option<RunOutcome>>>,
 }
 
 impl Actor for Conductor {
     type Msg = ConductorMessage;
     type State = ConductorState;
-    type Arguments = RunContext;
+    type Arguments = RunParts;
 
     async fn pre_start(
         &self,
         myself: ActorRef<Self::Msg>,
-        context: RunContext,
+        parts: RunParts,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let wiring = context.wiring(myself.clone());
-        let (crew, roles) = Crew::assemble(&context, &wiring, &myself).await?;
+        let RunParts { plan, outline, computes, masters, initial, model, tokenizer, stores, faults, .. } =
+            parts;
+        let capacity = plan.queue_capacity;
+        let context = Context {
+            model,
+            tokenizer,
+            sampled: Queue::bounded("sampled", capacity),
+            scored: Queue::bounded("scored", capacity),
+            records: Queue::bounded("records", capacity),
+            buffer: Arc::new(Mutex::new(ExperienceBuffer::new(plan.buffer_capacity))),
+            initial_groups: InitialGroups::default(),
+            stage_groups: StageGroups::default(),
+            reward_model: RewardModelCell::default(),
+            weights: WeightCell::new(Arc::clone(&initial)),
+            initial,
+            computes,
+            shutdown: Shutdown::default(),
+            faults,
+            conductor: myself.get_derived(),
+            plan,
+        };
+        let root = |(arm, store): (&String, &ArmStore)| (arm.clone(), store.checkpoints().to_path_buf());
+        let checkpoint_roots = stores.iter().map(root).collect();
+        let (crew, roles) = Crew::assemble(&context, masters, stores, myself.get_cell()).await?;
         myself.cast(ConductorMessage::Start)?;
         Ok(ConductorState {
+            schedule: Schedule::new(outline),
             context,
-            wiring,
             crew,
             roles,
-            restarts: BTreeMap::new(),
-            phase: Phase::Idle,
-            ahead: None,
-            arm: 0,
-            round: 0,
-            stage: 0,
-            pass: Pass::default(),
-            progress: ArmProgress::default(),
-            baseline: None,
-            seconds_per_initial_token: 0.0,
-            arms: Vec::new(),
+            sampling: None,
+            train: parts.train,
+            held_out: parts.held_out,
+            checkpoint_roots,
+            observer: parts.observer,
+            began: parts.began,
+            outcome: parts.outcome,
         })
     }
 
@@ -214,22 +171,12 @@ impl Actor for Conductor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if matches!(state.phase, Phase::Ended) {
-            return Ok(());
-        }
-        match message {
-            ConductorMessage::Interrupt => state.interrupt(),
-            ConductorMessage::Failed { role, cause } => {
-                state.fail(format!("the {} failed: {cause}", role.as_str()));
-            }
-            message => {
-                // Only a message to an actor that has just died can fail; its death is on the way, too.
-                if let Err(error) = state.proceed(message) {
-                    state.fail(one_line(&error.to_string()));
-                }
-            }
-        }
-        state.leave_when_ended(&myself).await;
+        let input = match message {
+            ConductorMessage::Start => Input::Start,
+            ConductorMessage::Interrupt => Input::Interrupt,
+            ConductorMessage::Report(report) => Input::Report(report),
+        };
+        state.step(&myself, input).await;
         Ok(())
     }
 
@@ -247,146 +194,212 @@ impl Actor for Conductor {
             _ => return Ok(()),
         };
         let Some(role) = state.roles.remove(&who.get_id()) else { return Ok(()) };
-        if matches!(state.phase, Phase::Ended) {
-            return Ok(());
+        if role == ActorRole::Recorder {
+            // Nobody waits for a recorder that is gone.
+            state.context.records.close();
         }
-        state.bury(role, one_line(&cause), &myself).await;
-        state.leave_when_ended(&myself).await;
+        state.step(&myself, Input::Died { role, cause: one_line(&cause) }).await;
         Ok(())
     }
 }
 
 impl ConductorState {
-    fn proceed(&mut self, message: ConductorMessage) -> Result<(), ActorProcessingErr> {
-        if self.wiring.shutdown.has_begun() {
-            // Whatever else was under way when ctrl-c came does not begin anything new.
-            match message {
-                ConductorMessage::Checkpointed { directory, version, state } => {
-                    self.checkpointed(directory, version, state)?;
-                }
-                ConductorMessage::Stepped { tokens, seconds, .. } => self.count_last_step(tokens, seconds),
-                _ => {}
-            }
-            return Ok(());
+    /// Tells the schedule of something that happened, and does what it commands.
+    async fn step(&mut self, myself: &ActorRef<ConductorMessage>, input: Input) {
+        if self.schedule.has_ended() {
+            return;
         }
-        match message {
-            ConductorMessage::Start => self.start()?,
-            ConductorMessage::Begun => self.begin_stage()?,
-            ConductorMessage::Read(portion) => {
-                self.restarts.remove(&Role::DataReader);
-                self.have_read(portion)?;
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            for command in self.schedule.step(self.began.elapsed().as_secs_f64(), input) {
+                inputs.extend(match command {
+                    Command::Restart(role) => self.restart(role, myself).await,
+                    command => self.execute(command),
+                });
             }
-            ConductorMessage::Sampling { tokens, seconds } => self.report_sampling(tokens, seconds, false)?,
-            ConductorMessage::Generated { tokens, reused, seconds } => {
-                self.restarts.remove(&Role::Generator);
-                let seconds_per_token = self.seconds_per_initial_token;
-                if let Some(sampling) = self.sampling() {
-                    sampling.metrics.reused(reused, seconds_per_token);
-                }
-                self.report_sampling(tokens, seconds, true)?;
-            }
-            ConductorMessage::Scored(group) => {
-                self.restarts.remove(&Role::RewardWorker);
-                self.restarts.remove(&Role::RejectionSampler);
-                if let Some(sampling) = self.sampling() {
-                    sampling.metrics.add(&group);
-                }
-            }
-            ConductorMessage::Unscored { causes } => self.unscored(&causes),
-            ConductorMessage::Accepted { prompt_id } => self.settle(prompt_id, None)?,
-            ConductorMessage::Dropped { prompt_id, reason } => {
-                self.restarts.remove(&Role::RewardWorker);
-                self.settle(prompt_id, Some(reason))?;
-            }
-            ConductorMessage::ReferenceScored => {
-                self.restarts.remove(&Role::Reference);
-                if let Phase::Referencing { total, done, .. } = &mut self.phase {
-                    *done += 1;
-                    let event = RunEvent::Progress { done: *done, total: *total, reward: None, rate: None };
-                    self.context.emit(event);
-                }
-            }
-            ConductorMessage::Referenced => {
-                if let Phase::Referencing { began, .. } = &self.phase {
-                    self.progress.seconds += began.elapsed().as_secs_f64();
-                    self.train()?;
-                }
-            }
-            ConductorMessage::Taken => self.look_ahead()?,
-            ConductorMessage::Stepped { version, metrics, tokens, seconds } => {
-                self.progress.version = version;
-                self.report_step(&metrics, tokens, seconds);
-                self.look_ahead()?;
-            }
-            ConductorMessage::Trained { version } => {
-                self.progress.version = version;
-                self.after_portion()?;
-            }
-            ConductorMessage::Averaged { version, seconds } => {
-                self.progress.version = version;
-                self.progress.seconds += seconds;
-                self.advance()?;
-            }
-            ConductorMessage::Evaluating { done, total, tokens, seconds } => {
-                if let Phase::Evaluating(_) = &self.phase {
-                    let rate = (seconds > 0.0 && tokens > 0).then(|| tokens as f64 / seconds);
-                    self.context.emit(RunEvent::Progress { done, total, reward: None, rate });
-                }
-            }
-            ConductorMessage::Evaluated(evaluation) => {
-                self.restarts.remove(&Role::Evaluator);
-                self.evaluated(*evaluation)?;
-            }
-            ConductorMessage::Checkpointed { directory, version, state } => {
-                self.checkpointed(directory, version, state)?;
-            }
-            ConductorMessage::Failed { .. } | ConductorMessage::Interrupt => {}
         }
-        Ok(())
+        if self.schedule.has_ended() {
+            self.leave(myself).await;
+        }
     }
 
-    fn current_arm(&self) -> &Arm {
-        &self.context.plan.arms[self.arm]
+    /// Does what the schedule commands, and returns what the schedule is to be told if it cannot be done. A message to an
+    /// actor that has just died is lost, but its death is on the way, and the schedule will command the same again.
+    fn execute(&mut self, command: Command) -> Option<Input> {
+        match command {
+            Command::Record(record) => self.record(record),
+            Command::Show(event) => (self.observer)(event),
+            Command::Evaluate { address, version } => {
+                let job = EvaluationJob { address, version, prompts: Arc::clone(&self.held_out) };
+                let _ = self.crew.evaluator.cast(EvaluatorMessage::Evaluate(job));
+            }
+            Command::BeginArm { address, cursor } => {
+                let _ = self.crew.learner.cast(LearnerMessage::Begin { address, arm: cursor.arm() });
+            }
+            Command::Read { cursor, from, rows } => self.read(cursor, from, rows),
+            Command::Sample { cursor, version, is_ahead } => self.sample(cursor, version, is_ahead),
+            Command::Discard { prompts } => self.context.buffer().discard(&prompts),
+            Command::ScoreReference { cursor, version, recorded } => {
+                let job = ReferenceJob { address: self.address(cursor), version, recorded };
+                let _ = self.crew.reference.cast(ReferenceMessage::Score(job));
+            }
+            Command::Train { cursor, portion } => self.train(cursor, portion),
+            Command::Average { cursor } => {
+                if let ArmStage::Average(stage) = self.stage(cursor) {
+                    let job = AverageJob { address: self.address(cursor), stage: stage.clone() };
+                    let _ = self.crew.learner.cast(LearnerMessage::Average(Box::new(job)));
+                }
+            }
+            Command::Checkpoint { address, state } => {
+                let Some(root) = self.checkpoint_roots.get(&*address.arm).cloned() else {
+                    let cause = format!("there is no run folder of arm \"{}\"", address.arm);
+                    let news = News::Failed { role: ActorRole::Learner, cause };
+                    return Some(Input::Report(Report { address, news }));
+                };
+                let optimizer = self.context.plan.checkpoint.optimizer;
+                let job = CheckpointJob { address, root, optimizer, state };
+                let _ = self.crew.learner.cast(LearnerMessage::Checkpoint(job));
+            }
+            Command::Restart(_) => {}
+            Command::Shutdown => self.context.shutdown.begin(),
+            Command::End { status, cause, arms } => self.end(status, cause, arms),
+        }
+        None
     }
 
-    /// The stage of the phases that sample and train.
-    fn current_stage(&self) -> &Stage {
-        let stage = self.current_arm().stages[self.stage].training();
-        stage.expect("a stage that averages has no phase of sampling or training")
+    fn stage(&self, cursor: Cursor) -> &ArmStage {
+        &self.context.plan.arms[cursor.arm()].stages[cursor.stage()]
+    }
+
+    fn training(&self, cursor: Cursor) -> Option<&Stage> {
+        self.stage(cursor).training()
+    }
+
+    fn address(&self, cursor: Cursor) -> Address {
+        self.schedule.outline().address(cursor)
+    }
+
+    fn read(&self, cursor: Cursor, from: u64, rows: u64) {
+        let Some(Stage { algorithm, training, data: Some(data), .. }) = self.training(cursor) else { return };
+        let job = ReadingJob {
+            address: self.address(cursor),
+            data: Arc::clone(data),
+            rule: algorithm.objective().needs().selection,
+            algorithm: algorithm.clone(),
+            from,
+            rows,
+            trees: data.portion(training.batch_size),
+            budget: training.token_budget(&self.context.model, self.context.computes.learner),
+        };
+        let _ = self.crew.data_reader.cast(DataReaderMessage::Read(Box::new(job)));
+    }
+
+    fn sample(&mut self, cursor: Cursor, version: u32, is_ahead: bool) {
+        let address = self.address(cursor);
+        // A generator that was started again goes on with the groups that have not been delivered.
+        let known = self.sampling.take().filter(|job| job.address == address);
+        let Some(job) = known.or_else(|| self.sampling_job(cursor, version, is_ahead)) else { return };
+        self.sampling = Some(Arc::clone(&job));
+        let _ = self.crew.generator.cast(GeneratorMessage::Generate(job));
+    }
+
+    fn sampling_job(&self, cursor: Cursor, version: u32, is_ahead: bool) -> Option<Arc<SamplingJob>> {
+        let (arm, stage) = (&self.context.plan.arms[cursor.arm()], self.training(cursor)?);
+        let rule = stage.algorithm.objective().needs().selection;
+        let (round, per_round) = (cursor.round() as usize, self.context.plan.prompts.per_round());
+        self.context.stage_groups.forget(&stage.name);
+        Some(Arc::new(SamplingJob {
+            address: self.address(cursor),
+            version,
+            is_ahead,
+            prompts: self.train.iter().skip(round * per_round).take(per_round).cloned().collect(),
+            settings: SamplingSettings {
+                generator: stage.generator.clone(),
+                greedy_baseline: rule.wants_greedy(),
+                rivals: rule.rivals(),
+                scored_by: stage.reward,
+            },
+            samples_of: stage.samples_of.clone(),
+            rule,
+            bounds: stage.selection.clone(),
+            algorithm: stage.algorithm.clone(),
+            keep: arm.trainings().any(|(_, later)| later.samples_of.as_ref() == Some(&stage.name)),
+            delivered: Mutex::default(),
+        }))
+    }
+
+    fn train(&self, cursor: Cursor, portion: PortionJob) {
+        let Some(stage) = self.training(cursor) else { return };
+        let job = TrainingJob {
+            address: self.address(cursor),
+            stage: stage.clone(),
+            rounds: self.context.plan.arms[cursor.arm()].rounds as u64,
+            portion,
+        };
+        let _ = self.crew.learner.cast(LearnerMessage::Train(Box::new(job)));
     }
 
     fn record(&self, record: Record) {
-        if let Err(cause) = self.wiring.push(&self.wiring.records, record) {
-            self.context.emit(RunEvent::Note { level: EventLevel::Error, message: cause });
+        if let Err(message) = self.context.push(&self.context.records, record) {
+            (self.observer)(RunEvent::Note { level: EventLevel::Error, message });
         }
     }
 
-    fn note(&self, level: EventLevel, actor: &'static str, message: String) {
-        self.record(Record::Event { arm: None, level, actor, message: message.clone() });
-        self.context.emit(RunEvent::Note { level, message });
+    /// Starts an actor again; what the schedule is to be told if that fails.
+    async fn restart(&mut self, role: ActorRole, myself: &ActorRef<ConductorMessage>) -> Option<Input> {
+        match self.crew.restart(role, &self.context, myself.get_cell()).await {
+            Ok(id) => {
+                self.roles.insert(id, role);
+                None
+            }
+            Err(error) => Some(Input::NotRestarted { role, cause: one_line(&error.to_string()) }),
+        }
     }
 
-    fn enter(&self, kind: PhaseKind, total: u64) {
-        let arm = if kind == PhaseKind::Baseline { String::new() } else { self.current_arm().name.clone() };
-        let in_rounds = matches!(
-            kind,
-            PhaseKind::Reading
-                | PhaseKind::Sampling
-                | PhaseKind::Reference
-                | PhaseKind::Training
-                | PhaseKind::Averaging
-        );
-        let round = (in_rounds && self.current_arm().rounds > 1).then_some(self.round + 1);
-        let stage = self.current_arm().stages[self.stage].name().to_string();
-        let place = if in_rounds { format!(" of {stage}, round {}", self.round + 1) } else { String::new() };
-        let message = format!("{}{place} begins, {total} to do", kind.as_str());
-        self.record(Record::Event {
-            arm: (kind != PhaseKind::Baseline).then(|| arm.clone()),
-            level: EventLevel::Info,
-            actor: "conductor",
-            message,
-        });
-        self.context.emit(RunEvent::Phase { kind, arm, round, stage, total });
+    /// Lets nobody begin anything, and puts the result where the run finds it.
+    fn end(&mut self, status: Status, cause: Option<String>, arms: Vec<ArmSummary>) {
+        self.context.sampled.close();
+        self.context.scored.close();
+        for summary in &arms {
+            let address = Address::new(summary.arm.as_str(), self.context.plan.seed, 0, "summary");
+            match serde_json::to_value(summary) {
+                Ok(summary) => self.record(Record::Summary { address, summary }),
+                Err(error) => (self.observer)(RunEvent::Note {
+                    level: EventLevel::Error,
+                    message: format!("the summary of arm {} cannot be written: {error}", summary.arm),
+                }),
+            }
+        }
+        let summary = RunSummary {
+            name: self.context.plan.name.clone(),
+            status,
+            cause,
+            seed: self.context.plan.seed,
+            model: self.context.plan.model.path.display().to_string(),
+            compute: self.context.computes.to_string(),
+            held_out: self.held_out.len(),
+            seconds: self.began.elapsed().as_secs_f64(),
+            arms,
+        };
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(RunOutcome { summary, unrecorded: None });
+    }
+
+    /// Waits for the recorder, then stops everybody.
+    async fn leave(&mut self, myself: &ActorRef<ConductorMessage>) {
+        let flushed = self.crew.recorder.call(RecorderMessage::Flush, Some(FLUSH_PATIENCE)).await;
+        let unrecorded = match flushed {
+            Ok(ractor::rpc::CallResult::Success(Ok(()))) => None,
+            Ok(ractor::rpc::CallResult::Success(Err(cause))) => Some(cause),
+            Ok(ractor::rpc::CallResult::Timeout) => Some("the recorder did not finish in time".to_string()),
+            Ok(ractor::rpc::CallResult::SenderError) | Err(_) => Some("the recorder is gone".to_string()),
+        };
+        if let Some(outcome) = &mut *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) {
+            outcome.unrecorded = unrecorded;
+        }
+        self.context.records.close();
+        self.crew.stop().await;
+        myself.stop(None);
     }
 }
 

@@ -1,20 +1,18 @@
 //! The data reader: fills the buffer from a dataset, a portion at a time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arriero_buffers::SelectionRule;
 use arriero_data::{Entry, Rows};
-use arriero_policy::objective::Algorithm;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use crate::conductor::ConductorMessage;
-use crate::experiment::DataPlan;
-use crate::faults::Role;
-use crate::lessons::{Lesson, Tokenisation, Unfit, rate};
-use crate::wiring::Wiring;
+use crate::context::Context;
+use crate::job::ReadingJob;
+use crate::report::{News, Portion};
+use crate::role::ActorRole;
+use arriero_experiment::DataPlan;
+use arriero_experiment::lessons::{Lesson, Tokenisation, Unfit, rate};
 
 /// Rows of one handler call.
 const ROWS: usize = 64;
@@ -24,48 +22,6 @@ pub(crate) const FILE_IDS: u64 = 1_000_000_000;
 
 /// A row that the algorithm has no use for, where `on_error` is "skip".
 pub(crate) const OTHER_TYPE: &str = "row_of_another_type";
-
-/// The next portion of a pass over a dataset.
-#[derive(Debug, Clone)]
-pub(crate) struct ReadingJob {
-    pub data: Arc<DataPlan>,
-    pub rule: SelectionRule,
-    /// Which refuses what it cannot use.
-    pub algorithm: Algorithm,
-    /// Rows of the pass that were read before.
-    pub from: u64,
-    /// Rows of a whole pass.
-    pub rows: u64,
-    /// Trees of a portion.
-    pub trees: usize,
-    /// The most tokens of a tree.
-    pub budget: usize,
-}
-
-/// Rows that are left out for one reason.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Dropped {
-    pub count: u64,
-    /// Where the first stands, and what is wrong with it.
-    pub first: Option<String>,
-}
-
-/// A portion that is in the buffer.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Portion {
-    /// Rows of the pass that are read now.
-    pub position: u64,
-    /// Whether these are all of them.
-    pub is_last: bool,
-    pub accepted: u64,
-    /// Rows that are left out, by the reason.
-    pub dropped: BTreeMap<String, Dropped>,
-    pub truncated: u64,
-    /// Tokens of the trees, and those among them that carry loss.
-    pub tokens: u64,
-    pub loss_tokens: u64,
-    pub seconds: f64,
-}
 
 #[derive(Debug)]
 pub(crate) enum DataReaderMessage {
@@ -79,7 +35,7 @@ pub(crate) enum DataReaderMessage {
 pub(crate) struct DataReader;
 
 pub(crate) struct DataReaderState {
-    wiring: Wiring,
+    context: Context,
     stream: Option<Stream>,
     work: Option<Work>,
 }
@@ -121,14 +77,14 @@ struct Work {
 impl ThreadLocalActor for DataReader {
     type Msg = DataReaderMessage;
     type State = DataReaderState;
-    type Arguments = Wiring;
+    type Arguments = Context;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        wiring: Wiring,
+        context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(DataReaderState { wiring, stream: None, work: None })
+        Ok(DataReaderState { context, stream: None, work: None })
     }
 
     async fn handle(
@@ -137,28 +93,29 @@ impl ThreadLocalActor for DataReader {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.wiring.shutdown.has_begun() {
+        if state.context.shutdown.has_begun() {
             state.work = None;
             return Ok(());
         }
         if let DataReaderMessage::Read(job) = message {
             let job = *job;
             // What a reader that died had put there comes once more.
-            state.wiring.buffer().clear();
+            state.context.buffer().clear();
             state.stream = state.stream.take().filter(|stream| stream.is_before(&job));
             state.work = Some(Work { job, portion: Portion::default(), began: Instant::now() });
         }
         let Some(mut work) = state.work.take() else { return Ok(()) };
-        state.wiring.faults.begin(Role::DataReader);
+        state.context.faults.begin(ActorRole::DataReader);
         match state.go_on(&mut work) {
-            Err(cause) => state.wiring.tell(ConductorMessage::Failed { role: Role::DataReader, cause }),
+            Err(cause) => state.context.tell_failure(&work.job.address, ActorRole::DataReader, cause),
             Ok(false) => {
+                state.context.tell(&work.job.address, News::Reading { trees: work.portion.accepted });
                 state.work = Some(work);
                 myself.cast(DataReaderMessage::Continue)?;
             }
             Ok(true) => {
                 work.portion.seconds = work.began.elapsed().as_secs_f64();
-                state.wiring.tell(ConductorMessage::Read(work.portion));
+                state.context.tell(&work.job.address, News::Read(Box::new(work.portion)));
             }
         }
         Ok(())
@@ -175,9 +132,9 @@ impl DataReaderState {
         };
         let mut is_over = stream.position >= job.rows;
         let tokenisation = Tokenisation {
-            tokenizer: &self.wiring.tokenizer,
+            tokenizer: &self.context.tokenizer,
             data: &job.data,
-            max_positions: self.wiring.model.max_positions,
+            max_positions: self.context.model.max_positions,
             budget: job.budget,
         };
         let objective = job.algorithm.objective();
@@ -209,13 +166,14 @@ impl DataReaderState {
                         || detail.map_or(entry.place(), |detail| format!("{}, {detail}", entry.place()));
                     dropped.first.get_or_insert_with(first);
                 }
-                Ok(tree) => {
+                Ok(mut tree) => {
+                    tree.address = job.address.clone();
                     portion.accepted += 1;
                     portion.tokens += tree.len() as u64;
                     portion.loss_tokens += tree.loss_tokens() as u64;
                     portion.truncated +=
                         tree.branches.iter().filter(|branch| branch.truncated).count() as u64;
-                    self.wiring.buffer().insert(tree).map_err(|error| error.to_string())?;
+                    self.context.buffer().insert(tree).map_err(|error| error.to_string())?;
                 }
             }
         }
@@ -233,7 +191,7 @@ impl DataReaderState {
 
     /// The pass from the job's first row on.
     fn open(&self, job: &ReadingJob) -> Result<Stream, String> {
-        let rows = job.data.rows.open(self.wiring.plan.seed).map_err(|error| error.to_string())?;
+        let rows = job.data.rows.open(self.context.plan.seed).map_err(|error| error.to_string())?;
         let mut stream = Stream { data: Arc::clone(&job.data), rows, position: job.from, file: None };
         for _ in 0..job.from {
             if let Some(entry) = stream.rows.next().transpose().map_err(|error| error.to_string())? {

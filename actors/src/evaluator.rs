@@ -3,64 +3,26 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arriero_buffers::{Branch, Group, Prompt, Tree};
+use arriero_buffers::{Address, Branch, Group, Tree};
 use arriero_eval::Subject;
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
 use arriero_policy::snapshot::{Snapshot, WeightSource};
+use arriero_results::{Evaluation, PromptOutcome};
 use arriero_reward::{Scorer, verdicts};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use crate::conductor::ConductorMessage;
-use crate::faults::Role;
+use crate::context::Context;
 use crate::generator::DECODE_STEPS;
-use crate::suites::{SuiteResult, SuitesAtWork};
-use crate::wiring::Wiring;
+use crate::job::EvaluationJob;
+use crate::report::News;
+use crate::role::ActorRole;
+use crate::suites::SuitesAtWork;
 
 /// Tokens of a forward pass when the KL to the reference is measured.
 const KL_TOKENS: usize = 1024;
-
-/// What to measure.
-#[derive(Debug, Clone)]
-pub(crate) struct EvaluationJob {
-    pub version: u32,
-    pub prompts: Arc<Vec<Arc<Prompt>>>,
-}
-
-/// One held-out prompt's outcome.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PromptOutcome {
-    /// The prompt.
-    pub prompt_id: u64,
-    /// Its checkable instructions.
-    pub instructions: usize,
-    /// Those that the response follows.
-    pub followed: usize,
-    /// The scorer's reward; no number if it could not give one.
-    pub reward: f32,
-    /// Tokens of the response.
-    pub tokens: usize,
-}
-
-/// A version's outcomes on the held-out prompts, in the order of the prompts.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Evaluation {
-    /// The version of the weights.
-    pub version: u32,
-    /// One outcome a prompt.
-    pub outcomes: Vec<PromptOutcome>,
-    /// Mean KL(policy ‖ reference) of the next-token distributions over the response tokens of the
-    /// first `evaluation.kl_prompts` prompts, exact over the vocabulary, in nats a token.
-    pub kl: f64,
-    /// Tokens sampled.
-    pub tokens: u64,
-    /// Time it took, suites included.
-    pub seconds: f64,
-    /// The suites, in the order of the experiment.
-    pub suites: Vec<SuiteResult>,
-}
 
 #[derive(Debug)]
 pub(crate) enum EvaluatorMessage {
@@ -74,11 +36,11 @@ pub(crate) enum EvaluatorMessage {
 pub(crate) struct Evaluator;
 
 pub(crate) struct EvaluatorState {
-    wiring: Wiring,
+    context: Context,
     scorer: Box<dyn Scorer>,
     work: Option<Work>,
     /// What follows the held-out prompts, with what was found on these.
-    suites: Option<(Evaluation, SuitesAtWork, Instant)>,
+    suites: Option<(Address, Evaluation, SuitesAtWork, Instant)>,
 }
 
 struct Work {
@@ -91,16 +53,16 @@ struct Work {
 impl ThreadLocalActor for Evaluator {
     type Msg = EvaluatorMessage;
     type State = EvaluatorState;
-    type Arguments = Wiring;
+    type Arguments = Context;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        wiring: Wiring,
+        context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut scorer = wiring.plan.reward.build()?;
-        scorer.heed(wiring.shutdown.watch());
-        Ok(EvaluatorState { wiring, scorer, work: None, suites: None })
+        let mut scorer = context.plan.reward.build()?;
+        scorer.heed(context.shutdown.watch());
+        Ok(EvaluatorState { context, scorer, work: None, suites: None })
     }
 
     async fn handle(
@@ -109,14 +71,14 @@ impl ThreadLocalActor for Evaluator {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.wiring.shutdown.has_begun() {
+        if state.context.shutdown.has_begun() {
             (state.work, state.suites) = (None, None);
             return Ok(());
         }
-        state.wiring.faults.begin(Role::Evaluator);
+        state.context.faults.begin(ActorRole::Evaluator);
         if let EvaluatorMessage::Evaluate(job) = message {
             state.suites = None;
-            state.work = Some(begin(&state.wiring, job)?);
+            state.work = Some(begin(&state.context, job)?);
         }
         if state.suites.is_some() {
             return state.step_suites(&myself);
@@ -125,28 +87,30 @@ impl ThreadLocalActor for Evaluator {
         for _ in 0..DECODE_STEPS {
             work.groups.extend(work.engine.step()?);
         }
-        state.wiring.tell(ConductorMessage::Evaluating {
+        let news = News::Evaluating {
             done: work.groups.len() as u64,
             total: work.job.prompts.len() as u64,
             tokens: work.engine.sampled_tokens(),
             seconds: work.began.elapsed().as_secs_f64(),
-        });
+        };
+        state.context.tell(&work.job.address, news);
         if !work.engine.is_idle() {
             myself.cast(EvaluatorMessage::Step)?;
             return Ok(());
         }
         if let Some(work) = state.work.take() {
-            let (version, began) = (work.job.version, work.began);
-            let reply = match finish(&state.wiring, &mut *state.scorer, work) {
-                Ok(evaluation) if !state.wiring.plan.evaluation.suites.is_empty() => {
-                    state.suites = Some((evaluation, suites(&state.wiring, version)?, began));
+            let (address, version, began) = (work.job.address.clone(), work.job.version, work.began);
+            let news = match finish(&state.context, &mut *state.scorer, work) {
+                Ok(evaluation) if !state.context.plan.evaluation.suites.is_empty() => {
+                    let suites = suites(&state.context, version)?;
+                    state.suites = Some((address, evaluation, suites, began));
                     myself.cast(EvaluatorMessage::Step)?;
                     return Ok(());
                 }
-                Ok(evaluation) => ConductorMessage::Evaluated(Box::new(evaluation)),
-                Err(cause) => ConductorMessage::Failed { role: Role::Evaluator, cause },
+                Ok(evaluation) => News::Evaluated(Box::new(evaluation)),
+                Err(cause) => News::Failed { role: ActorRole::Evaluator, cause },
             };
-            state.wiring.tell(reply);
+            state.context.tell(&address, news);
         }
         Ok(())
     }
@@ -155,70 +119,70 @@ impl ThreadLocalActor for Evaluator {
 impl EvaluatorState {
     /// A little of the suites; at their end, the whole evaluation.
     fn step_suites(&mut self, myself: &ActorRef<EvaluatorMessage>) -> Result<(), ActorProcessingErr> {
-        let Some((mut evaluation, mut suites, began)) = self.suites.take() else { return Ok(()) };
-        let reply = match suites.step() {
+        let Some((address, mut evaluation, mut suites, began)) = self.suites.take() else { return Ok(()) };
+        let news = match suites.step() {
             Ok(true) => {
                 let ((done, total), seconds) = (suites.progress(), began.elapsed().as_secs_f64());
-                self.suites = Some((evaluation, suites, began));
+                self.suites = Some((address.clone(), evaluation, suites, began));
                 myself.cast(EvaluatorMessage::Step)?;
-                ConductorMessage::Evaluating { done, total, tokens: 0, seconds }
+                News::Evaluating { done, total, tokens: 0, seconds }
             }
             Ok(false) => {
                 evaluation.suites = suites.results;
                 evaluation.seconds = began.elapsed().as_secs_f64();
-                ConductorMessage::Evaluated(Box::new(evaluation))
+                News::Evaluated(Box::new(evaluation))
             }
-            Err(cause) => ConductorMessage::Failed { role: Role::Evaluator, cause },
+            Err(cause) => News::Failed { role: ActorRole::Evaluator, cause },
         };
-        self.wiring.tell(reply);
+        self.context.tell(&address, news);
         Ok(())
     }
 }
 
 /// The plan's suites on weights of this version.
-fn suites(wiring: &Wiring, version: u32) -> Result<SuitesAtWork, ActorProcessingErr> {
-    let compute = wiring.computes.evaluator;
+fn suites(context: &Context, version: u32) -> Result<SuitesAtWork, ActorProcessingErr> {
+    let compute = context.computes.evaluator;
     let subject = Subject {
-        weights: wiring.weights.pull(version)?.in_precision(compute),
-        max_positions: wiring.model.max_positions,
-        tokenizer: wiring.tokenizer.clone(),
+        weights: context.weights.pull(version)?.in_precision(compute),
+        max_positions: context.model.max_positions,
+        tokenizer: context.tokenizer.clone(),
         compute,
     };
-    Ok(SuitesAtWork::new(subject, wiring.plan.seed, &wiring.plan.evaluation.suites))
+    Ok(SuitesAtWork::new(subject, context.plan.seed, &context.plan.evaluation.suites))
 }
 
-fn begin(wiring: &Wiring, job: EvaluationJob) -> Result<Work, ActorProcessingErr> {
-    let evaluation = &wiring.plan.evaluation;
+fn begin(context: &Context, job: EvaluationJob) -> Result<Work, ActorProcessingErr> {
+    let evaluation = &context.plan.evaluation;
     let config = GenerationConfig {
         sampling: evaluation.sampling.clone(),
         samples: 1,
         batch: evaluation.batch,
-        seed: wiring.plan.seed,
+        seed: context.plan.seed,
     };
-    let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.evaluator).model()?;
-    let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    let model = context.weights.pull(job.version)?.in_precision(context.computes.evaluator).model()?;
+    let mut engine = Engine::new(model, job.version, context.tokenizer.clone(), config);
     for prompt in job.prompts.iter() {
         engine.submit(Arc::clone(prompt))?;
     }
     Ok(Work { job, engine, groups: Vec::new(), began: Instant::now() })
 }
 
-fn finish(wiring: &Wiring, scorer: &mut dyn Scorer, work: Work) -> Result<Evaluation, String> {
+fn finish(context: &Context, scorer: &mut dyn Scorer, work: Work) -> Result<Evaluation, String> {
     let Work { job, engine, mut groups, began } = work;
     let tokens = engine.sampled_tokens();
     drop(engine);
     groups.sort_by_key(|group| group.prompt.id);
-    let scores = rewards(wiring, scorer, &groups)?;
+    let scores = rewards(context, &job.address, scorer, &groups)?;
     let outcomes = groups.iter().zip(scores).map(|(group, reward)| outcome(group, reward));
     let outcomes = outcomes.collect::<Result<Vec<_>, String>>()?;
     let kl = match job.version {
         0 => 0.0, // These are the reference's weights.
         version => {
-            let model = |snapshot: &Arc<Snapshot>| snapshot.in_precision(wiring.computes.evaluator).model();
-            let policy = wiring.weights.pull(version).and_then(|snapshot| model(&snapshot));
+            let model = |snapshot: &Arc<Snapshot>| snapshot.in_precision(context.computes.evaluator).model();
+            let policy = context.weights.pull(version).and_then(|snapshot| model(&snapshot));
             let policy = policy.map_err(|error| error.to_string())?;
-            let reference = model(&wiring.initial).map_err(|error| error.to_string())?;
-            mean_kl(wiring, &policy, &reference, &groups)?
+            let reference = model(&context.initial).map_err(|error| error.to_string())?;
+            mean_kl(context, &policy, &reference, &groups)?
         }
     };
     let seconds = began.elapsed().as_secs_f64();
@@ -226,16 +190,21 @@ fn finish(wiring: &Wiring, scorer: &mut dyn Scorer, work: Work) -> Result<Evalua
 }
 
 /// The reward of each group's one completion; no number where there is none.
-fn rewards(wiring: &Wiring, scorer: &mut dyn Scorer, groups: &[Group]) -> Result<Vec<f32>, String> {
-    if wiring.plan.reward.needs_several() {
+fn rewards(
+    context: &Context,
+    address: &Address,
+    scorer: &mut dyn Scorer,
+    groups: &[Group],
+) -> Result<Vec<f32>, String> {
+    if context.plan.reward.needs_several() {
         return Ok(vec![f32::NAN; groups.len()]);
     }
     let all = scorer.score_groups(&groups.iter().collect::<Vec<_>>()).into_iter().flatten().collect();
-    let (scores, causes) = wiring.plan.unscored.settle(all).map_err(|error| error.to_string())?;
+    let (scores, causes) = context.plan.unscored.scores(all).map_err(|error| error.to_string())?;
     let too_many =
-        causes.last().and_then(|last| wiring.plan.unscored.too_many(causes.len(), scores.len(), last));
+        causes.last().and_then(|last| context.plan.unscored.too_many(causes.len(), scores.len(), last));
     if !causes.is_empty() {
-        wiring.tell(ConductorMessage::Unscored { causes });
+        context.tell(address, News::Unscored { causes });
     }
     match too_many {
         Some(cause) => Err(cause),
@@ -254,11 +223,13 @@ fn outcome(group: &Group, reward: f32) -> Result<PromptOutcome, String> {
         followed: verdicts.iter().filter(|verdict| verdict.passed).count(),
         reward,
         tokens: completion.tokens.len(),
+        text: completion.text.clone(),
     })
 }
 
-fn mean_kl(wiring: &Wiring, policy: &Model, reference: &Model, groups: &[Group]) -> Result<f64, String> {
-    let trees: Vec<Tree> = groups.iter().take(wiring.plan.evaluation.kl_prompts).map(response_tree).collect();
+fn mean_kl(context: &Context, policy: &Model, reference: &Model, groups: &[Group]) -> Result<f64, String> {
+    let trees: Vec<Tree> =
+        groups.iter().take(context.plan.evaluation.kl_prompts).map(response_tree).collect();
     let views: Vec<&Tree> = trees.iter().collect();
     let (sum, tokens) = token_kl(policy, reference, &views, KL_TOKENS).map_err(|error| error.to_string())?;
     Ok(sum / tokens.max(1) as f64)

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 pub use arriero_store::EventLevel;
 
-use crate::summary::HeldOut;
+use arriero_results::HeldOut;
+use serde::{Deserialize, Serialize};
 
 /// What the system is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PhaseKind {
     /// Measuring the model that every arm starts from.
     Baseline,
@@ -28,6 +30,18 @@ pub enum PhaseKind {
 }
 
 impl PhaseKind {
+    /// True for what is done in each round of an arm, not for the arm as a whole.
+    pub fn is_of_a_round(self) -> bool {
+        match self {
+            PhaseKind::Reading
+            | PhaseKind::Sampling
+            | PhaseKind::Reference
+            | PhaseKind::Training
+            | PhaseKind::Averaging => true,
+            PhaseKind::Baseline | PhaseKind::Evaluation | PhaseKind::Checkpoint => false,
+        }
+    }
+
     /// One word for a progress bar.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -3,61 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The actors of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Reads datasets.
-    DataReader,
-    /// Samples completions.
-    Generator,
-    /// Scores groups.
-    RewardWorker,
-    /// Selects training examples.
-    RejectionSampler,
-    /// Scores reference log-probabilities.
-    Reference,
-    /// Trains.
-    Learner,
-    /// Measures on held-out prompts.
-    Evaluator,
-    /// Writes the run.
-    Recorder,
-}
-
-impl Role {
-    /// All of them, in the order of the data.
-    pub const ALL: [Role; 8] = [
-        Role::DataReader,
-        Role::Generator,
-        Role::RewardWorker,
-        Role::RejectionSampler,
-        Role::Reference,
-        Role::Learner,
-        Role::Evaluator,
-        Role::Recorder,
-    ];
-
-    /// The name in events and messages.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::DataReader => "data reader",
-            Role::Generator => "generator",
-            Role::RewardWorker => "reward worker",
-            Role::RejectionSampler => "rejection sampler",
-            Role::Reference => "reference",
-            Role::Learner => "learner",
-            Role::Evaluator => "evaluator",
-            Role::Recorder => "recorder",
-        }
-    }
-}
+use crate::role::ActorRole;
 
 /// An actor panics when it begins its unit of work number `at` (from 1), and at each of the
 /// `repeats` following ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// Who.
-    pub role: Role,
+    pub role: ActorRole,
     /// When first.
     pub at: u64,
     /// How often again.
@@ -68,7 +21,7 @@ pub struct Fault {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
     planned: Arc<Vec<Fault>>,
-    begun: Arc<Mutex<BTreeMap<Role, u64>>>,
+    begun: Arc<Mutex<BTreeMap<ActorRole, u64>>>,
 }
 
 impl Faults {
@@ -80,7 +33,7 @@ impl Faults {
     ///
     /// # Panics
     /// If a fault is planned here.
-    pub fn begin(&self, role: Role) {
+    pub fn begin(&self, role: ActorRole) {
         if self.planned.is_empty() {
             return;
         }

@@ -1,67 +1,26 @@
 //! The generator: samples the completions of a phase's prompts.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use arriero_buffers::{Completion, Prompt};
+use arriero_buffers::Completion;
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use crate::conductor::ConductorMessage;
-use crate::faults::Role;
-use crate::wiring::{Recipe, Wiring};
+use crate::context::Context;
+use crate::job::{GroupToSelect, SampledGroup, SamplingJob, SamplingSettings};
+use crate::report::News;
+use crate::role::ActorRole;
 
 /// Decode steps in one handler call: long enough to cost nothing, short enough to stop promptly.
 pub(crate) const DECODE_STEPS: usize = 8;
 
-/// The prompts of a phase, and which of their groups have been delivered: a generator that is
-/// restarted goes on with the others.
-#[derive(Debug, Clone)]
-pub(crate) struct GenerationJob {
-    /// Of the weights to sample from.
-    pub version: u32,
-    /// Whether the learner is at work meanwhile: newer weights are taken as they come.
-    pub is_ahead: bool,
-    pub prompts: Arc<Vec<Arc<Prompt>>>,
-    pub recipe: Arc<Recipe>,
-    /// The stage of this round that has sampled and scored the groups already.
-    pub samples_of: Option<String>,
-    pub delivered: Arc<Mutex<BTreeSet<u64>>>,
-}
-
-impl GenerationJob {
-    pub fn new(
-        (version, is_ahead): (u32, bool),
-        prompts: Vec<Arc<Prompt>>,
-        recipe: Arc<Recipe>,
-        samples_of: Option<String>,
-    ) -> Self {
-        GenerationJob {
-            version,
-            is_ahead,
-            prompts: Arc::new(prompts),
-            recipe,
-            samples_of,
-            delivered: Arc::default(),
-        }
-    }
-
-    fn is_delivered(&self, prompt_id: u64) -> bool {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).contains(&prompt_id)
-    }
-
-    fn deliver(&self, prompt_id: u64) {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).insert(prompt_id);
-    }
-}
-
 #[derive(Debug)]
 pub(crate) enum GeneratorMessage {
     /// Begin a phase.
-    Generate(GenerationJob),
+    Generate(Arc<SamplingJob>),
     /// Go on with it.
     Step,
 }
@@ -70,7 +29,7 @@ pub(crate) enum GeneratorMessage {
 pub(crate) struct Generator;
 
 pub(crate) struct GeneratorState {
-    wiring: Wiring,
+    context: Context,
     work: Option<Work>,
 }
 
@@ -78,7 +37,7 @@ struct Work {
     engine: Engine,
     /// Of the engine's weights.
     version: u32,
-    job: GenerationJob,
+    job: Arc<SamplingJob>,
     /// Tokens of groups that were there already.
     reused: u64,
     began: Instant,
@@ -86,11 +45,11 @@ struct Work {
 
 impl Work {
     /// Takes the newest weights.
-    fn renew(&mut self, wiring: &Wiring) -> Result<(), ActorProcessingErr> {
-        let newest = wiring.weights.newest();
+    fn renew(&mut self, context: &Context) -> Result<(), ActorProcessingErr> {
+        let newest = context.weights.newest();
         if newest.version() != self.version {
             self.version = newest.version();
-            self.engine.renew(newest.in_precision(wiring.computes.generator).model()?, self.version);
+            self.engine.renew(newest.in_precision(context.computes.generator).model()?, self.version);
         }
         Ok(())
     }
@@ -99,14 +58,14 @@ impl Work {
 impl ThreadLocalActor for Generator {
     type Msg = GeneratorMessage;
     type State = GeneratorState;
-    type Arguments = Wiring;
+    type Arguments = Context;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        wiring: Wiring,
+        context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(GeneratorState { wiring, work: None })
+        Ok(GeneratorState { context, work: None })
     }
 
     async fn handle(
@@ -115,38 +74,39 @@ impl ThreadLocalActor for Generator {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if state.wiring.shutdown.has_begun() {
+        if state.context.shutdown.has_begun() {
             state.work = None;
             return Ok(());
         }
-        state.wiring.faults.begin(Role::Generator);
+        state.context.faults.begin(ActorRole::Generator);
         match message {
             GeneratorMessage::Generate(job) if job.samples_of.is_some() => {
                 state.work = None;
-                pass_on(&state.wiring, &job)?;
+                pass_on(&state.context, &job)?;
             }
-            GeneratorMessage::Generate(job) => state.work = Some(begin(&state.wiring, job)?),
+            GeneratorMessage::Generate(job) => state.work = Some(begin(&state.context, job)?),
             GeneratorMessage::Step => {}
         }
         let Some(work) = &mut state.work else { return Ok(()) };
         if work.job.is_ahead {
-            work.renew(&state.wiring)?;
+            work.renew(&state.context)?;
         }
         for _ in 0..DECODE_STEPS {
             for group in work.engine.step()? {
                 let prompt_id = group.prompt.id;
-                state.wiring.push(&state.wiring.completed, Arc::new(group))?;
+                let group = SampledGroup { job: Arc::clone(&work.job), group: Arc::new(group) };
+                state.context.push(&state.context.sampled, group)?;
                 work.job.deliver(prompt_id);
             }
         }
         let tokens = work.engine.sampled_tokens();
         let seconds = work.began.elapsed().as_secs_f64();
         if work.engine.is_idle() {
-            let reused = work.reused;
+            let (reused, job) = (work.reused, Arc::clone(&work.job));
             state.work = None;
-            state.wiring.tell(ConductorMessage::Generated { tokens, reused, seconds });
+            state.context.tell(&job.address, News::Sampled { tokens, reused, seconds });
         } else {
-            state.wiring.tell(ConductorMessage::Sampling { tokens, seconds });
+            state.context.tell(&work.job.address, News::Sampling { tokens, seconds });
             myself.cast(GeneratorMessage::Step)?;
         }
         Ok(())
@@ -154,36 +114,36 @@ impl ThreadLocalActor for Generator {
 }
 
 /// Hands on what another stage has sampled.
-fn pass_on(wiring: &Wiring, job: &GenerationJob) -> Result<(), ActorProcessingErr> {
+fn pass_on(context: &Context, job: &Arc<SamplingJob>) -> Result<(), ActorProcessingErr> {
     let stage = job.samples_of.as_deref().unwrap_or_default();
-    for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
-        match wiring.sampled_for.get(stage, prompt.id) {
-            Some(scored) => wiring.push(&wiring.scored, scored)?,
+    for prompt in job.undelivered() {
+        match context.stage_groups.get(stage, prompt.id) {
+            Some(scored) => context.push(&context.scored, GroupToSelect { job: Arc::clone(job), scored })?,
             None => {
-                let (prompt_id, reason) = (prompt.id, "not_sampled_before");
-                wiring.tell(ConductorMessage::Dropped { prompt_id, reason });
+                let reason = "not_sampled_before".to_string();
+                context.tell(&job.address, News::Dropped { prompt_id: prompt.id, reason });
             }
         }
         job.deliver(prompt.id);
     }
-    wiring.tell(ConductorMessage::Generated { tokens: 0, reused: 0, seconds: 0.0 });
+    context.tell(&job.address, News::Sampled { tokens: 0, reused: 0, seconds: 0.0 });
     Ok(())
 }
 
-fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr> {
-    let Recipe { generator, greedy_baseline, rivals, .. } = &*job.recipe;
+fn begin(context: &Context, job: Arc<SamplingJob>) -> Result<Work, ActorProcessingErr> {
+    let SamplingSettings { generator, greedy_baseline, rivals, .. } = &job.settings;
     let config = GenerationConfig {
         sampling: generator.sampling.clone(),
         samples: generator.samples,
         batch: generator.batch,
-        seed: wiring.plan.seed,
+        seed: context.plan.seed,
     };
-    let weights = if job.is_ahead { wiring.weights.newest() } else { wiring.weights.pull(job.version)? };
+    let weights = if job.is_ahead { context.weights.newest() } else { context.weights.pull(job.version)? };
     let version = weights.version();
-    let model = weights.in_precision(wiring.computes.generator).model()?;
-    let mut engine = Engine::new(model, version, wiring.tokenizer.clone(), config);
+    let model = weights.in_precision(context.computes.generator).model()?;
+    let mut engine = Engine::new(model, version, context.tokenizer.clone(), config);
     if let Some(weight) = rivals {
-        let reference = wiring.initial.in_precision(wiring.computes.generator).model()?;
+        let reference = context.initial.in_precision(context.computes.generator).model()?;
         engine = engine.with_mixture(reference, (*weight).into())?;
     }
     if let Some(mebibytes) = generator.cache_memory {
@@ -193,13 +153,13 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
         engine = engine.with_greedy_baseline();
     }
     let mut reused = 0;
-    for prompt in job.prompts.iter().filter(|prompt| !job.is_delivered(prompt.id)) {
-        let sampled = wiring.sampled_initially.get(&job.recipe, prompt.id);
+    for prompt in job.undelivered() {
+        let sampled = context.initial_groups.get(&job.settings, prompt.id);
         match sampled.filter(|_| version == 0) {
             Some(scored) => {
                 let tokens = |completion: &Completion| completion.tokens.len() as u64;
                 reused += scored.group.completions.iter().map(tokens).sum::<u64>();
-                wiring.push(&wiring.scored, scored)?;
+                context.push(&context.scored, GroupToSelect { job: Arc::clone(&job), scored })?;
                 job.deliver(prompt.id);
             }
             None => engine.submit(Arc::clone(prompt))?,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use arriero_buffers::{ExperienceBuffer, Tree};
+use arriero_buffers::{Address, ExperienceBuffer, Tree};
 use arriero_policy::PolicyError;
 use arriero_policy::average;
 use arriero_policy::checkpoint::{self, Beside, Weights};
@@ -27,24 +27,14 @@ use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 
-use crate::conductor::ConductorMessage;
+use crate::context::Context;
 use crate::data_reader::FILE_IDS;
-use crate::experiment::{AverageStage, ExperienceOf, ReferenceWeights, Stage, StartFrom};
-use crate::faults::Role;
-use crate::recorder::Record;
-use crate::wiring::Wiring;
+use crate::job::{AverageJob, CheckpointJob, PortionJob, TrainingJob};
+use crate::record::Record;
+use crate::report::News;
+use crate::role::ActorRole;
+use arriero_experiment::{AverageStage, ExperienceOf, ReferenceWeights, StartFrom};
 use results::Results;
-
-/// One stage's training.
-#[derive(Debug, Clone)]
-pub(crate) struct TrainingJob {
-    pub arm: String,
-    pub stage: Stage,
-    pub round: u64,
-    /// Rounds of the arm.
-    pub rounds: u64,
-    pub portion: PortionJob,
-}
 
 impl TrainingJob {
     /// Whether the optimiser goes on from round to round.
@@ -55,51 +45,21 @@ impl TrainingJob {
     /// Steps of the optimiser in all where `taken` are behind it, and this round has `steps`: as if the rounds that are
     /// left had as many.
     fn total_steps(&self, taken: usize, steps: usize) -> usize {
-        let rounds = if self.continues() { self.rounds.saturating_sub(self.round).max(1) } else { 1 };
+        let rounds = if self.continues() { self.rounds.saturating_sub(self.address.round).max(1) } else { 1 };
         taken.saturating_add(steps.saturating_mul(rounds as usize))
     }
-}
-
-/// The part of a stage's experience that the buffer holds: all of it, but where a dataset comes in portions.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct PortionJob {
-    /// From 0. Those after the first go on with the optimiser of the one before.
-    pub number: u64,
-    /// Passes over it.
-    pub epochs: usize,
-    /// Optimiser steps of all portions together, where these are more than one.
-    pub total_steps: Option<usize>,
-    /// Whether each pass has an order of its own.
-    pub shuffle: bool,
-}
-
-impl PortionJob {
-    /// Everything that a stage learns from.
-    pub fn whole(epochs: usize, shuffle: bool) -> Self {
-        PortionJob { number: 0, epochs, total_steps: None, shuffle }
-    }
-}
-
-/// What there is to save beside the model.
-#[derive(Debug, Clone)]
-pub(crate) struct CheckpointJob {
-    /// Holds the arm's checkpoints; this one goes into `step-VERSION`.
-    pub root: PathBuf,
-    pub optimizer: bool,
-    /// Written as `state.json`, with the learner's own position added: where every stream stands.
-    pub state: serde_json::Value,
 }
 
 #[derive(Debug)]
 pub(crate) enum LearnerMessage {
     /// Go back to the initial weights: the arm of this number begins.
-    Begin { arm: usize },
+    Begin { address: Address, arm: usize },
     /// Train on what the buffer holds.
     Train(Box<TrainingJob>),
     /// Take the next step.
     Step,
     /// Put the average of models in the place of the policy, or of the reward model.
-    Average(Box<AverageStage>),
+    Average(Box<AverageJob>),
     /// Write the weights.
     Checkpoint(CheckpointJob),
 }
@@ -107,7 +67,7 @@ pub(crate) enum LearnerMessage {
 /// The learner's own facts: weights never travel in messages.
 #[derive(Clone)]
 pub(crate) struct LearnerArguments {
-    pub wiring: Wiring,
+    pub context: Context,
     pub compute: Compute,
     /// The weights that every arm starts from, in f32.
     pub masters: Arc<Snapshot>,
@@ -117,7 +77,7 @@ pub(crate) struct LearnerArguments {
 pub(crate) struct Learner;
 
 pub(crate) struct LearnerState {
-    wiring: Wiring,
+    context: Context,
     compute: Compute,
     masters: Arc<Snapshot>,
     /// Handles of the f32 weights as they are now.
@@ -191,7 +151,7 @@ impl Work {
         let size = self.job.stage.training.batch_size;
         if self.batches.is_empty() && self.epoch < epochs as u64 {
             let batches = match shuffle {
-                true => self.experience.minibatches(seed, self.job.round, number + self.epoch, size),
+                true => self.experience.minibatches(seed, self.job.address.round, number + self.epoch, size),
                 false => self.experience.minibatches_in_order(size),
             };
             self.batches = batches.into_iter().map(|batch| batch.into_iter().cloned().collect()).collect();
@@ -228,10 +188,10 @@ impl ThreadLocalActor for Learner {
         _myself: ActorRef<Self::Msg>,
         arguments: LearnerArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let LearnerArguments { wiring, compute, masters } = arguments;
+        let LearnerArguments { context, compute, masters } = arguments;
         let weights = masters.weights();
         Ok(LearnerState {
-            wiring,
+            context,
             compute,
             masters,
             weights,
@@ -260,35 +220,35 @@ impl ThreadLocalActor for Learner {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LearnerMessage::Begin { arm } => state.begin(arm),
+            LearnerMessage::Begin { address, arm } => state.begin(&address, arm),
             LearnerMessage::Train(job) => {
                 state.train(*job)?;
                 myself.cast(LearnerMessage::Step)?;
             }
-            LearnerMessage::Step if state.wiring.shutdown.has_begun() => {}
+            LearnerMessage::Step if state.context.shutdown.has_begun() => {}
             LearnerMessage::Step => {
                 if state.step()? {
                     myself.cast(LearnerMessage::Step)?;
                 }
             }
-            LearnerMessage::Average(_) if state.wiring.shutdown.has_begun() => {}
-            LearnerMessage::Average(stage) => {
+            LearnerMessage::Average(_) if state.context.shutdown.has_begun() => {}
+            LearnerMessage::Average(job) => {
                 let began = Instant::now();
-                let reply = match state.average(&stage) {
-                    Ok(()) => ConductorMessage::Averaged {
-                        version: state.version,
-                        seconds: began.elapsed().as_secs_f64(),
-                    },
-                    Err(cause) => ConductorMessage::Failed { role: Role::Learner, cause },
+                let news = match state.average(&job.stage) {
+                    Ok(()) => {
+                        News::Averaged { version: state.version, seconds: began.elapsed().as_secs_f64() }
+                    }
+                    Err(cause) => News::Failed { role: ActorRole::Learner, cause },
                 };
-                state.wiring.tell(reply);
+                state.context.tell(&job.address, news);
             }
             LearnerMessage::Checkpoint(job) => {
-                let reply = match state.checkpoint(job) {
+                let address = job.address.clone();
+                let news = match state.checkpoint(job) {
                     Ok(written) => written,
-                    Err(cause) => ConductorMessage::Failed { role: Role::Learner, cause },
+                    Err(cause) => News::Failed { role: ActorRole::Learner, cause },
                 };
-                state.wiring.tell(reply);
+                state.context.tell(&address, news);
             }
         }
         Ok(())
@@ -296,9 +256,9 @@ impl ThreadLocalActor for Learner {
 }
 
 impl LearnerState {
-    fn begin(&mut self, arm: usize) {
+    fn begin(&mut self, address: &Address, arm: usize) {
         if arm > 0 {
-            self.results.arm_ends(&self.wiring.plan, self.arm, &self.weights);
+            self.results.arm_ends(&self.context.plan, self.arm, &self.weights);
         }
         self.arm = arm;
         self.trainer = None;
@@ -308,18 +268,18 @@ impl LearnerState {
         self.critics.clear();
         self.references.clear();
         self.reward_model = None;
-        self.wiring.reward_model.publish(None);
+        self.context.reward_model.publish(None);
         self.adapting = None;
         self.work = None;
         (self.version, self.reward_steps) = (0, 0);
         self.weights = self.masters.weights();
-        self.wiring.weights.publish(Arc::clone(&self.wiring.initial));
-        self.wiring.tell(ConductorMessage::Begun);
+        self.context.weights.publish(Arc::clone(&self.context.initial));
+        self.context.tell(address, News::Begun);
     }
 
     fn train(&mut self, job: TrainingJob) -> Result<(), ActorProcessingErr> {
         let experience = self.experience(&job);
-        self.wiring.tell(ConductorMessage::Taken);
+        self.context.tell(&job.address, News::Taken);
         if let Some(trainer) = self.trainer.as_mut().filter(|_| job.portion.number > 0) {
             self.work = Some(Work::new(job, self.version, experience, trainer));
             return Ok(());
@@ -343,7 +303,7 @@ impl LearnerState {
         self.stage.clone_from(&job.stage.name);
         if let Err(cause) = trainer.check(&experience.trees().collect::<Vec<_>>()) {
             let cause = format!("{}: {cause}", job.stage.algorithm.kind());
-            self.wiring.tell(ConductorMessage::Failed { role: Role::Learner, cause });
+            self.context.tell_failure(&job.address, ActorRole::Learner, cause);
         } else {
             self.work = Some(Work::new(job, self.version, experience, &mut trainer));
         }
@@ -354,7 +314,7 @@ impl LearnerState {
     /// What is to be learned from: what the buffer holds, which is empty then, and what is kept of earlier rounds.
     fn experience(&mut self, job: &TrainingJob) -> ExperienceBuffer {
         let fresh = {
-            let mut buffer = self.wiring.buffer();
+            let mut buffer = self.context.buffer();
             let fresh = buffer.clone();
             buffer.clear();
             fresh
@@ -391,15 +351,15 @@ impl LearnerState {
         let steps = job.total_steps(position.as_ref().map_or(0, |position| position.steps), steps);
         let needs = objective.needs();
         let statistics = needs.statistics;
-        let (compute, plan) = (self.compute, Arc::clone(&self.wiring.plan));
+        let (compute, plan) = (self.compute, Arc::clone(&self.context.plan));
         let trainer = if statistics == Statistics::Scores {
             let (model, weights) = match &self.reward_model {
                 Some((model, weights)) if stage.from == StartFrom::Previous => {
                     (model.clone(), handles(weights))
                 }
                 _ => {
-                    let (tokenizer, weights) = (&self.wiring.tokenizer, self.masters.weights());
-                    reward_model::initial(&self.wiring.model, &weights, tokenizer, plan.seed)
+                    let (tokenizer, weights) = (&self.context.tokenizer, self.masters.weights());
+                    reward_model::initial(&self.context.model, &weights, tokenizer, plan.seed)
                 }
             };
             Trainer::new(&model, &weights, compute, objective, training.clone(), steps)?
@@ -419,7 +379,7 @@ impl LearnerState {
                 (None, Some(lora)) => Some(self.fresh_adapter(lora, stage.from)?),
                 (None, None) => None,
             };
-            let model = &self.wiring.model;
+            let model = &self.context.model;
             match &self.adapting {
                 Some(Adapting { base, adapter, .. }) => {
                     Trainer::adapting(model, base, adapter, compute, objective, training.clone(), steps)?
@@ -445,7 +405,7 @@ impl LearnerState {
                 Some(reference) => handles(reference),
                 None if stage.reference == ReferenceWeights::Start => handles(&self.weights),
                 None if needs.sync.is_some() => self.masters.weights(),
-                None => self.wiring.initial.weights(),
+                None => self.context.initial.weights(),
             };
             trainer = trainer.with_reference(&weights)?;
         }
@@ -461,7 +421,7 @@ impl LearnerState {
             return Ok(Rc::clone(teacher));
         }
         self.teacher = None;
-        let Wiring { model, tokenizer, .. } = &self.wiring;
+        let Context { model, tokenizer, .. } = &self.context;
         let teacher = Rc::new(teacher::open(path, model, tokenizer, self.compute)?);
         self.teacher = Some((path.to_path_buf(), Rc::clone(&teacher)));
         Ok(teacher)
@@ -472,15 +432,15 @@ impl LearnerState {
         let is_untrained = self.version == 0 || from == StartFrom::Initial;
         Ok(Adapting {
             base: handles(&self.weights),
-            is_initial: is_untrained && self.wiring.plan.model.adapter.is_none(),
-            adapter: Adapter::new(lora, &self.wiring.model, self.wiring.plan.seed)?,
+            is_initial: is_untrained && self.context.plan.model.adapter.is_none(),
+            adapter: Adapter::new(lora, &self.context.model, self.context.plan.seed)?,
         })
     }
 
     /// One optimiser step; false when there is no more to do.
     fn step(&mut self) -> Result<bool, ActorProcessingErr> {
         let (Some(work), Some(trainer)) = (&mut self.work, &mut self.trainer) else { return Ok(false) };
-        let data = work.job.stage.data.clone();
+        let (data, address) = (work.job.stage.data.clone(), work.job.address.clone());
         let failed = |error: PolicyError| {
             let rows = match (&data, &error) {
                 (Some(data), PolicyError::NotFinite { sequences, .. }) => {
@@ -492,24 +452,24 @@ impl LearnerState {
                 _ => String::new(),
             };
             let cause = format!("{error}{rows}");
-            ConductorMessage::Failed { role: Role::Learner, cause }
+            News::Failed { role: ActorRole::Learner, cause }
         };
         match work.score(trainer) {
             Ok(false) => {}
             Ok(true) => return Ok(true),
             Err(error) => {
-                self.wiring.tell(failed(error));
+                self.context.tell(&address, failed(error));
                 return Ok(false);
             }
         }
         let is_reward_model = trainer.config().has_score();
-        if let Some(batch) = work.next_batch(self.wiring.plan.seed) {
+        if let Some(batch) = work.next_batch(self.context.plan.seed) {
             let began = Instant::now();
-            self.wiring.faults.begin(Role::Learner);
+            self.context.faults.begin(ActorRole::Learner);
             let mut report = match trainer.step(&batch.iter().collect::<Vec<_>>()) {
                 Ok(report) => report,
                 Err(error) => {
-                    self.wiring.tell(failed(error));
+                    self.context.tell(&address, failed(error));
                     return Ok(false);
                 }
             };
@@ -517,32 +477,33 @@ impl LearnerState {
             let counter = if is_reward_model { &mut self.reward_steps } else { &mut self.version };
             *counter += 1;
             let step = *counter;
-            if self.wiring.plan.mode.overlaps() && !is_reward_model {
+            if self.context.plan.mode.overlaps() && !is_reward_model {
                 // Before the conductor hears of the step: it lets a generator begin that takes these weights.
-                self.wiring.weights.publish(trainer.snapshot(self.version));
+                self.context.weights.publish(trainer.snapshot(self.version));
             }
             let record = Record::Metrics {
-                arm: work.job.arm.clone(),
-                stage: work.job.stage.name.clone(),
+                address: address.clone(),
+                series: work.job.stage.name.clone(),
                 step: step.into(),
                 metrics: report.metrics.clone(),
             };
-            self.wiring.push(&self.wiring.records, record)?;
-            self.wiring.tell(ConductorMessage::Stepped {
+            self.context.push(&self.context.records, record)?;
+            let news = News::Stepped {
                 version: self.version,
                 metrics: report.metrics,
                 tokens: report.tokens,
                 seconds: began.elapsed().as_secs_f64() + std::mem::take(&mut work.scoring_seconds),
-            });
+            };
+            self.context.tell(&address, news);
         }
         if !work.is_done() {
             return Ok(true);
         }
         if is_reward_model {
             let weights = trainer.weights();
-            self.results.keep(&self.wiring.plan.arms[self.arm], &work.job.stage.name, &weights);
+            self.results.keep(&self.context.plan.arms[self.arm], &work.job.stage.name, &weights);
             self.reward_model = Some((trainer.config().clone(), weights));
-            self.wiring.reward_model.publish(Some(trainer.snapshot(self.reward_steps)));
+            self.context.reward_model.publish(Some(trainer.snapshot(self.reward_steps)));
         } else {
             self.weights = trainer.weights();
             if let (Some(adapting), Some(adapter)) = (&mut self.adapting, trainer.adapter()) {
@@ -554,12 +515,12 @@ impl LearnerState {
             if let Some(reference) = trainer.reference() {
                 self.references.insert(work.job.stage.name.clone(), reference);
             }
-            if !self.wiring.plan.mode.overlaps() {
-                self.wiring.weights.publish(trainer.snapshot(self.version));
+            if !self.context.plan.mode.overlaps() {
+                self.context.weights.publish(trainer.snapshot(self.version));
             }
-            self.results.keep(&self.wiring.plan.arms[self.arm], &work.job.stage.name, &self.weights);
+            self.results.keep(&self.context.plan.arms[self.arm], &work.job.stage.name, &self.weights);
         }
-        self.wiring.tell(ConductorMessage::Trained { version: self.version });
+        self.context.tell(&address, News::Trained { version: self.version });
         self.work = None;
         Ok(false)
     }
@@ -569,7 +530,7 @@ impl LearnerState {
         let parts = self.results.parts(stage, &self.masters, &self.weights)?;
         let mean = average::average(&parts).map_err(|error| error.to_string())?;
         drop(parts);
-        self.results.keep(&self.wiring.plan.arms[self.arm], &stage.name, &mean);
+        self.results.keep(&self.context.plan.arms[self.arm], &stage.name, &mean);
         // What the stage before trained is history: stages that follow begin with the mean.
         let trainer = self.trainer.take();
         self.put_away(trainer);
@@ -580,20 +541,20 @@ impl LearnerState {
             self.reward_steps += 1;
             let masters =
                 Snapshot::new(self.reward_steps, config.clone(), Compute::CPU_F32, handles(weights));
-            self.wiring.reward_model.publish(Some(masters.in_precision(self.compute)));
+            self.context.reward_model.publish(Some(masters.in_precision(self.compute)));
             return Ok(());
         }
         self.adapting = None;
         self.weights = mean;
         self.version += 1;
-        let model = (*self.wiring.model).clone();
+        let model = (*self.context.model).clone();
         let masters = Snapshot::new(self.version, model, Compute::CPU_F32, handles(&self.weights));
-        self.wiring.weights.publish(masters.in_precision(self.compute));
+        self.context.weights.publish(masters.in_precision(self.compute));
         Ok(())
     }
 
     /// Writes everything beside the final place, then puts it there by one rename.
-    fn checkpoint(&self, job: CheckpointJob) -> Result<ConductorMessage, String> {
+    fn checkpoint(&self, job: CheckpointJob) -> Result<News, String> {
         let directory = job.root.join(format!("step-{}", self.version));
         let mut state = job.state;
         state["step"] = self.version.into();
@@ -619,11 +580,11 @@ impl LearnerState {
                 }
             };
         }
-        let base = self.wiring.plan.model.path.display().to_string();
+        let base = self.context.plan.model.path.display().to_string();
         checkpoint::write_training(
             &directory,
-            &self.wiring.model,
-            &self.wiring.tokenizer,
+            &self.context.model,
+            &self.context.tokenizer,
             &weights,
             &Beside {
                 optimizer: optimizer.as_ref(),
@@ -634,7 +595,7 @@ impl LearnerState {
             &state,
         )
         .map_err(|error| error.to_string())?;
-        Ok(ConductorMessage::Checkpointed { directory, version: self.version, state })
+        Ok(News::Checkpointed { directory, version: self.version, state })
     }
 }
 

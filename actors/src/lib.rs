@@ -1,48 +1,47 @@
 //! The running system: actors that pass experience to one another.
 //!
-//! From the file to the table:
+//! From a plan to its summary:
 //!
-//! - [`experiment`]: an experiment file becomes a validated [`Plan`];
-//! - [`run`](mod@run): checks everything, opens the model and the store, starts the conductor, and
-//!   returns a [`RunSummary`];
-//! - `conductor`: decides what runs next and supervises the others, whom `crew` starts;
+//! - [`run`](mod@run): checks everything, opens the model and the store, starts the conductor, and returns a summary;
+//! - [`schedule`]: the order of a run as a state machine without actors: what happened goes in, what is to be done comes
+//!   out; `conductor`: the actor that does it, and supervises the others, whom `crew` starts;
 //! - the caravan, in the order of the data: `generator` → `reward_worker` → `rejection_sampler` →
-//!   the shared buffer → `reference` → `learner`; beside it `evaluator` and `recorder`;
-//! - `data_reader`: fills the buffer from a dataset in place of the first three; `lessons`: rows as trees;
-//! - [`scoring`]: what becomes of completions that cannot be scored;
-//! - `wiring`: the bounded queues, the buffer and the published weights that they share;
-//! - [`suites`]: the evaluator's benchmarks; [`statistics`], [`summary`]: estimates with intervals, and what the
-//!   final table shows;
-//! - [`event`]: what a spectator is told; [`faults`]: panics on purpose.
+//!   the shared buffer → `reference` → `learner`; `data_reader` fills the buffer from a dataset in place of the first
+//!   three; beside it `evaluator`, with `suites`, and `recorder`;
+//! - what they say: [`job`], what is asked of them; [`report`], what they tell the conductor; [`record`], what they tell
+//!   the recorder; [`event`], what a spectator is told. All of it has an address;
+//! - `context`: the bounded queues, the buffer and the published weights that they share, with `groups` and `shutdown`;
+//! - [`role`]: who they are; [`faults`]: panics on purpose; [`error`]: why a run did not complete.
 //!
-//! Control messages are small and go through mailboxes. Experience goes through bounded queues.
-//! Tensors travel in neither. This is the only crate that names ractor and tokio.
+//! Imports go one way, from each line to those below it. Control messages are small and go through mailboxes.
+//! Experience goes through bounded queues. Tensors travel in neither. This is the only crate that names ractor.
 
 mod conductor;
+mod context;
 mod crew;
 mod data_reader;
-pub mod devices;
+pub mod error;
 mod evaluator;
 pub mod event;
-pub mod experiment;
 pub mod faults;
 mod generator;
+mod groups;
+pub mod job;
 mod learner;
-mod lessons;
+pub mod record;
 mod recorder;
 mod reference;
 mod rejection_sampler;
+pub mod report;
 mod reward_worker;
+pub mod role;
 pub mod run;
-mod sampling_metrics;
-pub mod scoring;
-pub mod statistics;
-pub mod suites;
-pub mod summary;
-mod wiring;
+pub mod schedule;
+mod shutdown;
+mod suites;
 
+pub use error::RunError;
 pub use event::RunEvent;
-pub use experiment::Plan;
-pub use faults::{Fault, Role};
-pub use run::{RunError, RunOptions, run};
-pub use summary::{RunSummary, Status};
+pub use faults::Fault;
+pub use role::ActorRole;
+pub use run::{RunOptions, run};

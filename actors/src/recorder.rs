@@ -1,49 +1,21 @@
 //! The recorder: owns the run on disk, and sends every metric to the `metrics` crate as well.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arriero_buffers::{ScoredGroup, Selection, SelectionRule, Tree};
-use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleKey, SampleRecord};
+use arriero_buffers::{Address, ScoredGroup, Selection, SelectionRule};
+use arriero_store::{ArmStore, MetricRecord, SampleKey, SampleRecord};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
-use crate::faults::Role;
-use crate::suites::SuiteResult;
-use crate::wiring::{TAKE_PATIENCE, Wiring};
+use crate::context::{Context, TAKE_PATIENCE};
+use crate::record::Record;
+use crate::role::ActorRole;
+use arriero_results::SuiteResult;
 
 const WORKER: &str = "recorder";
 
 /// Records written in one handler call.
 const BATCH: usize = 64;
-
-/// Something to write down.
-#[derive(Debug, Clone)]
-pub(crate) enum Record {
-    /// A logged step.
-    Metrics { arm: String, stage: String, step: u64, metrics: BTreeMap<String, f64> },
-    /// A scored group and what became of it.
-    Group {
-        arm: String,
-        stage: String,
-        round: u64,
-        scored: Arc<ScoredGroup>,
-        rule: SelectionRule,
-        selection: Selection,
-    },
-    /// A tree with its reference log-probabilities, which its samples did not have when they were recorded.
-    Reference { arm: String, stage: String, round: u64, tree: Tree },
-    /// Something that happened; without an arm it concerns all of them.
-    Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
-    /// What came of a suite of the evaluation after `step` steps.
-    Suite { arm: String, step: u64, result: Box<SuiteResult> },
-    /// Groups that were not used.
-    Drops { arm: String, stage: String, reason: String, count: u64 },
-    /// Weights were written.
-    Checkpoint { arm: String, step: u64, path: std::path::PathBuf, manifest: serde_json::Value },
-    /// An arm's part of the final table.
-    Summary { arm: String, summary: serde_json::Value },
-}
 
 pub(crate) enum RecorderMessage {
     /// Look for records.
@@ -54,7 +26,7 @@ pub(crate) enum RecorderMessage {
 
 /// The stores by arm.
 pub(crate) struct RecorderArguments {
-    pub wiring: Wiring,
+    pub context: Context,
     pub stores: BTreeMap<String, ArmStore>,
 }
 
@@ -62,7 +34,7 @@ pub(crate) struct RecorderArguments {
 pub(crate) struct Recorder;
 
 pub(crate) struct RecorderState {
-    wiring: Wiring,
+    context: Context,
     stores: BTreeMap<String, ArmStore>,
 }
 
@@ -77,7 +49,7 @@ impl ThreadLocalActor for Recorder {
         arguments: RecorderArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         myself.cast(RecorderMessage::Work)?;
-        Ok(RecorderState { wiring: arguments.wiring, stores: arguments.stores })
+        Ok(RecorderState { context: arguments.context, stores: arguments.stores })
     }
 
     async fn handle(
@@ -89,10 +61,10 @@ impl ThreadLocalActor for Recorder {
         match message {
             RecorderMessage::Work => {
                 for _ in 0..BATCH {
-                    let Some(lease) = state.wiring.records.take(WORKER, TAKE_PATIENCE) else { break };
-                    state.wiring.faults.begin(Role::Recorder);
+                    let Some(lease) = state.context.records.take(WORKER, TAKE_PATIENCE) else { break };
+                    state.context.faults.begin(ActorRole::Recorder);
                     state.write(&lease.item)?;
-                    state.wiring.records.done(WORKER);
+                    state.context.records.done(WORKER);
                 }
                 myself.cast(RecorderMessage::Work)?;
             }
@@ -107,15 +79,15 @@ impl ThreadLocalActor for Recorder {
 impl Drop for RecorderState {
     /// Nobody waits for a recorder that is gone.
     fn drop(&mut self) {
-        self.wiring.records.close();
+        self.context.records.close();
     }
 }
 
 impl RecorderState {
     fn flush(&mut self) -> Result<(), ActorProcessingErr> {
-        while let Some(lease) = self.wiring.records.take(WORKER, std::time::Duration::ZERO) {
+        while let Some(lease) = self.context.records.take(WORKER, std::time::Duration::ZERO) {
             self.write(&lease.item)?;
-            self.wiring.records.done(WORKER);
+            self.context.records.done(WORKER);
         }
         for store in self.stores.values_mut() {
             store.flush()?;
@@ -123,52 +95,57 @@ impl RecorderState {
         Ok(())
     }
 
-    fn store(&mut self, arm: &str) -> Result<&mut ArmStore, ActorProcessingErr> {
+    fn store(&mut self, address: &Address) -> Result<&mut ArmStore, ActorProcessingErr> {
+        let arm = &*address.arm;
         self.stores.get_mut(arm).ok_or_else(|| format!("there is no store of arm \"{arm}\"").into())
     }
 
     fn write(&mut self, record: &Record) -> Result<(), ActorProcessingErr> {
         match record {
-            Record::Metrics { arm, stage, step, metrics } => {
-                publish(arm, stage, metrics);
+            Record::Metrics { address, series, step, metrics } => {
+                publish(&address.arm, series, metrics);
                 let record = MetricRecord {
-                    arm: arm.clone(),
-                    stage: stage.clone(),
+                    arm: address.arm.to_string(),
+                    stage: series.clone(),
                     step: *step,
                     metrics: metrics.clone(),
                 };
-                self.store(arm)?.log(&record)?;
+                self.store(address)?.log(&record)?;
             }
-            Record::Group { arm, stage, round, scored, rule, selection } => {
-                for sample in sample_records(stage, *round, scored, *rule, selection) {
-                    self.store(arm)?.sample(&sample)?;
+            Record::Group { address, scored, rule, selection } => {
+                for sample in sample_records(address, scored, *rule, selection) {
+                    self.store(address)?.sample(&sample)?;
                 }
             }
-            Record::Reference { arm, stage, round, tree } => {
+            Record::Reference { address, tree } => {
                 for branch in &tree.branches {
-                    let key =
-                        SampleKey { stage, round: *round, prompt_id: tree.prompt_id, sample: branch.sample };
-                    self.store(arm)?.reference(key, &branch.reference_logps)?;
+                    let (stage, round) = (&*address.stage, address.round);
+                    let key = SampleKey { stage, round, prompt_id: tree.prompt_id, sample: branch.sample };
+                    self.store(address)?.reference(key, &branch.reference_logps)?;
                 }
             }
-            Record::Event { arm: Some(arm), level, actor, message } => {
-                self.store(arm)?.event(*level, actor, message)?;
+            Record::Event { address: Some(address), level, actor, message } => {
+                self.store(address)?.event(*level, actor, message)?;
             }
-            Record::Event { arm: None, level, actor, message } => {
+            Record::Event { address: None, level, actor, message } => {
                 for store in self.stores.values_mut() {
                     store.event(*level, actor, message)?;
                 }
             }
-            Record::Suite { arm, step, result } => {
+            Record::PhaseBegan { .. } | Record::PhaseEnded { .. } | Record::Outcomes { .. } => {}
+            Record::Suite { address, step, result } => {
                 let SuiteResult { report, outcomes } = &**result;
                 let stage = format!("evaluation/{}", report.suite);
-                arriero_eval::record::record(self.store(arm)?, arm, &stage, *step, report, outcomes)?;
+                let store = self.store(address)?;
+                arriero_eval::record::record(store, &address.arm, &stage, *step, report, outcomes)?;
             }
-            Record::Drops { arm, stage, reason, count } => self.store(arm)?.drops(stage, reason, *count)?,
-            Record::Checkpoint { arm, step, path, manifest } => {
-                self.store(arm)?.record_checkpoint(*step, path, manifest)?;
+            Record::Drops { address, reason, count } => {
+                self.store(address)?.drops(&address.stage, reason, *count)?;
             }
-            Record::Summary { arm, summary } => self.store(arm)?.write_summary(summary)?,
+            Record::Checkpoint { address, step, path, manifest } => {
+                self.store(address)?.record_checkpoint(*step, path, manifest)?;
+            }
+            Record::Summary { address, summary } => self.store(address)?.write_summary(summary)?,
         }
         Ok(())
     }
@@ -185,8 +162,7 @@ fn publish(arm: &str, stage: &str, values: &BTreeMap<String, f64>) {
 }
 
 fn sample_records(
-    stage: &str,
-    round: u64,
+    address: &Address,
     scored: &ScoredGroup,
     rule: SelectionRule,
     selection: &Selection,
@@ -205,8 +181,8 @@ fn sample_records(
     // Why a sample is not used although its group is.
     let unusable = |reward: f32| (!reward.is_finite()).then_some("reward_not_finite");
     let records = group.completions.iter().zip(&scored.scores).map(|(completion, score)| SampleRecord {
-        stage: stage.to_string(),
-        round,
+        stage: address.stage.to_string(),
+        round: address.round,
         prompt_id: group.prompt.id,
         prompt: prompt.clone(),
         sample: completion.sample,

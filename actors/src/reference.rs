@@ -9,22 +9,11 @@ use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use crate::conductor::ConductorMessage;
-use crate::faults::Role;
-use crate::recorder::Record;
-use crate::wiring::Wiring;
-
-/// Where the trees belong, for the record.
-#[derive(Debug, Clone)]
-pub(crate) struct ReferenceJob {
-    pub arm: String,
-    pub stage: String,
-    pub round: u64,
-    /// Of the reference's weights: the initial ones have 0, the policy's are pulled.
-    pub version: u32,
-    /// Whether the responses were recorded as samples; rows of a dataset are not.
-    pub recorded: bool,
-}
+use crate::context::Context;
+use crate::job::ReferenceJob;
+use crate::record::Record;
+use crate::report::News;
+use crate::role::ActorRole;
 
 #[derive(Debug)]
 pub(crate) enum ReferenceMessage {
@@ -36,7 +25,7 @@ pub(crate) enum ReferenceMessage {
 pub(crate) struct Reference;
 
 pub(crate) struct ReferenceState {
-    wiring: Wiring,
+    context: Context,
     /// Built when first needed, with the arm and the version of its weights; all arms share the initial ones.
     model: Option<(String, u32, Model)>,
 }
@@ -44,14 +33,14 @@ pub(crate) struct ReferenceState {
 impl ThreadLocalActor for Reference {
     type Msg = ReferenceMessage;
     type State = ReferenceState;
-    type Arguments = Wiring;
+    type Arguments = Context;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        wiring: Wiring,
+        context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(ReferenceState { wiring, model: None })
+        Ok(ReferenceState { context, model: None })
     }
 
     async fn handle(
@@ -60,25 +49,26 @@ impl ThreadLocalActor for Reference {
         ReferenceMessage::Score(job): Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let ReferenceState { wiring, model } = state;
-        if wiring.shutdown.has_begun() {
+        let ReferenceState { context, model } = state;
+        if context.shutdown.has_begun() {
             return Ok(());
         }
-        let Some(tree) = wiring.buffer().without_reference() else {
-            wiring.tell(ConductorMessage::Referenced);
+        let Some(tree) = context.buffer().without_reference() else {
+            context.tell(&job.address, News::Referenced);
             return Ok(());
         };
-        wiring.faults.begin(Role::Reference);
-        let of = |job: &ReferenceJob| if job.version == 0 { String::new() } else { job.arm.clone() };
+        context.faults.begin(ActorRole::Reference);
+        let of =
+            |job: &ReferenceJob| if job.version == 0 { String::new() } else { job.address.arm.to_string() };
         let known = model.take().filter(|(arm, version, _)| *arm == of(&job) && *version == job.version);
         let known = match known {
             Some(known) => known,
             None => {
                 let weights = match job.version {
-                    0 => Arc::clone(&wiring.initial),
-                    version => wiring.weights.pull(version)?,
+                    0 => Arc::clone(&context.initial),
+                    version => context.weights.pull(version)?,
                 };
-                (of(&job), job.version, weights.in_precision(wiring.computes.reference).model()?.packed())
+                (of(&job), job.version, weights.in_precision(context.computes.reference).model()?.packed())
             }
         };
         let (_, _, model) = model.insert(known);
@@ -87,12 +77,11 @@ impl ThreadLocalActor for Reference {
         score_reference(model, &mut trees, usize::MAX)?;
         let [tree] = trees;
         if job.recorded {
-            let (arm, stage) = (job.arm.clone(), job.stage.clone());
-            let record = Record::Reference { arm, stage, round: job.round, tree: tree.clone() };
-            wiring.push(&wiring.records, record)?;
+            let record = Record::Reference { address: job.address.clone(), tree: tree.clone() };
+            context.push(&context.records, record)?;
         }
-        wiring.buffer().replace(tree);
-        wiring.tell(ConductorMessage::ReferenceScored);
+        context.buffer().replace(tree);
+        context.tell(&job.address, News::ReferenceScored);
         myself.cast(ReferenceMessage::Score(job))?;
         Ok(())
     }

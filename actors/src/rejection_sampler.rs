@@ -3,38 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arriero_buffers::{
-    BufferError, Completion, Finish, ScoredGroup, Selection, SelectionConfig, SelectionRule, select,
-};
-use arriero_policy::objective::Algorithm;
+use arriero_buffers::{BufferError, Completion, Finish, ScoredGroup, Selection, SelectionRule, select};
 use arriero_policy::reward_model;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use crate::conductor::ConductorMessage;
-use crate::experiment::ScoredBy;
-use crate::faults::Role;
-use crate::recorder::Record;
-use crate::wiring::{Recipe, TAKE_PATIENCE, Wiring};
+use crate::context::{Context, TAKE_PATIENCE};
+use crate::job::GroupToSelect;
+use crate::record::Record;
+use crate::report::{GroupFigures, News};
+use crate::role::ActorRole;
+use arriero_experiment::ScoredBy;
 
 const WORKER: &str = "rejection sampler";
-
-/// What the phase's algorithm learns from, and where the samples are recorded.
-#[derive(Debug, Clone)]
-pub(crate) struct SelectionJob {
-    pub rule: SelectionRule,
-    /// The rule's bounds.
-    pub bounds: SelectionConfig,
-    /// What made the groups.
-    pub recipe: Arc<Recipe>,
-    /// Whether a later stage of the round learns from the groups, too.
-    pub keep: bool,
-    /// Which refuses what it cannot use.
-    pub algorithm: Algorithm,
-    pub arm: String,
-    pub stage: String,
-    pub round: u64,
-}
 
 #[derive(Debug)]
 pub(crate) enum RejectionSamplerMessage {
@@ -46,21 +27,21 @@ pub(crate) enum RejectionSamplerMessage {
 pub(crate) struct RejectionSampler;
 
 pub(crate) struct RejectionSamplerState {
-    wiring: Wiring,
+    context: Context,
 }
 
 impl ThreadLocalActor for RejectionSampler {
     type Msg = RejectionSamplerMessage;
     type State = RejectionSamplerState;
-    type Arguments = Wiring;
+    type Arguments = Context;
 
     async fn pre_start(
         &self,
         myself: ActorRef<Self::Msg>,
-        wiring: Wiring,
+        context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
         myself.cast(RejectionSamplerMessage::Work)?;
-        Ok(RejectionSamplerState { wiring })
+        Ok(RejectionSamplerState { context })
     }
 
     async fn handle(
@@ -69,97 +50,82 @@ impl ThreadLocalActor for RejectionSampler {
         RejectionSamplerMessage::Work: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        work(&state.wiring)?;
-        if !state.wiring.shutdown.has_begun() {
+        work(&state.context)?;
+        if !state.context.shutdown.has_begun() {
             myself.cast(RejectionSamplerMessage::Work)?;
         }
         Ok(())
     }
 }
 
-fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
-    let Some(lease) = wiring.scored.take(WORKER, TAKE_PATIENCE) else { return Ok(()) };
-    let job = wiring.selection.get().ok_or("a scored group came before any phase of sampling")?;
-    wiring.faults.begin(Role::RejectionSampler);
-    let scored: Arc<ScoredGroup> = lease.item;
-    let mut selection = select(&scored, job.rule, &job.bounds, |token| wiring.tokenizer.is_special(token));
+fn work(context: &Context) -> Result<(), ActorProcessingErr> {
+    let Some(lease) = context.scored.take(WORKER, TAKE_PATIENCE) else { return Ok(()) };
+    context.faults.begin(ActorRole::RejectionSampler);
+    let GroupToSelect { job, scored } = lease.item;
+    let mut selection = select(&scored, job.rule, &job.bounds, |token| context.tokenizer.is_special(token));
     if let Selection::Accepted(tree) = &mut selection {
+        tree.address = job.address.clone();
         if job.rule == SelectionRule::Ranking {
             // A reward model reads whole conversations.
-            reward_model::close(tree, &wiring.tokenizer)?;
+            reward_model::close(tree, &context.tokenizer)?;
         }
         if let Some(reason) = job.algorithm.objective().refuses(tree) {
             selection = Selection::Dropped(reason);
         }
     }
     let record = Record::Group {
-        arm: job.arm.clone(),
-        stage: job.stage.clone(),
-        round: job.round,
+        address: job.address.clone(),
         scored: Arc::clone(&scored),
         rule: job.rule,
         selection: selection.clone(),
     };
     // Reward models are an arm's own.
-    let is_shared = job.recipe.scored_by == ScoredBy::Experiment && wiring.plan.arms.len() > 1;
-    if is_shared && job.round == 0 && scored.group.is_of_version(0) {
-        wiring.sampled_initially.keep(&job.recipe, &scored);
+    let is_shared = job.settings.scored_by == ScoredBy::Experiment && context.plan.arms.len() > 1;
+    if is_shared && job.address.round == 0 && scored.group.is_of_version(0) {
+        context.initial_groups.keep(&job.settings, &scored);
     }
     if job.keep {
-        wiring.sampled_for.keep(&job.stage, &scored);
+        context.stage_groups.keep(&job.address.stage, &scored);
     }
     let prompt_id = scored.group.prompt.id;
-    let outcome = match selection {
-        Selection::Dropped(reason) => ConductorMessage::Dropped { prompt_id, reason },
-        Selection::Accepted(tree) => match wiring.buffer().insert(tree) {
-            Ok(()) => ConductorMessage::Accepted { prompt_id },
-            // A worker that died over this group had inserted its tree already.
-            Err(BufferError::Duplicate(_)) if lease.attempt > 1 => ConductorMessage::Accepted { prompt_id },
-            Err(error) => ConductorMessage::Failed { role: Role::RejectionSampler, cause: error.to_string() },
-        },
+    let news = match selection {
+        Selection::Dropped(reason) => News::Dropped { prompt_id, reason: reason.to_string() },
+        Selection::Accepted(tree) => {
+            let version = tree.version;
+            match context.buffer().insert(tree) {
+                Ok(()) => News::Accepted { prompt_id, version },
+                // A worker that died over this group had inserted its tree already.
+                Err(BufferError::Duplicate(_)) if lease.attempt > 1 => News::Accepted { prompt_id, version },
+                Err(error) => News::Failed { role: ActorRole::RejectionSampler, cause: error.to_string() },
+            }
+        }
     };
-    wiring.push(&wiring.records, record)?;
-    wiring.tell(ConductorMessage::Scored(GroupSummary::of(&scored, job.rule)));
-    wiring.tell(outcome);
-    wiring.scored.done(WORKER);
+    context.push(&context.records, record)?;
+    context.tell(&job.address, News::Scored(Box::new(figures(&scored, job.rule))));
+    context.tell(&job.address, news);
+    context.scored.done(WORKER);
     Ok(())
 }
 
-/// A group in a few numbers, for the phase's metrics.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupSummary {
-    /// Those that are finite.
-    pub rewards: Vec<f32>,
-    /// Completions whose reward is not.
-    pub unusable: usize,
-    pub lengths: Vec<usize>,
-    /// Lengths of the completions that came to an end of their own.
-    pub terminated: Vec<usize>,
-    /// The sum of each component, and over how many completions.
-    pub components: BTreeMap<String, (f64, u64)>,
-}
-
-impl GroupSummary {
-    /// Of the policy's samples: a greedy completion, or a rival's, is a yardstick.
-    fn of(scored: &ScoredGroup, rule: SelectionRule) -> Self {
-        let completions = &scored.group.completions;
-        let completions = &completions[..rule.samples_of(completions.len())];
-        let scores = || scored.rewards().take(completions.len());
-        let is_terminated = |completion: &&Completion| completion.finish == Finish::EndOfTurn;
-        let length = |completion: &Completion| completion.tokens.len();
-        let mut components: BTreeMap<String, (f64, u64)> = BTreeMap::new();
-        let scored_completions = scored.scores.iter().take(completions.len());
-        for (name, value) in scored_completions.flat_map(|score| &score.components) {
-            let (sum, count) = components.entry(name.clone()).or_default();
-            *sum += f64::from(*value);
-            *count += 1;
-        }
-        GroupSummary {
-            rewards: scores().filter(|reward| reward.is_finite()).collect(),
-            unusable: scores().filter(|reward| !reward.is_finite()).count(),
-            lengths: completions.iter().map(length).collect(),
-            terminated: completions.iter().filter(is_terminated).map(length).collect(),
-            components,
-        }
+/// A group in a few numbers.
+fn figures(scored: &ScoredGroup, rule: SelectionRule) -> GroupFigures {
+    let completions = &scored.group.completions;
+    let completions = &completions[..rule.samples_of(completions.len())];
+    let scores = || scored.rewards().take(completions.len());
+    let is_terminated = |completion: &&Completion| completion.finish == Finish::EndOfTurn;
+    let length = |completion: &Completion| completion.tokens.len();
+    let mut components: BTreeMap<String, (f64, u64)> = BTreeMap::new();
+    let scored_completions = scored.scores.iter().take(completions.len());
+    for (name, value) in scored_completions.flat_map(|score| &score.components) {
+        let (sum, count) = components.entry(name.clone()).or_default();
+        *sum += f64::from(*value);
+        *count += 1;
+    }
+    GroupFigures {
+        rewards: scores().filter(|reward| reward.is_finite()).collect(),
+        unusable: scores().filter(|reward| !reward.is_finite()).count(),
+        lengths: completions.iter().map(length).collect(),
+        terminated: completions.iter().filter(is_terminated).map(length).collect(),
+        components,
     }
 }

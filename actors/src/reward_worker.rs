@@ -9,16 +9,20 @@ use arriero_reward::{Outcomes, RewardError, Scorer};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use crate::conductor::ConductorMessage;
-use crate::experiment::ScoredBy;
-use crate::faults::Role;
-use crate::wiring::{TAKE_PATIENCE, Wiring};
+use crate::context::{Context, TAKE_PATIENCE};
+use crate::job::{GroupToSelect, SampledGroup};
+use crate::report::News;
+use crate::role::ActorRole;
+use arriero_experiment::ScoredBy;
 
 /// A group that kills its worker this often is given up and counted.
 const ATTEMPTS: u32 = 3;
 
 /// Tokens that go through a reward model at once.
 const BATCH_TOKENS: usize = 8192;
+
+/// Why such a group is dropped.
+const GIVEN_UP: &str = "killed_its_reward_worker";
 
 const WORKER: &str = "reward worker";
 
@@ -32,7 +36,7 @@ pub(crate) enum RewardWorkerMessage {
 pub(crate) struct RewardWorker;
 
 pub(crate) struct RewardWorkerState {
-    wiring: Wiring,
+    context: Context,
     scorer: Box<dyn Scorer>,
     /// The arm's reward model, with the snapshot that it was made of.
     reward_model: Option<(Arc<Snapshot>, RewardModelScorer)>,
@@ -41,17 +45,17 @@ pub(crate) struct RewardWorkerState {
 impl ThreadLocalActor for RewardWorker {
     type Msg = RewardWorkerMessage;
     type State = RewardWorkerState;
-    type Arguments = Wiring;
+    type Arguments = Context;
 
     async fn pre_start(
         &self,
         myself: ActorRef<Self::Msg>,
-        wiring: Wiring,
+        context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut scorer = wiring.plan.reward.build()?;
-        scorer.heed(wiring.shutdown.watch());
+        let mut scorer = context.plan.reward.build()?;
+        scorer.heed(context.shutdown.watch());
         myself.cast(RewardWorkerMessage::Work)?;
-        Ok(RewardWorkerState { wiring, scorer, reward_model: None })
+        Ok(RewardWorkerState { context, scorer, reward_model: None })
     }
 
     async fn handle(
@@ -60,10 +64,10 @@ impl ThreadLocalActor for RewardWorker {
         RewardWorkerMessage::Work: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if let Some(lease) = state.wiring.completed.take(WORKER, TAKE_PATIENCE) {
+        if let Some(lease) = state.context.sampled.take(WORKER, TAKE_PATIENCE) {
             state.work(&lease)?;
         }
-        if !state.wiring.shutdown.has_begun() {
+        if !state.context.shutdown.has_begun() {
             myself.cast(RewardWorkerMessage::Work)?;
         }
         Ok(())
@@ -71,50 +75,48 @@ impl ThreadLocalActor for RewardWorker {
 }
 
 impl RewardWorkerState {
-    fn work(&mut self, lease: &Leased<Arc<Group>>) -> Result<(), ActorProcessingErr> {
+    fn work(&mut self, lease: &Leased<SampledGroup>) -> Result<(), ActorProcessingErr> {
+        let SampledGroup { job, group } = &lease.item;
         if lease.attempt > ATTEMPTS {
-            self.wiring.completed.drop_leased(WORKER, "killed_its_reward_worker");
-            self.wiring.tell(ConductorMessage::Dropped {
-                prompt_id: lease.item.prompt.id,
-                reason: "killed_its_reward_worker",
-            });
+            self.context.sampled.drop_leased(WORKER, GIVEN_UP);
+            let (prompt_id, reason) = (group.prompt.id, GIVEN_UP.to_string());
+            self.context.tell(&job.address, News::Dropped { prompt_id, reason });
             return Ok(());
         }
-        self.wiring.faults.begin(Role::RewardWorker);
-        let outcomes = self.score(&lease.item);
-        match outcomes.and_then(|outcomes| self.wiring.plan.unscored.settle(outcomes)) {
+        self.context.faults.begin(ActorRole::RewardWorker);
+        let outcomes = self.score(job.settings.scored_by, group);
+        match outcomes.and_then(|outcomes| self.context.plan.unscored.scores(outcomes)) {
             Ok((scores, causes)) => {
                 if !causes.is_empty() {
-                    self.wiring.tell(ConductorMessage::Unscored { causes });
+                    self.context.tell(&job.address, News::Unscored { causes });
                 }
-                let scored = ScoredGroup { group: (*lease.item).clone(), scores };
-                self.wiring.push(&self.wiring.scored, Arc::new(scored))?;
-                self.wiring.completed.done(WORKER);
+                let scored = Arc::new(ScoredGroup { group: (**group).clone(), scores });
+                let scored = GroupToSelect { job: Arc::clone(job), scored };
+                self.context.push(&self.context.scored, scored)?;
+                self.context.sampled.done(WORKER);
             }
-            Err(RewardError::Interrupted) => self.wiring.completed.drop_leased(WORKER, "interrupted"),
+            Err(RewardError::Interrupted) => self.context.sampled.drop_leased(WORKER, "interrupted"),
             Err(error) => {
                 // The scorer's word is final: scoring again would say the same.
-                self.wiring.completed.drop_leased(WORKER, "scorer_failed");
-                let (role, cause) = (Role::RewardWorker, error.to_string());
-                self.wiring.tell(ConductorMessage::Failed { role, cause });
+                self.context.sampled.drop_leased(WORKER, "scorer_failed");
+                self.context.tell_failure(&job.address, ActorRole::RewardWorker, error.to_string());
             }
         }
         Ok(())
     }
 
-    /// Scores a group with what the phase's stage names.
-    fn score(&mut self, group: &Group) -> Result<Outcomes, RewardError> {
-        let scored_by = self.wiring.selection.get().map(|job| job.recipe.scored_by);
+    /// Scores a group with what its stage names.
+    fn score(&mut self, scored_by: ScoredBy, group: &Group) -> Result<Outcomes, RewardError> {
         let mut outcomes = match scored_by {
-            Some(ScoredBy::RewardModel) => self.reward_model()?.score_groups(&[group]),
-            Some(ScoredBy::Experiment) | None => self.scorer.score_groups(&[group]),
+            ScoredBy::RewardModel => self.reward_model()?.score_groups(&[group]),
+            ScoredBy::Experiment => self.scorer.score_groups(&[group]),
         };
         Ok(outcomes.remove(0))
     }
 
     /// A scorer of the arm's newest reward model.
     fn reward_model(&mut self) -> Result<&mut RewardModelScorer, RewardError> {
-        let newest = self.wiring.reward_model.pull().ok_or_else(|| {
+        let newest = self.context.reward_model.pull().ok_or_else(|| {
             RewardError::Config(
                 "the stage scores with the arm's reward model, but there is none yet: the stage that trains it had \
                  nothing to learn from"
@@ -126,9 +128,9 @@ impl RewardWorkerState {
             Some((_, scorer)) => scorer,
             None => {
                 // It reads as much as the reference does, and takes turns with it.
-                let model = newest.in_precision(self.wiring.computes.reference).model();
+                let model = newest.in_precision(self.context.computes.reference).model();
                 let model = model.map_err(|error| RewardError::Config(error.to_string()))?.packed();
-                RewardModelScorer::new(model, self.wiring.tokenizer.clone(), BATCH_TOKENS)?
+                RewardModelScorer::new(model, self.context.tokenizer.clone(), BATCH_TOKENS)?
             }
         };
         Ok(&mut self.reward_model.insert((newest, scorer)).1)

@@ -3,16 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arriero_eval::{Evaluation, Outcome, Report, Subject, SuiteConfig};
-
-/// What came of a suite.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SuiteResult {
-    /// Its figures.
-    pub report: Report,
-    /// What came of each item.
-    pub outcomes: Arc<Vec<Outcome>>,
-}
+use arriero_eval::{Evaluation, Subject, SuiteConfig};
+use arriero_results::SuiteResult;
 
 /// The suites of an evaluation that is under way.
 pub(crate) struct SuitesAtWork {

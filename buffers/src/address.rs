@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 /// The place of a piece of work in a run. Groups, trees, reports and records carry one, so that nobody has to ask
 /// anybody what is going on to know what an item is part of.
 ///
-/// Clones are cheap: the names are shared.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Clones are cheap: the names are shared. The default, whose names are empty, is of no run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// The arm's name.
     pub arm: Arc<str>,

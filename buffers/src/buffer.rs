@@ -68,13 +68,11 @@ impl ExperienceBuffer {
         }
     }
 
-    /// Drops the trees of which weights before `version` drew a token; returns their prompts.
-    pub fn drop_before(&mut self, version: u32) -> Vec<u64> {
-        let is_older = |tree: &Tree| tree.version.is_some_and(|own| own < version);
-        let older = self.trees.values().filter(|tree| is_older(tree)).map(|tree| tree.prompt_id);
-        let older: Vec<u64> = older.collect();
-        older.iter().for_each(|prompt_id| drop(self.trees.remove(prompt_id)));
-        older
+    /// Takes out the trees of these prompts.
+    pub fn discard(&mut self, prompts: &[u64]) {
+        for prompt_id in prompts {
+            self.trees.remove(prompt_id);
+        }
     }
 
     /// Trees stored.
@@ -139,14 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_is_dropped_and_named() {
+    fn what_is_discarded_is_gone_and_nothing_else() {
         let mut buffer = ExperienceBuffer::new(4);
-        for (prompt_id, version) in [(1, Some(3)), (2, Some(4)), (3, None), (4, Some(0))] {
-            buffer.insert(Tree { version, ..tree(prompt_id) }).expect("there is room");
+        for prompt_id in 1..=4 {
+            buffer.insert(tree(prompt_id)).expect("there is room");
         }
-        assert_eq!(buffer.drop_before(4), [1, 4]);
+        buffer.discard(&[4, 1, 9]);
         assert_eq!(buffer.trees().map(|tree| tree.prompt_id).collect::<Vec<_>>(), [2, 3]);
-        assert_eq!(buffer.drop_before(0), [0u64; 0]);
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::Address;
+
 /// One response of a [`Tree`]. `tokens` and `is_context` have one entry a token, the other vectors one entry
 /// a token that carries loss; each may be empty where its comment says so.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -99,6 +101,9 @@ impl Strength {
 /// rejected for a preference pair (an edited one before them, where people wrote one), n for a group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
+    /// The stage whose experience it is; empty outside a run.
+    #[serde(default)]
+    pub address: Address,
     /// [`Prompt::id`](crate::Prompt::id).
     pub prompt_id: u64,
     /// The rendered prompt. Never empty.

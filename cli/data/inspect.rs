@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 
-use arriero_actors::experiment::{DataPlan, read_data};
 use arriero_data::{Entry, Row};
+use arriero_experiment::{DataPlan, read_data};
 use arriero_policy::checkpoint::{Checkpoint, default_model};
 use arriero_policy::tokenizer::Tokenizer;
 use serde_json::{Value, json};

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use arriero_actors::experiment::{ModelPlan, PreparationPlan, Unscored, read_preparation};
 use arriero_buffers::{Completion, Finish, Group, Prompt};
 use arriero_data::DataError;
 use arriero_data::prepare::{Exchange, Helpers, Report, prepare};
+use arriero_experiment::{ModelPlan, PreparationPlan, Unscored, read_preparation};
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;

@@ -20,10 +20,10 @@ use arriero_policy::tokenizer::Tokenizer;
 use crate::asking::Question;
 use crate::config::{Kind, SuiteConfig};
 use crate::error::EvalError;
-use crate::outcome::Outcome;
-use crate::report::{Report, Totals};
 use crate::rows::{Refusals, Rows};
 use crate::suites::{self, Context, Reply, Suite, Task, winrate};
+use arriero_results::Outcome;
+use arriero_results::Report;
 
 /// Tokens that each sequence gets in one step.
 const DECODE_STEPS: usize = 8;
@@ -356,18 +356,27 @@ impl Evaluation {
         if let (Work::Answers(generator), false) = (&self.work, is_complete) {
             self.tokens += generator.sampled_tokens();
         }
-        let totals = Totals {
+        let config = &self.config;
+        let report = Report {
+            suite: config.name().to_string(),
+            path: config.source().unwrap_or_default().to_string(),
+            options: serde_json::to_value(config).map_err(|error| EvalError::Config {
+                suite: config.name().to_string(),
+                message: format!("its options cannot be written: {error}"),
+            })?,
+            seed: self.seed,
             is_complete,
             rows: self.refusals.read,
             items: self.items.len(),
-            examples: self.config.shots.unwrap_or(0),
+            examples: config.shots.unwrap_or(0),
+            judged: self.outcomes.len(),
             skipped: self.refusals.skipped,
             skipped_rows: self.refusals.examples.clone(),
             tokens: self.tokens,
             seconds: self.began.elapsed().as_secs_f64(),
+            figures: self.suite.figures(&self.outcomes),
         };
-        let figures = self.suite.figures(&self.outcomes);
-        Ok((Report::new(&self.config, self.seed, totals, figures, self.outcomes.len()), self.outcomes))
+        Ok((report, self.outcomes))
     }
 }
 

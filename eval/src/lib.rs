@@ -10,8 +10,8 @@
 //!   [`Outcome`];
 //! - [`evaluation`]: the work in small steps ([`Evaluation`]): generation, log-probabilities or scores in packed
 //!   batches;
-//! - [`figure`]: means and ratios with standard errors ([`Figure`]);
-//! - [`report`]: what came of it ([`Report`]); [`record`]: the same as rows of a run store;
+//! - what comes of it is plain data of `arriero_results` ([`Outcome`], [`Report`]), `parts` has small parts of that;
+//!   [`record`]: the same as rows of a run store;
 //! - [`error`]: what can go wrong ([`EvalError`]).
 //!
 //! Nothing is scored silently: what cannot be read, asked or judged is named, and stops the suite or is left out
@@ -22,16 +22,12 @@ pub mod assign;
 pub mod config;
 pub mod error;
 pub mod evaluation;
-pub mod figure;
-pub mod outcome;
+mod parts;
 pub mod record;
-pub mod report;
 mod rows;
 mod suites;
 
+pub use arriero_results::{Figure, Form, Outcome, Report, Sample};
 pub use config::{Kind, SuiteConfig};
 pub use error::EvalError;
 pub use evaluation::{Evaluation, Subject};
-pub use figure::{Figure, Form};
-pub use outcome::{Outcome, Sample};
-pub use report::Report;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleRecord, StoreError};
 
-use crate::outcome::Outcome;
-use crate::report::Report;
+use arriero_results::Outcome;
+use arriero_results::Report;
 
 /// Records a suite's figures as metrics of `stage` at `step`, each with its `…/standard_error` and `…/n`, and its
 /// answers as samples of `stage` in round `step`.
@@ -51,7 +51,7 @@ pub fn record(
     Ok(())
 }
 
-fn row(stage: &str, round: u64, outcome: &Outcome, sample: &crate::outcome::Sample) -> SampleRecord {
+fn row(stage: &str, round: u64, outcome: &Outcome, sample: &arriero_results::Sample) -> SampleRecord {
     let completion = &sample.completion;
     // The first figure that a suite has of an answer is what it is about.
     let of = |name: &str| sample.scores.get(name).copied();

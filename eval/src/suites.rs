@@ -22,8 +22,8 @@ use serde_json::{Map, Value};
 use crate::asking::{Asking, Question};
 use crate::config::{Kind, SuiteConfig};
 use crate::error::EvalError;
-use crate::figure::Figure;
-use crate::outcome::Outcome;
+use arriero_results::Figure;
+use arriero_results::Outcome;
 
 /// A row of a suite's file.
 pub(crate) type Fields = Map<String, Value>;

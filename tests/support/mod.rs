@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
-use arriero_actors::experiment::{self, Plan};
-use arriero_actors::{Fault, RunError, RunEvent, RunOptions, RunSummary};
+use arriero_actors::{Fault, RunError, RunEvent, RunOptions};
+use arriero_experiment::{self as experiment, Plan};
+use arriero_results::RunSummary;
 
 /// The program, in the repository.
 pub fn arriero() -> Command {

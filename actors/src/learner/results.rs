@@ -8,7 +8,7 @@ use arriero_policy::checkpoint::{Checkpoint, Weights};
 use arriero_policy::snapshot::Snapshot;
 
 use super::handles;
-use crate::experiment::{Arm, AverageSource, AverageStage, Plan};
+use arriero_experiment::{Arm, AverageSource, AverageStage, Plan};
 
 /// Copies in f32: what they were made of goes on learning.
 #[derive(Debug, Default)]

@@ -13,8 +13,9 @@ use super::formats::{Item, item};
 use super::{Context, Fields, Reply, Suite, Task};
 use crate::asking::{Asking, Question};
 use crate::config::Kind;
-use crate::figure::{Figure, Form};
-use crate::outcome::{Outcome, Sample, given, number, scores};
+use crate::parts::{given, number, scores};
+use arriero_results::{Figure, Form};
+use arriero_results::{Outcome, Sample};
 
 /// Questions that were asked and not judged yet.
 struct Asked {

@@ -12,8 +12,9 @@ use serde_json::Map;
 use super::{Context, Fields, Reply, Suite, Task};
 use crate::asking::first_token;
 use crate::config::SuiteConfig;
-use crate::figure::{Figure, Form};
-use crate::outcome::{Outcome, Sample, given, scores};
+use crate::parts::{given, scores};
+use arriero_results::{Figure, Form};
+use arriero_results::{Outcome, Sample};
 
 pub(crate) struct Perplexity {
     data: DataConfig,

@@ -7,8 +7,9 @@ use serde_json::Map;
 
 use super::{Context, Fields, Reply, Suite, Task};
 use crate::config::SuiteConfig;
-use crate::figure::{Figure, Form};
-use crate::outcome::{Outcome, Sample, given, number, scores};
+use crate::parts::{given, number, scores};
+use arriero_results::{Figure, Form};
+use arriero_results::{Outcome, Sample};
 
 /// Bins of the calibration error, from 1/2 to 1.
 const BINS: usize = 10;

@@ -12,8 +12,10 @@ use serde_json::{Map, Value, json};
 use super::{Fields, Reply, Suite, Task};
 use crate::asking::{Asking, Question};
 use crate::config::{Kind, SuiteConfig};
-use crate::figure::{Figure, Form, pass_at};
-use crate::outcome::{Outcome, Sample, number};
+use crate::parts::number;
+use arriero_results::figure::pass_at;
+use arriero_results::{Figure, Form};
+use arriero_results::{Outcome, Sample};
 
 pub(crate) struct Rewarded {
     kind: Kind,
@@ -224,7 +226,7 @@ mod tests {
     use arriero_buffers::Completion;
 
     use super::*;
-    use crate::outcome::given;
+    use crate::parts::given;
 
     /// Two problems in HumanEval's format.
     fn problems() -> [Fields; 2] {

@@ -17,8 +17,9 @@ use super::rewarded::{of_answers, outcome};
 use super::{Fields, Reply, Suite, Task};
 use crate::asking::Asking;
 use crate::config::SuiteConfig;
-use crate::figure::{Figure, Form};
-use crate::outcome::{Outcome, Sample, given, number, scores};
+use crate::parts::{given, number, scores};
+use arriero_results::{Figure, Form};
+use arriero_results::{Outcome, Sample};
 
 /// What says which of two answers is better.
 enum Comparer {
