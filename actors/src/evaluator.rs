@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arriero_buffers::{Branch, Group, Prompt, Tree};
 use arriero_eval::Subject;
-use arriero_policy::generate::{GenerationConfig, Generator as Engine};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
 use arriero_policy::snapshot::{Snapshot, WeightSource};
@@ -40,7 +40,7 @@ pub struct PromptOutcome {
     pub followed: usize,
     /// The scorer's reward; no number if it could not give one.
     pub reward: f32,
-    /// Tokens of the response.
+    /// Tokens of the response that the policy drew.
     pub tokens: usize,
 }
 
@@ -83,7 +83,7 @@ pub(crate) struct EvaluatorState {
 
 struct Work {
     job: EvaluationJob,
-    engine: Engine,
+    engine: GroupSampler,
     groups: Vec<Group>,
     began: Instant,
 }
@@ -196,7 +196,7 @@ fn begin(wiring: &Wiring, job: EvaluationJob) -> Result<Work, ActorProcessingErr
         seed: wiring.plan.seed,
     };
     let model = wiring.weights.pull(job.version)?.in_precision(wiring.computes.evaluator).model()?;
-    let mut engine = Engine::new(model, job.version, wiring.tokenizer.clone(), config);
+    let mut engine = GroupSampler::new(model, job.version, wiring.tokenizer.clone(), config);
     for prompt in job.prompts.iter() {
         engine.submit(Arc::clone(prompt))?;
     }
@@ -253,7 +253,7 @@ fn outcome(group: &Group, reward: f32) -> Result<PromptOutcome, String> {
         instructions: verdicts.len(),
         followed: verdicts.iter().filter(|verdict| verdict.passed).count(),
         reward,
-        tokens: completion.tokens.len(),
+        tokens: completion.drawn_len(),
     })
 }
 
@@ -265,17 +265,10 @@ fn mean_kl(wiring: &Wiring, policy: &Model, reference: &Model, groups: &[Group])
 }
 
 fn response_tree(group: &Group) -> Tree {
-    let branch = |completion: &arriero_buffers::Completion| Branch {
-        sample: completion.sample,
-        tokens: completion.tokens.clone(),
-        is_format: vec![false; completion.tokens.len()],
-        behaviour_logps: completion.logps.clone(),
-        ..Branch::default()
-    };
     Tree {
         prompt_id: group.prompt.id,
         prompt: group.prompt_tokens.clone(),
-        branches: group.completions.iter().map(branch).collect(),
+        branches: group.completions.iter().map(|completion| Branch::of(completion, |_| false)).collect(),
         ..Tree::default()
     }
 }

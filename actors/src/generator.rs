@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arriero_buffers::{Completion, Prompt};
-use arriero_policy::generate::{GenerationConfig, Generator as Engine};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -75,7 +75,7 @@ pub(crate) struct GeneratorState {
 }
 
 struct Work {
-    engine: Engine,
+    engine: GroupSampler,
     /// Of the engine's weights.
     version: u32,
     job: GenerationJob,
@@ -181,7 +181,7 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
     let weights = if job.is_ahead { wiring.weights.newest() } else { wiring.weights.pull(job.version)? };
     let version = weights.version();
     let model = weights.in_precision(wiring.computes.generator).model()?;
-    let mut engine = Engine::new(model, version, wiring.tokenizer.clone(), config);
+    let mut engine = GroupSampler::new(model, version, wiring.tokenizer.clone(), config);
     if let Some(weight) = rivals {
         let reference = wiring.initial.in_precision(wiring.computes.generator).model()?;
         engine = engine.with_mixture(reference, (*weight).into())?;
@@ -197,7 +197,7 @@ fn begin(wiring: &Wiring, job: GenerationJob) -> Result<Work, ActorProcessingErr
         let sampled = wiring.sampled_initially.get(&job.recipe, prompt.id);
         match sampled.filter(|_| version == 0) {
             Some(scored) => {
-                let tokens = |completion: &Completion| completion.tokens.len() as u64;
+                let tokens = |completion: &Completion| completion.drawn_len() as u64;
                 reused += scored.group.completions.iter().map(tokens).sum::<u64>();
                 wiring.push(&wiring.scored, scored)?;
                 job.deliver(prompt.id);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use arriero_buffers::Completion;
-use serde::Serialize;
+use arriero_buffers::{Completion, Drawn, Finish, UnevenSegment};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// One answer of the model and what is said of it.
@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 pub struct Sample {
     /// The answer. Of a multiple choice it is the choice that the model finds most probable; of a text it is the
     /// text.
+    #[serde(serialize_with = "flat")]
     pub completion: Completion,
     /// What it scored, by name.
     pub scores: BTreeMap<String, f64>,
@@ -50,15 +51,63 @@ pub(crate) fn number(is_so: bool) -> f64 {
     f64::from(u8::from(is_so))
 }
 
-/// A completion that nothing drew: a choice, a text.
-pub(crate) fn given(text: String, tokens: Vec<u32>, logps: Vec<f32>) -> Completion {
-    Completion {
-        sample: 0,
-        sampled_logps: vec![0.0; logps.len()],
-        weight_versions: vec![0; logps.len()],
-        tokens,
-        logps,
-        text,
-        finish: arriero_buffers::Finish::EndOfTurn,
+/// A text that the policy did not draw, without its tokens.
+pub(crate) fn given(text: String) -> Completion {
+    Completion::given(0, Vec::new(), text, Finish::EndOfTurn)
+}
+
+/// The most probable one of several texts, with its tokens and their log-probabilities: as if it were decoded greedily.
+///
+/// # Errors
+/// If there is not one log-probability a token.
+pub(crate) fn chosen(text: String, tokens: Vec<u32>, logps: Vec<f32>) -> Result<Completion, UnevenSegment> {
+    let count = tokens.len();
+    let drawn = Drawn { logps, sampled_logps: vec![0.0; count], weight_versions: vec![0; count] };
+    Completion::drawn(0, tokens, drawn, text, Finish::EndOfTurn)
+}
+
+/// Writes a completion as flat lists of one entry a token that the policy drew.
+fn flat<S: Serializer>(completion: &Completion, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Flat<'a> {
+        sample: u32,
+        tokens: Vec<u32>,
+        logps: Vec<f32>,
+        sampled_logps: Vec<f32>,
+        weight_versions: Vec<u32>,
+        text: &'a str,
+        finish: Finish,
+    }
+    let flat = Flat {
+        sample: completion.sample,
+        tokens: completion.drawn_tokens().collect(),
+        logps: completion.logps().collect(),
+        sampled_logps: completion.sampled_logps().collect(),
+        weight_versions: completion.weight_versions().collect(),
+        text: &completion.text,
+        finish: completion.finish,
+    };
+    flat.serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The lines of `arriero eval --samples` are read by others' scripts.
+    #[test]
+    fn a_sample_is_written_with_flat_lists_of_tokens() {
+        let completion = chosen("b c".to_string(), vec![5, 6], vec![-0.5, -0.25]).expect("even");
+        let sample = Sample { completion, scores: BTreeMap::new(), details: Map::new() };
+        let expected = json!({
+            "completion": {
+                "sample": 0, "tokens": [5, 6], "logps": [-0.5, -0.25], "sampled_logps": [0.0, 0.0],
+                "weight_versions": [0, 0], "text": "b c", "finish": "end_of_turn",
+            },
+            "scores": {}, "details": {},
+        });
+        assert_eq!(json!(sample), expected);
     }
 }
