@@ -45,7 +45,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let (model, tokenizer) = arguments.model.load()?;
     let engine = Engine::new(model, 0, tokenizer.clone(), 1);
     let mut speaker = Speaker { engine, tokenizer, sampling, seed: arguments.seed };
-    let system = arguments.system.map(|content| Message { role: Role::System, content });
+    let system = arguments.system.map(|content| Message::new(Role::System, content));
     let beginning: Vec<Message> = system.into_iter().collect();
     let mut messages = beginning.clone();
     eprintln!("/reset forgets the conversation, /quit ends it.");
@@ -62,7 +62,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             text => {
                 messages.push(Message::user(text));
                 match speaker.answer(&messages, turn) {
-                    Ok(text) => messages.push(Message { role: Role::Assistant, content: text }),
+                    Ok(text) => messages.push(Message::assistant(text)),
                     Err(Failure::Input(error)) => {
                         messages.pop();
                         eprintln!("{error:#}; /reset begins anew");

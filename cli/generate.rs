@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use arriero_buffers::{Group, Message, Prompt};
 use arriero_experiment::read_prompts;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::sampling::SamplingConfig;
 use serde::Serialize;
 
@@ -120,7 +120,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         batch: arguments.batch,
         seed: arguments.seed,
     };
-    let mut generator = Generator::new(model, 0, tokenizer, config);
+    let mut generator = GroupSampler::new(model, 0, tokenizer, config);
     let plain = arguments.output.is_none() && prompts.len() == 1 && arguments.samples == 1;
     let bar = counter(prompts.len() as u64, "prompts");
     for prompt in prompts {
@@ -157,8 +157,8 @@ fn write_group(output: &mut dyn Write, group: &Group, plain: bool) -> anyhow::Re
             sample: completion.sample,
             text: &completion.text,
             finish: completion.finish,
-            tokens: &completion.tokens,
-            logps: &completion.logps,
+            tokens: &completion.drawn_tokens().collect::<Vec<_>>(),
+            logps: &completion.logps().collect::<Vec<_>>(),
         };
         writeln!(output, "{}", serde_json::to_string(&row)?)?;
     }

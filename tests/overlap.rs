@@ -6,11 +6,11 @@ use std::fs;
 use std::sync::Arc;
 
 use arriero_actors::{ActorRole, Fault};
-use arriero_buffers::{Completion, Message, Prompt};
+use arriero_buffers::{Message, Prompt};
 use arriero_experiment::Plan;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
 use arriero_results::{RunSummary, Status};
@@ -89,7 +89,7 @@ fn tokens_name_the_weights_that_drew_them() {
     let sampling = SamplingConfig { max_new_tokens: 6, ..SamplingConfig::default() };
     let options = GenerationConfig { sampling, samples: 3, batch: 8, seed: 1 };
     let answers = |renewed_after: Option<usize>| {
-        let mut generator = Generator::new(model(), 2, tokenizer.clone(), options.clone());
+        let mut generator = GroupSampler::new(model(), 2, tokenizer.clone(), options.clone());
         let prompt =
             Prompt { id: 0, messages: vec![Message::user("Say it.")], checks: serde_json::Value::Null };
         generator.submit(Arc::new(prompt)).expect("it fits");
@@ -106,10 +106,13 @@ fn tokens_name_the_weights_that_drew_them() {
         groups.remove(0).completions
     };
     // A request's first step draws two tokens of each answer: one as it is admitted, one as it is decoded.
-    for (renewed, whole) in answers(Some(2)).into_iter().zip(answers(None)) {
-        let versions: Vec<u32> = (0..whole.tokens.len()).map(|place| if place < 3 { 2 } else { 7 }).collect();
-        assert_eq!(renewed.weight_versions, versions);
-        assert_eq!(Completion { weight_versions: whole.weight_versions.clone(), ..renewed }, whole);
+    for (mut renewed, whole) in answers(Some(2)).into_iter().zip(answers(None)) {
+        let versions: Vec<u32> = (0..whole.drawn_len()).map(|place| if place < 3 { 2 } else { 7 }).collect();
+        assert_eq!(renewed.weight_versions().collect::<Vec<_>>(), versions);
+        // All else is the same.
+        let Some(drawn) = &mut renewed.segments[0].drawn else { panic!("the policy drew it") };
+        drawn.weight_versions = whole.weight_versions().collect();
+        assert_eq!(renewed, whole);
     }
 }
 

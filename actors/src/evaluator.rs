@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arriero_buffers::{Address, Branch, Group, Tree};
 use arriero_eval::Subject;
-use arriero_policy::generate::{GenerationConfig, Generator as Engine};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
 use arriero_policy::snapshot::{Snapshot, WeightSource};
@@ -45,7 +45,7 @@ pub(crate) struct EvaluatorState {
 
 struct Work {
     job: EvaluationJob,
-    engine: Engine,
+    engine: GroupSampler,
     groups: Vec<Group>,
     began: Instant,
 }
@@ -160,7 +160,7 @@ fn begin(context: &Context, job: EvaluationJob) -> Result<Work, ActorProcessingE
         seed: context.plan.seed,
     };
     let model = context.weights.pull(job.version)?.in_precision(context.computes.evaluator).model()?;
-    let mut engine = Engine::new(model, job.version, context.tokenizer.clone(), config);
+    let mut engine = GroupSampler::new(model, job.version, context.tokenizer.clone(), config);
     for prompt in job.prompts.iter() {
         engine.submit(Arc::clone(prompt))?;
     }
@@ -222,7 +222,7 @@ fn outcome(group: &Group, reward: f32) -> Result<PromptOutcome, String> {
         instructions: verdicts.len(),
         followed: verdicts.iter().filter(|verdict| verdict.passed).count(),
         reward,
-        tokens: completion.tokens.len(),
+        tokens: completion.drawn_len(),
         text: completion.text.clone(),
     })
 }
@@ -236,17 +236,10 @@ fn mean_kl(context: &Context, policy: &Model, reference: &Model, groups: &[Group
 }
 
 fn response_tree(group: &Group) -> Tree {
-    let branch = |completion: &arriero_buffers::Completion| Branch {
-        sample: completion.sample,
-        tokens: completion.tokens.clone(),
-        is_format: vec![false; completion.tokens.len()],
-        behaviour_logps: completion.logps.clone(),
-        ..Branch::default()
-    };
     Tree {
         prompt_id: group.prompt.id,
         prompt: group.prompt_tokens.clone(),
-        branches: group.completions.iter().map(branch).collect(),
+        branches: group.completions.iter().map(|completion| Branch::of(completion, |_| false)).collect(),
         ..Tree::default()
     }
 }

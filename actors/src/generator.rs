@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arriero_buffers::Completion;
-use arriero_policy::generate::{GenerationConfig, Generator as Engine};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::snapshot::WeightSource;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -34,7 +34,7 @@ pub(crate) struct GeneratorState {
 }
 
 struct Work {
-    engine: Engine,
+    engine: GroupSampler,
     /// Of the engine's weights.
     version: u32,
     job: Arc<SamplingJob>,
@@ -141,7 +141,7 @@ fn begin(context: &Context, job: Arc<SamplingJob>) -> Result<Work, ActorProcessi
     let weights = if job.is_ahead { context.weights.newest() } else { context.weights.pull(job.version)? };
     let version = weights.version();
     let model = weights.in_precision(context.computes.generator).model()?;
-    let mut engine = Engine::new(model, version, context.tokenizer.clone(), config);
+    let mut engine = GroupSampler::new(model, version, context.tokenizer.clone(), config);
     if let Some(weight) = rivals {
         let reference = context.initial.in_precision(context.computes.generator).model()?;
         engine = engine.with_mixture(reference, (*weight).into())?;
@@ -157,7 +157,7 @@ fn begin(context: &Context, job: Arc<SamplingJob>) -> Result<Work, ActorProcessi
         let sampled = context.initial_groups.get(&job.settings, prompt.id);
         match sampled.filter(|_| version == 0) {
             Some(scored) => {
-                let tokens = |completion: &Completion| completion.tokens.len() as u64;
+                let tokens = |completion: &Completion| completion.drawn_len() as u64;
                 reused += scored.group.completions.iter().map(tokens).sum::<u64>();
                 context.push(&context.scored, GroupToSelect { job: Arc::clone(&job), scored })?;
                 job.deliver(prompt.id);

@@ -113,7 +113,7 @@ fn figures(scored: &ScoredGroup, rule: SelectionRule) -> GroupFigures {
     let completions = &completions[..rule.samples_of(completions.len())];
     let scores = || scored.rewards().take(completions.len());
     let is_terminated = |completion: &&Completion| completion.finish == Finish::EndOfTurn;
-    let length = |completion: &Completion| completion.tokens.len();
+    let length = Completion::drawn_len;
     let mut components: BTreeMap<String, (f64, u64)> = BTreeMap::new();
     let scored_completions = scored.scores.iter().take(completions.len());
     for (name, value) in scored_completions.flat_map(|score| &score.components) {
@@ -127,5 +127,26 @@ fn figures(scored: &ScoredGroup, rule: SelectionRule) -> GroupFigures {
         lengths: completions.iter().map(length).collect(),
         terminated: completions.iter().filter(is_terminated).map(length).collect(),
         components,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arriero_buffers::{Group, Prompt, Role as Speaker, Score, Segment};
+
+    use super::*;
+
+    #[test]
+    fn lengths_are_those_of_what_the_policy_drew() {
+        let mut completion = Completion { finish: Finish::EndOfTurn, ..Completion::empty(0) };
+        completion.push(5, -1.0, -1.0, 0);
+        completion.segments.push(Segment::inserted(Speaker::Tool, vec![6; 40]));
+        completion.push(7, -1.0, -1.0, 0);
+        completion.push(8, -1.0, -1.0, 0);
+        let prompt = Prompt { id: 0, messages: Vec::new(), checks: serde_json::Value::Null };
+        let group = Group { prompt: Arc::new(prompt), prompt_tokens: vec![1], completions: vec![completion] };
+        let scored = ScoredGroup { group, scores: vec![Score { reward: 1.0, components: BTreeMap::new() }] };
+        let found = figures(&scored, SelectionRule::BestOfN);
+        assert_eq!((found.lengths, found.terminated), (vec![3], vec![3]));
     }
 }

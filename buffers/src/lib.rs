@@ -4,8 +4,8 @@
 //!
 //! - [`address`]: where a piece of work belongs: arm, seed, round and stage;
 //! - [`prompt`]: what the policy is asked ([`Prompt`], a list of typed [`Message`]s);
-//! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s with the provenance of every
-//!   token, the [`ScoredGroup`] that a scorer makes of it;
+//! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s, whose [`Segment`]s are turns with the provenance of
+//!   every token that the policy drew, the [`ScoredGroup`] that a scorer makes of it;
 //! - [`selection`]: the rejection sampler's rules, from a scored group to a training [`Tree`];
 //! - [`tree`]: a prompt with its responses as the learner sees them;
 //! - [`buffer`]: the bounded, ordered store of trees from which the learner draws minibatches;
@@ -25,8 +25,8 @@ pub mod tree;
 
 pub use address::Address;
 pub use buffer::{BufferError, ExperienceBuffer};
-pub use experience::{Completion, Drawn, Finish, Group, Score, ScoredGroup, Segment};
-pub use prompt::{Message, Prompt, Role};
+pub use experience::{Completion, Drawn, Finish, Group, Score, ScoredGroup, Segment, UnevenSegment};
+pub use prompt::{Message, Prompt, Role, ToolCall};
 
 pub use queue::{Leased, PushError, Queue, QueueStats};
 pub use selection::{Selection, SelectionConfig, SelectionRule, select};

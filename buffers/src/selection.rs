@@ -154,7 +154,7 @@ pub struct SelectionConfig {
     /// SFT: how many of a prompt's best completions to learn from, each with at least `min_reward`. As many as there are
     /// samples, or more, takes all that reach it. Default 1: the best of n.
     pub keep_best: usize,
-    /// Completions of more tokens are not chosen. Default: no limit.
+    /// Completions of which the policy drew more tokens are not chosen. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// Completions that the token limit cut short are not chosen. Default false.
@@ -200,10 +200,11 @@ impl SelectionConfig {
     /// Whether the filters let the completion of this number be chosen.
     fn lets_through(&self, completions: &[Completion], index: usize) -> bool {
         let completion = &completions[index];
-        let is_too_long = self.max_tokens.is_some_and(|most| completion.tokens.len() > most);
+        let is_too_long = self.max_tokens.is_some_and(|most| completion.drawn_len() > most);
         let is_truncated = self.drop_truncated && completion.finish == Finish::Length;
         let mut earlier = completions[..index].iter();
-        let is_duplicate = self.drop_duplicates && earlier.any(|other| other.tokens == completion.tokens);
+        let is_duplicate =
+            self.drop_duplicates && earlier.any(|other| other.tokens().eq(completion.tokens()));
         !(is_too_long || is_truncated || is_duplicate)
     }
 }
@@ -232,11 +233,11 @@ pub fn select(
         matches!(rule, SelectionRule::BestOfN | SelectionRule::BestAgainstWorst | SelectionRule::Ranking);
     let completions = &scored.group.completions;
     let is_usable =
-        |index: usize, score: &Score| score.reward.is_finite() && !completions[index].tokens.is_empty();
+        |index: usize, score: &Score| score.reward.is_finite() && completions[index].drawn_len() > 0;
     let usable = || {
         scored.scores.iter().enumerate().filter(|&(index, score)| {
             let counts = is_usable(index, score)
-                || (rule == SelectionRule::Everything && !completions[index].tokens.is_empty());
+                || (rule == SelectionRule::Everything && completions[index].drawn_len() > 0);
             counts && (!is_bounded || config.lets_through(completions, index))
         })
     };
@@ -328,22 +329,15 @@ pub fn select(
     };
     let samples = rule.samples_of(scored.scores.len());
     let branch = |index: usize| {
-        let completion = &scored.group.completions[index];
-        Branch {
-            sample: completion.sample,
-            tokens: completion.tokens.clone(),
-            is_context: Vec::new(),
-            is_format: completion.tokens.iter().map(|&token| is_format(token)).collect(),
-            behaviour_logps: if index < samples { completion.logps.clone() } else { Vec::new() },
-            reference_logps: Vec::new(),
-            old_logps: Vec::new(),
-            old_values: Vec::new(),
-            mismatched_ratio: None,
-            reward: scored.scores[index].reward,
-            truncated: completion.finish == Finish::Length,
+        let mut branch = Branch::of(&scored.group.completions[index], &is_format);
+        branch.reward = scored.scores[index].reward;
+        if index >= samples {
+            // A yardstick's log-probabilities are not those of the policy.
+            branch.behaviour_logps.clear();
         }
+        branch
     };
-    let versions = |index: &usize| scored.group.completions[*index].weight_versions.iter().copied();
+    let versions = |index: &usize| scored.group.completions[*index].weight_versions();
     Selection::Accepted(Tree {
         prompt_id: scored.group.prompt.id,
         prompt: scored.group.prompt_tokens.clone(),
@@ -365,14 +359,11 @@ mod tests {
     use crate::prompt::{Message, Prompt};
 
     fn scored(rewards: &[f32]) -> ScoredGroup {
-        let completion = |sample: u32| Completion {
-            sample,
-            tokens: vec![10 + sample, 2],
-            logps: vec![-0.5, -0.25],
-            sampled_logps: vec![-0.5, -0.25],
-            weight_versions: vec![0, 0],
-            text: String::new(),
-            finish: Finish::EndOfTurn,
+        let completion = |sample: u32| {
+            let mut completion = Completion { finish: Finish::EndOfTurn, ..Completion::empty(sample) };
+            completion.push(10 + sample, -0.5, -0.5, 0);
+            completion.push(2, -0.25, -0.25, 0);
+            completion
         };
         let prompt = Prompt { id: 4, messages: vec![Message::user("hi")], checks: serde_json::Value::Null };
         ScoredGroup {
@@ -421,9 +412,13 @@ mod tests {
     #[test]
     fn filters_leave_completions_out_of_the_choice() {
         let mut scored = scored(&[1.0, 1.0, 0.5, 0.25]);
-        scored.group.completions[0].tokens = vec![7, 7, 7, 2];
+        let first = &mut scored.group.completions[0];
+        first.segments.clear();
+        for token in [7, 7, 7, 2] {
+            first.push(token, -1.0, -1.0, 0);
+        }
         scored.group.completions[1].finish = Finish::Length;
-        scored.group.completions[3].tokens = scored.group.completions[2].tokens.clone();
+        scored.group.completions[3].segments = scored.group.completions[2].segments.clone();
         let kept = |config: &SelectionConfig, rule| samples(&select(&scored, rule, config, |_| false));
         let all = SelectionConfig { keep_best: 9, ..SelectionConfig::default() };
         assert_eq!(kept(&all, SelectionRule::BestOfN), [0, 1, 2, 3]);
@@ -533,7 +528,7 @@ mod tests {
     fn everything_is_taken_whatever_its_reward() {
         let config = SelectionConfig { min_reward: 9.0, min_margin: 9.0, ..SelectionConfig::default() };
         let mut scored = scored(&[0.5, f32::NAN, -1.0]);
-        scored.group.completions[2].tokens.clear();
+        scored.group.completions[2].segments.clear();
         let selection = select(&scored, SelectionRule::Everything, &config, |_| false);
         assert_eq!(samples(&selection), [0, 1]);
         scored.scores.iter_mut().for_each(|score| score.reward = f32::NAN);

@@ -1,11 +1,17 @@
 //! A prompt with its responses, as the learner sees them.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
+use crate::experience::{Completion, Finish};
 
-/// One response of a [`Tree`]. `tokens` and `is_context` have one entry a token, the other vectors one entry
-/// a token that carries loss; each may be empty where its comment says so.
+/// One response of a [`Tree`].
+///
+/// `tokens` and `is_context` have one entry a token. Every other vector has one entry a token that carries loss, a *loss
+/// token*. Each may be empty where its comment says so. What is computed of several branches at once is flat: one entry a
+/// loss token, branch after branch ([`Branch::split_by_loss_tokens`] cuts it).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Branch {
     /// Which of the prompt's samples this is.
@@ -41,12 +47,56 @@ pub struct Branch {
 }
 
 impl Branch {
+    /// The branch of a completion, without a reward yet: what the policy drew carries loss, everything else is context.
+    /// `is_format` tells formatting tokens from text.
+    pub fn of(completion: &Completion, is_format: impl Fn(u32) -> bool) -> Self {
+        let is_inserted = |segment: &crate::Segment| segment.drawn.is_none();
+        let is_context = match completion.segments.iter().any(is_inserted) {
+            true => {
+                let marks = completion.segments.iter();
+                marks.flat_map(|segment| vec![is_inserted(segment); segment.tokens.len()]).collect()
+            }
+            false => Vec::new(),
+        };
+        Branch {
+            sample: completion.sample,
+            tokens: completion.tokens().collect(),
+            is_context,
+            is_format: completion.drawn_tokens().map(is_format).collect(),
+            behaviour_logps: completion.logps().collect(),
+            truncated: completion.finish == Finish::Length,
+            ..Branch::default()
+        }
+    }
+
+    /// Where each branch's entries stand in a flat vector of one entry a loss token.
+    pub fn loss_token_ranges<'b>(
+        branches: impl IntoIterator<Item = &'b Branch>,
+    ) -> impl Iterator<Item = Range<usize>> {
+        branches.into_iter().scan(0, |end, branch| {
+            let start = *end;
+            *end += branch.loss_tokens();
+            Some(start..*end)
+        })
+    }
+
+    /// Cuts a flat vector of one entry a loss token into one piece a branch.
+    ///
+    /// # Panics
+    /// If `flat` has fewer entries than the branches have loss tokens.
+    pub fn split_by_loss_tokens<'b, 'v, T>(
+        branches: impl IntoIterator<Item = &'b Branch>,
+        flat: &'v [T],
+    ) -> impl Iterator<Item = &'v [T]> {
+        Branch::loss_token_ranges(branches).map(|range| &flat[range])
+    }
+
     /// Whether the token of this index carries loss.
     pub fn carries_loss(&self, index: usize) -> bool {
         !self.is_context.get(index).copied().unwrap_or(false)
     }
 
-    /// Tokens that carry loss.
+    /// How many tokens carry loss.
     pub fn loss_tokens(&self) -> usize {
         self.tokens.len() - self.is_context.iter().filter(|&&is_context| is_context).count()
     }
@@ -151,5 +201,77 @@ impl Tree {
     /// The longest sequence: the prompt and its longest branch.
     pub fn longest_sequence(&self) -> usize {
         self.prompt.len() + self.branches.iter().map(|branch| branch.tokens.len()).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::experience::Segment;
+    use crate::prompt::Role;
+
+    /// Drawn, a tool's result, drawn.
+    fn two_turns() -> Completion {
+        let mut completion = Completion::empty(4);
+        completion.push(10, -1.0, -0.5, 3);
+        completion.push(2, -2.0, -0.5, 3);
+        completion.segments.push(Segment::inserted(Role::Tool, vec![90, 91, 2]));
+        completion.push(11, -4.0, -0.25, 4);
+        completion.push(2, -8.0, -0.25, 4);
+        completion.finish = Finish::EndOfTurn;
+        completion
+    }
+
+    #[test]
+    fn what_the_policy_drew_carries_loss_and_what_was_inserted_does_not() {
+        let branch = Branch::of(&two_turns(), |token| token == 2);
+        assert_eq!(branch.tokens, [10, 2, 90, 91, 2, 11, 2]);
+        assert_eq!(branch.is_context, [false, false, true, true, true, false, false]);
+        assert_eq!(branch.loss_tokens(), 4);
+        // Of drawn tokens only.
+        assert_eq!(branch.behaviour_logps, [-1.0, -2.0, -4.0, -8.0]);
+        assert_eq!(branch.is_format, [false, true, false, true]);
+        assert_eq!((branch.sample, branch.truncated), (4, false));
+        let with_loss = (0..branch.tokens.len()).filter(|&index| branch.carries_loss(index));
+        let with_loss: Vec<u32> = with_loss.map(|index| branch.tokens[index]).collect();
+        assert_eq!(with_loss, two_turns().drawn_tokens().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_single_turn_has_no_context() {
+        let mut completion = Completion::empty(1);
+        completion.push(10, -1.0, -0.5, 0);
+        completion.push(11, -2.0, -0.5, 0);
+        let expected = Branch {
+            sample: 1,
+            tokens: vec![10, 11],
+            is_format: vec![false; 2],
+            behaviour_logps: vec![-1.0, -2.0],
+            truncated: true,
+            ..Branch::default()
+        };
+        assert_eq!(Branch::of(&completion, |_| false), expected);
+    }
+
+    proptest! {
+        /// The pieces are as long as the branches have loss tokens, and make the whole again.
+        #[test]
+        fn a_flat_vector_is_cut_by_loss_tokens(marks in prop::collection::vec(prop::collection::vec(any::<bool>(), 0..6), 0..6)) {
+            let branch = |is_context: &Vec<bool>| Branch {
+                tokens: vec![7; is_context.len()],
+                // As everywhere: none where all carry loss.
+                is_context: if is_context.contains(&true) { is_context.clone() } else { Vec::new() },
+                ..Branch::default()
+            };
+            let branches: Vec<Branch> = marks.iter().map(branch).collect();
+            let with_loss = |marks: &Vec<bool>| marks.iter().filter(|&&is_context| !is_context).count();
+            let lengths: Vec<usize> = marks.iter().map(with_loss).collect();
+            let flat: Vec<usize> = (0..lengths.iter().sum()).collect();
+            let pieces: Vec<&[usize]> = Branch::split_by_loss_tokens(&branches, &flat).collect();
+            prop_assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), lengths);
+            prop_assert_eq!(pieces.concat(), flat);
+        }
     }
 }

@@ -129,15 +129,7 @@ impl Scoring {
 
 /// An answer as scorers read it.
 fn group(exchange: &Exchange) -> Group {
-    let completion = Completion {
-        sample: 0,
-        tokens: Vec::new(),
-        logps: Vec::new(),
-        sampled_logps: Vec::new(),
-        weight_versions: Vec::new(),
-        text: exchange.completion.clone(),
-        finish: Finish::EndOfTurn,
-    };
+    let completion = Completion::given(0, Vec::new(), exchange.completion.as_str(), Finish::EndOfTurn);
     let prompt = Prompt { id: 0, messages: exchange.prompt.clone(), checks: serde_json::Value::Null };
     Group { prompt: Arc::new(prompt), prompt_tokens: Vec::new(), completions: vec![completion] }
 }

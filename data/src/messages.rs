@@ -57,7 +57,7 @@ pub fn prompt_messages(name: &str, value: &Value) -> Result<Vec<Message>> {
 /// If the field `name` is none of these, or has an empty turn of the assistant.
 pub fn completion_messages(name: &str, value: &Value) -> Result<Vec<Message>> {
     let messages = match value {
-        Value::String(text) => vec![Message { role: Role::Assistant, content: text.clone() }],
+        Value::String(text) => vec![Message::assistant(text.as_str())],
         Value::Object(_) => vec![message(name, 0, value)?],
         Value::Array(list) => messages(name, list)?,
         other => {
@@ -109,7 +109,7 @@ fn message(name: &str, index: usize, value: &Value) -> Result<Message> {
     let content = value.get("content").unwrap_or(&Value::Null);
     let content = content_text(content)
         .ok_or_else(|| at(format!("the content must be a text, but is {}", described(content))))?;
-    Ok(Message { role, content })
+    Message::new(role, content).with_fields_of(value).map_err(at)
 }
 
 /// A text, or the texts of a list of parts.

@@ -1,6 +1,6 @@
 //! What a row of a dataset says.
 
-use arriero_buffers::{Message, Role, Strength};
+use arriero_buffers::{Message, Strength};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -107,7 +107,7 @@ impl Row {
     /// What the row teaches: its answers in the order in which the row's type names them, each with its
     /// field's name. A conversation is one answer with all of its turns.
     pub fn answers(&self) -> Vec<(&'static str, Vec<Message>)> {
-        let turn = |content: &str| vec![Message { role: Role::Assistant, content: content.to_string() }];
+        let turn = |content: &str| vec![Message::assistant(content)];
         match self {
             Row::Prompt { .. } => Vec::new(),
             Row::Completion { completion, .. } | Row::Unpaired { completion, .. } => {
@@ -174,5 +174,8 @@ fn hash_messages(hasher: &mut Xxh3, messages: &[Message]) {
         // The length keeps two turns apart from one that holds both.
         hasher.update(&(message.content.len() as u64).to_le_bytes());
         hasher.update(message.content.as_bytes());
+        if !message.is_plain() {
+            hasher.update(json!(message).to_string().as_bytes());
+        }
     }
 }

@@ -224,7 +224,7 @@ impl Rows {
     fn add_system(&self, row: &mut Row) {
         let (Some(system), Some(turns)) = (&self.config.system, row.first_turns_mut()) else { return };
         if turns.first().is_some_and(|first| first.role != Role::System) {
-            turns.insert(0, Message { role: Role::System, content: system.clone() });
+            turns.insert(0, Message::new(Role::System, system.as_str()));
         }
     }
 

@@ -12,7 +12,7 @@ fn user(text: &str) -> Message {
 }
 
 fn assistant(text: &str) -> Message {
-    Message { role: Role::Assistant, content: text.to_string() }
+    Message::assistant(text)
 }
 
 /// The one row of a file, and whether it is plain.
@@ -36,6 +36,25 @@ fn pair(prompt: Vec<Message>, chosen: &str, rejected: &str) -> Row {
         strength: None,
         margin: None,
     }
+}
+
+#[test]
+fn a_message_keeps_its_name_its_reasoning_and_the_call_that_it_answers() {
+    let written = [
+        json!({"role": "user", "content": "Warm?", "name": "Ada", "reasoning_content": null}),
+        json!({"role": "tool", "content": "19", "tool_call_id": "c1"}),
+        json!({"role": "assistant", "content": "Yes.", "reasoning_content": "19 is warm."}),
+    ];
+    let (Row::Conversation { messages }, _) = read(&json!({"messages": written})) else { panic!("messages") };
+    let expected = [
+        Message { name: Some("Ada".into()), ..user("Warm?") },
+        Message { tool_call_id: Some("c1".into()), ..Message::new(Role::Tool, "19") },
+        Message { reasoning_content: Some("19 is warm.".into()), ..assistant("Yes.") },
+    ];
+    assert_eq!(messages, expected);
+    let wrong = json!({"messages": [{"role": "user", "content": "Warm?", "name": 3}, written[2]]});
+    let error = read_with(&wrong, DataConfig::default()).expect_err("no name").to_string();
+    assert!(error.contains("`messages`, message 1: `name`"), "{error}");
 }
 
 #[test]
@@ -162,7 +181,7 @@ fn fields_formats_templates_and_system_messages_are_as_configured() {
     let (Row::Completion { prompt, .. }, is_plain) = read_with(&alpaca, config).expect("a completion") else {
         panic!("a completion")
     };
-    assert_eq!(prompt[0], Message { role: Role::System, content: "Be brief.".into() });
+    assert_eq!(prompt[0], Message::new(Role::System, "Be brief."));
     assert_eq!((prompt.len(), is_plain), (2, false));
 
     let row = json!({"prompt": "1 + 1?", "solution": "2", "level": 3, "checks": {"schema": {}}});

@@ -2,7 +2,7 @@
 
 mod common;
 
-use arriero_buffers::{Message, Role};
+use arriero_buffers::Message;
 use arriero_data::{DataConfig, DataError, Entry, Row};
 use common::open_all;
 
@@ -12,7 +12,7 @@ fn fixture(name: &str) -> DataConfig {
 }
 
 fn expected(number: u64) -> Row {
-    let says = |content: &str| vec![Message { role: Role::Assistant, content: content.to_string() }];
+    let says = |content: &str| vec![Message::assistant(content)];
     Row::Preference {
         prompt: vec![Message::user(format!("Number {number}?"))],
         chosen: says(&format!("It is {number}: ñ.")),

@@ -125,7 +125,7 @@ impl Asking {
         if self.chat {
             let has_system = messages.first().is_some_and(|first| first.role == Role::System);
             let system = self.system.iter().filter(|_| !has_system);
-            let system = system.map(|text| Message { role: Role::System, content: text.clone() });
+            let system = system.map(|text| Message::new(Role::System, text.as_str()));
             return Ok(Question::Chat(system.chain(messages.iter().cloned()).collect()));
         }
         match messages {
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_text_is_one_message() {
         let plain = Asking { chat: false, system: None };
-        let messages = [Message::user("a"), Message { role: Role::Assistant, content: "b".into() }];
+        let messages = [Message::user("a"), Message::assistant("b")];
         assert_eq!(plain.question(&messages[..1]), Ok(Question::Text("a".into())));
         assert!(plain.question(&messages).is_err());
         let chat = Asking { chat: true, system: Some("s".into()) };

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arriero_buffers::{Prompt, Tree};
+use arriero_buffers::{Branch, Prompt, Tree};
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
 use arriero_policy::forest::micro_batches;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::reward_model::{Conversations, scores};
 use arriero_policy::scoring::response_logps;
@@ -80,8 +80,8 @@ struct Item {
 /// What is still to be done with the items.
 enum Work {
     /// The other's answers come first.
-    OtherAnswers(Box<Generator>),
-    Answers(Box<Generator>),
+    OtherAnswers(Box<GroupSampler>),
+    Answers(Box<GroupSampler>),
     Score {
         model: Box<Model>,
         trees: VecDeque<Tree>,
@@ -289,15 +289,13 @@ impl Evaluation {
                 let count = batch.len();
                 let logps = response_logps(model, batch).map_err(policy)?;
                 self.tokens += batch.iter().map(|tree| tree.len() as u64).sum::<u64>();
-                let mut rest = &logps[..];
+                let branches = batch.iter().flat_map(|tree| &tree.branches);
+                let pieces = Branch::split_by_loss_tokens(branches, &logps).map(<[f32]>::to_vec);
+                let mut pieces = pieces.collect::<Vec<_>>().into_iter();
                 let mut ready = Vec::new();
                 for tree in trees.drain(..count) {
                     let reply = replies.entry(tree.prompt_id).or_default();
-                    for branch in &tree.branches {
-                        let (own, others) = rest.split_at(branch.loss_tokens());
-                        reply.push(own.to_vec());
-                        rest = others;
-                    }
+                    reply.extend(pieces.by_ref().take(tree.branches.len()));
                     let missing = missing.entry(tree.prompt_id).or_insert(1);
                     *missing -= 1;
                     if *missing == 0 {
@@ -380,7 +378,7 @@ impl Evaluation {
     }
 }
 
-fn generator_of(evaluation: &mut Evaluation) -> Result<Box<Generator>, EvalError> {
+fn generator_of(evaluation: &mut Evaluation) -> Result<Box<GroupSampler>, EvalError> {
     let Evaluation { config, subject, seed, items, refusals, .. } = evaluation;
     generator(config, subject, *seed, items, refusals)
 }
@@ -413,13 +411,13 @@ fn generator(
     seed: u64,
     items: &[Item],
     refusals: &mut Refusals,
-) -> Result<Box<Generator>, EvalError> {
+) -> Result<Box<GroupSampler>, EvalError> {
     let policy = |cause| EvalError::Policy { suite: config.name().to_string(), cause };
     let sampling = config.sampling(suites::stops(config.kind));
     let (samples, batch) = (config.samples.unwrap_or(1), config.batch.unwrap_or(BATCH));
     let model = subject.weights.model().map_err(policy)?;
     let options = GenerationConfig { sampling, samples, batch, seed };
-    let mut generator = Generator::new(model, 0, subject.tokenizer.clone(), options);
+    let mut generator = GroupSampler::new(model, 0, subject.tokenizer.clone(), options);
     for (id, item) in items.iter().enumerate() {
         let Some(question) = &item.question else { continue };
         let prompt = Prompt { id: id as u64, messages: question.messages(), checks: item.checks.clone() };

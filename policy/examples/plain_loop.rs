@@ -12,7 +12,7 @@ use std::sync::Arc;
 use arriero_buffers::{ExperienceBuffer, Prompt, ScoredGroup, Selection, SelectionConfig, Tree, select};
 use arriero_policy::checkpoint::{Checkpoint, Weights};
 use arriero_policy::device::Compute;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::objective::Algorithm;
 use arriero_policy::optim::TrainingConfig;
@@ -57,7 +57,7 @@ pub fn plain_loop(
     let needs = settings.algorithm.objective().needs();
     for (round, prompts) in prompts.chunks_exact(prompts.len() / settings.rounds).enumerate() {
         let mut generator =
-            Generator::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
+            GroupSampler::new(newest.model()?, version, tokenizer.clone(), settings.generation.clone());
         if needs.selection.wants_greedy() {
             generator = generator.with_greedy_baseline();
         }

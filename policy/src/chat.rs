@@ -5,9 +5,14 @@
 
 use arriero_buffers::Message;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 
 use crate::error::{PolicyError, Result};
+
+/// Why a message cannot stand as it is where there is no template.
+pub(crate) const ONLY_TEXT: &str = "the model has no chat template, so that a message can have nothing but its content; this one \
+                                    has a name, reasoning or tool calls. Give the model a template, or the data as texts";
 
 /// The special tokens that a template may name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,8 +52,9 @@ pub fn render(template: &str, messages: &[Message], open: bool, tokens: &Templat
     rendered.map_err(refused)
 }
 
+/// A message as templates see it. What it does not have is not defined there, as in transformers.
 fn turn(message: &Message) -> Value {
-    Value::from_pairs([("role", message.role.as_str()), ("content", &message.content)])
+    Value::from(Serde(message))
 }
 
 /// The template's own words stand in the detail; the rest says where.
@@ -58,6 +64,8 @@ fn refused(error: minijinja::Error) -> PolicyError {
 
 #[cfg(test)]
 mod tests {
+    use arriero_buffers::{Role, ToolCall};
+
     use super::*;
 
     const CHAT_ML: &str = "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + \
@@ -69,6 +77,31 @@ mod tests {
         let text =
             render(CHAT_ML, &[Message::user(" Hi ")], true, &TemplateTokens::default()).expect("rendered");
         assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn a_template_sees_what_a_message_has_and_nothing_else() {
+        let template = "{% for message in messages %}{{ message.role }}\
+                        {% if message.name is defined %} {{ message.name }}{% endif %}\
+                        {% if message.reasoning_content is defined %} ({{ message.reasoning_content }}){% endif %}\
+                        {% if 'tool_calls' in message %}{% for call in message.tool_calls %} {{ call.function.name }}\
+                        {{ call.function.arguments | tojson }} {{ call.id }}{% endfor %}{% endif %}\
+                        {% if message.tool_call_id %} {{ message.tool_call_id }}{% endif %}: {{ message.content }};{% endfor %}";
+        let mut call = Message { reasoning_content: Some("look".to_string()), ..Message::assistant("") };
+        call.tool_calls.push(ToolCall {
+            id: Some("c1".to_string()),
+            name: "weather".to_string(),
+            arguments: serde_json::json!({"city": "Lima"}),
+        });
+        let answer = Message {
+            tool_call_id: Some("c1".to_string()),
+            name: Some("weather".to_string()),
+            ..Message::new(Role::Tool, "19")
+        };
+        let messages = [Message::user("Warm?"), call, answer];
+        let text = render(template, &messages, false, &TemplateTokens::default()).expect("rendered");
+        let expected = "user: Warm?;assistant (look) weather{\"city\":\"Lima\"} c1: ;tool weather c1: 19;";
+        assert_eq!(text, expected);
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! - [`Engine`]: completes requests, each with its own options;
 //! - [`Request`], and what comes back of it: [`DrawnToken`]s while it goes on, an [`Answer`] in the end;
 //! - `mixture`: a second model, from whose mixture with the first some samples are drawn;
-//! - [`Generator`]: prompts and groups, all with the same options, on top of it;
+//! - [`GroupSampler`]: prompts and groups, all with the same options, on top of it;
 //! - `text`: tokens to text while they come, and stop strings.
 //!
 //! A request's samples share one pass over its prompt. Tokens are drawn with random numbers of the host's,
 //! keyed by (seed, prompt, sample, token), so that a sample does not depend on its neighbours.
 
-mod generator;
+mod group_sampler;
 mod mixture;
 mod request;
 mod text;
@@ -32,7 +32,7 @@ use crate::tokenizer::Tokenizer;
 
 use mixture::{Mixture, last_token};
 
-pub use generator::{GenerationConfig, Generator};
+pub use group_sampler::{GenerationConfig, GroupSampler};
 pub use request::{Answer, DrawnToken, Request};
 use text::TextStream;
 
@@ -96,14 +96,11 @@ impl Row {
     ) -> Result<()> {
         let request = &self.request;
         let completion = &mut self.completion;
-        completion.tokens.push(drawn.token);
-        completion.logps.push(drawn.logp);
-        completion.sampled_logps.push(drawn.sampled_logp);
-        completion.weight_versions.push(version);
+        completion.push(drawn.token, drawn.logp, drawn.sampled_logp, version);
         if request.end_tokens.contains(&drawn.token) {
             completion.finish = Finish::EndOfTurn;
         }
-        self.done = completion.finish == Finish::EndOfTurn || completion.tokens.len() >= self.limit;
+        self.done = completion.finish == Finish::EndOfTurn || completion.drawn_len() >= self.limit;
         let Some(text) = &mut self.text else { return Ok(()) };
         if text.push(tokenizer, drawn.token, self.done)? {
             if completion.finish != Finish::EndOfTurn {
@@ -406,15 +403,7 @@ impl Engine {
             sequence,
             mixed: None,
             stream: Stream::new(request.seed, Purpose::Sampling, request.prompt_id, sample.into()),
-            completion: Completion {
-                sample,
-                tokens: Vec::new(),
-                logps: Vec::new(),
-                sampled_logps: Vec::new(),
-                weight_versions: Vec::new(),
-                text: String::new(),
-                finish: Finish::Length,
-            },
+            completion: Completion::empty(sample),
             text: watched.then(|| TextStream::new(&request.sampling.stop)),
             drawn: None,
             done: false,
@@ -448,7 +437,7 @@ impl Engine {
         let wanted = rows.iter_mut().zip(&configs).zip(sources);
         let mut wanted: Vec<_> = wanted
             .map(|((row, config), &source)| {
-                let position = row.completion.tokens.len() as u64;
+                let position = row.completion.drawn_len() as u64;
                 (source, config, &mut row.stream, position)
             })
             .collect();
@@ -478,7 +467,7 @@ impl Engine {
             let mut row = self.leave(slot);
             row.completion.text = match row.text {
                 Some(text) => text.into_text(),
-                None => self.tokenizer.decode(&row.completion.tokens, true)?,
+                None => self.tokenizer.decode(&row.completion.drawn_tokens().collect::<Vec<_>>(), true)?,
             };
             let owner = |unfinished: &Unfinished| unfinished.answer.request_id == row.request_id;
             let Some(owner) = self.unfinished.iter().position(owner) else { continue };

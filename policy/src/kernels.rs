@@ -80,7 +80,7 @@ pub struct WantedToken {
 /// What `Drawn` is in C++.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[repr(C)]
-pub struct DrawnToken {
+pub struct DrawOutcome {
     /// The token.
     pub token: i64,
     /// Its log-probability under the softmax of the logits.
@@ -393,10 +393,10 @@ pub fn page_attention(
 ///
 /// # Panics
 /// If a source is no row of the logits.
-pub fn draw(logits: &Tensor, wanted: &[WantedToken]) -> Vec<DrawnToken> {
+pub fn draw(logits: &Tensor, wanted: &[WantedToken]) -> Vec<DrawOutcome> {
     let rows = logits.size()[0];
     assert!(wanted.iter().all(|wanted| (0..rows).contains(&wanted.source)));
-    let mut drawn = vec![DrawnToken::default(); wanted.len()];
+    let mut drawn = vec![DrawOutcome::default(); wanted.len()];
     check(unsafe { arriero_draw(raw(logits), wanted.as_ptr(), wanted.len() as i64, drawn.as_mut_ptr()) });
     drawn
 }

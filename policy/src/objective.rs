@@ -379,10 +379,9 @@ impl MicroBatch<'_> {
 
     /// Gives each token the number of its response: `[responses]` to `[response tokens]`.
     pub fn spread(&self, per_response: &Tensor) -> Tensor {
-        let owners: Vec<i64> = self
-            .responses()
+        let owners: Vec<i64> = Branch::loss_token_ranges(self.responses())
             .enumerate()
-            .flat_map(|(owner, branch)| std::iter::repeat_n(owner as i64, branch.loss_tokens()))
+            .flat_map(|(owner, range)| std::iter::repeat_n(owner as i64, range.len()))
             .collect();
         per_response.index_select(0, &Tensor::from_slice(&owners).to_device(per_response.device()))
     }
@@ -408,16 +407,14 @@ impl MicroBatch<'_> {
     ) -> Tensor {
         let mut rows = Vec::new();
         let mut owners = Vec::new();
-        let (mut row, mut response) = (0i64, 0);
-        for (tree_index, tree) in self.trees.iter().enumerate() {
-            for (index, branch) in tree.branches.iter().enumerate() {
-                let length = branch.loss_tokens();
-                if let Some(owner) = group(tree_index, index, response) {
-                    rows.extend(row..row + length as i64);
-                    owners.extend(std::iter::repeat_n(owner as i64, length));
-                }
-                row += length as i64;
-                response += 1;
+        let places = self.trees.iter().enumerate();
+        let places = places
+            .flat_map(|(tree, Tree { branches, .. })| (0..branches.len()).map(move |index| (tree, index)));
+        let ranges = Branch::loss_token_ranges(self.responses());
+        for (response, ((tree, index), range)) in places.zip(ranges).enumerate() {
+            if let Some(owner) = group(tree, index, response) {
+                owners.extend(std::iter::repeat_n(owner as i64, range.len()));
+                rows.extend(range.map(|row| row as i64));
             }
         }
         let device = per_token.device();

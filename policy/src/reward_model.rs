@@ -52,6 +52,9 @@ pub fn close(tree: &mut Tree, tokenizer: &Tokenizer) -> Result<()> {
     let closing = tokenizer.closing_tokens()?;
     for branch in &mut tree.branches {
         close_tokens(&mut branch.tokens, &closing, tokenizer.eos_ids());
+        if !branch.is_context.is_empty() {
+            branch.is_context.resize(branch.tokens.len(), false);
+        }
     }
     Ok(())
 }

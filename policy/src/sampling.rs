@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::device::upload;
-use crate::kernels::{self, DrawnToken, WantedToken};
+use crate::kernels::{self, DrawOutcome, WantedToken};
 
 /// Below it logits overflow when they are divided.
 const LEAST_TEMPERATURE: f64 = 0.01;
@@ -148,7 +148,7 @@ pub fn draw_all(logits: &Tensor, wanted: &mut [Wanted<'_>]) -> Vec<Draw> {
         uniform: if config.temperature == 0.0 { 0.0 } else { stream.uniform(*position) },
     });
     let drawn = kernels::draw(&logits.contiguous(), &plain.collect::<Vec<_>>());
-    let draw = |drawn: DrawnToken| Draw {
+    let draw = |drawn: DrawOutcome| Draw {
         token: drawn.token as u32,
         logp: drawn.logp,
         sampled_logp: drawn.sampled_logp,

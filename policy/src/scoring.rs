@@ -1,6 +1,6 @@
 //! What a frozen model says of given responses.
 
-use arriero_buffers::Tree;
+use arriero_buffers::{Branch, Tree};
 use tch::{Tensor, no_grad};
 
 use crate::error::Result;
@@ -18,12 +18,8 @@ pub fn score_reference(model: &Model, trees: &mut [Tree], micro_batch_tokens: us
         let views: Vec<&Tree> = trees.iter().collect();
         for batch in micro_batches(&views, micro_batch_tokens) {
             let logps = response_logps(model, batch)?;
-            let mut rest = &logps[..];
-            for branch in batch.iter().flat_map(|tree| &tree.branches) {
-                let (own, others) = rest.split_at(branch.loss_tokens());
-                scores.push(own.to_vec());
-                rest = others;
-            }
+            let branches = batch.iter().flat_map(|tree| &tree.branches);
+            scores.extend(Branch::split_by_loss_tokens(branches, &logps).map(<[f32]>::to_vec));
         }
     }
     for (branch, scores) in trees.iter_mut().flat_map(|tree| &mut tree.branches).zip(scores) {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use arriero_buffers::{Message, Role};
+use arriero_buffers::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -229,7 +229,8 @@ impl Tokenizer {
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match (&self.0.template, messages) {
             (Some(template), messages) => chat::render(template, messages, true, &self.0.template_tokens),
-            (None, [message]) => Ok(message.content.clone()),
+            (None, [message]) if message.is_plain() => Ok(message.content.clone()),
+            (None, [_]) => Err(PolicyError::Template { cause: chat::ONLY_TEXT.to_string() }),
             (None, messages) => Err(PolicyError::Template {
                 cause: format!(
                     "the model has no chat template, so that a prompt must be one message, and this one has {}",
@@ -261,7 +262,7 @@ impl Tokenizer {
         if self.0.template.is_none() {
             return Ok(self.0.eos_ids.first().copied().into_iter().collect());
         }
-        let answer = Message { role: Role::Assistant, content: ANSWER.to_string() };
+        let answer = Message::assistant(ANSWER);
         let text = self.render_closed(&[Message::user("QUESTION"), answer])?;
         self.encode(text.rsplit_once(ANSWER).map_or("", |(_, closing)| closing))
     }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use arriero_buffers::Tree;
+use arriero_buffers::{Branch, Tree};
 use tch::Tensor;
 
 use crate::checkpoint::Weights;
@@ -94,17 +94,14 @@ impl std::fmt::Debug for Trainer {
 
 /// log π(y_t) − log μ(y_t) of the response tokens that have a log-probability under the policy that sampled them.
 fn behaviour_differences(logps: &[f32], batch: &MicroBatch<'_>) -> Vec<f32> {
-    let mut rest = logps;
-    if rest.is_empty() {
+    if logps.is_empty() {
         return Vec::new();
     }
-    let mut differences = Vec::new();
-    for branch in batch.responses() {
-        let (own, others) = rest.split_at(branch.loss_tokens());
-        differences.extend(own.iter().zip(&branch.behaviour_logps).map(|(ours, theirs)| ours - theirs));
-        rest = others;
-    }
-    differences
+    let pieces = batch.responses().zip(Branch::split_by_loss_tokens(batch.responses(), logps));
+    let differences = |(branch, own): (&Branch, &[f32])| -> Vec<f32> {
+        own.iter().zip(&branch.behaviour_logps).map(|(ours, theirs)| ours - theirs).collect()
+    };
+    pieces.flat_map(differences).collect()
 }
 
 /// What log π(y_t) − log μ(y_t) of a batch's response tokens, μ being the policy that sampled them, comes to.

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use arriero_buffers::{Branch, Message, Role};
 
+use crate::chat::ONLY_TEXT;
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -186,7 +187,8 @@ fn span(tokenizer: &Tokenizer, messages: &[Message], turn: usize, text: &str) ->
 /// The text of the one message that a model without a chat template can take.
 fn only_text(messages: &[Message]) -> Result<&str> {
     match messages {
-        [only] => Ok(&only.content),
+        [only] if only.is_plain() => Ok(&only.content),
+        [_] => Err(PolicyError::Template { cause: ONLY_TEXT.to_string() }),
         _ => Err(PolicyError::Template {
             cause: format!(
                 "the model has no chat template, so that a prompt and its answer must be one message each, and there \

@@ -10,7 +10,7 @@ use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::cuda;
 use arriero_policy::device::{Compute, DeviceSpec, DtypeSpec};
 use arriero_policy::forest::Forest;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::objective::{Algorithm, DpoConfig};
 use arriero_policy::optim::TrainingConfig;
@@ -68,7 +68,7 @@ fn results(checkpoint: &Checkpoint, compute: Compute) -> Results {
     for sampling in [greedy, truncated, whole] {
         let options = GenerationConfig { sampling, samples: 2, batch: 4, seed: 1 };
         let model = Model::new(config, weights, compute).expect("it fits");
-        let mut generator = Generator::new(model, 0, tokenizer.clone(), options);
+        let mut generator = GroupSampler::new(model, 0, tokenizer.clone(), options);
         for (id, prompt) in pairs.iter().enumerate() {
             let asked =
                 Prompt { id: id as u64, messages: vec![Message::user("")], checks: serde_json::Value::Null };
@@ -76,7 +76,7 @@ fn results(checkpoint: &Checkpoint, compute: Compute) -> Results {
         }
         let groups = generator.run().expect("it generates");
         let completions = groups.into_iter().flat_map(|group| group.completions);
-        answers.extend(completions.map(|completion| completion.tokens));
+        answers.extend(completions.map(|completion| completion.tokens().collect()));
     }
     Results { logits, loss, gradients, answers }
 }

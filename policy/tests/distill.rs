@@ -15,7 +15,7 @@ use std::sync::Arc;
 use arriero_buffers::{Branch, Group, Message, Prompt, SelectionConfig, Tree};
 use arriero_policy::checkpoint::{Checkpoint, Weights, write_hf};
 use arriero_policy::device::Compute;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::head::{Output, divergence};
 use arriero_policy::kernels::Weight;
 use arriero_policy::model::Model;
@@ -267,7 +267,7 @@ fn generation() -> GenerationConfig {
     GenerationConfig { sampling, samples: 3, batch: 96, seed: 3 }
 }
 
-fn sampled(mut generator: Generator, prompts: &[Arc<Prompt>]) -> Vec<Group> {
+fn sampled(mut generator: GroupSampler, prompts: &[Arc<Prompt>]) -> Vec<Group> {
     for prompt in prompts {
         generator.submit(Arc::clone(prompt)).expect("it fits");
     }
@@ -283,19 +283,9 @@ fn other_weights(weights: &Weights, share: f64) -> Weights {
 
 /// Log-probabilities of a group's completions under a model, one vector a completion.
 fn logps_under(model: &Model, group: &Group) -> Vec<Vec<f32>> {
-    let branch = |tokens: &Vec<u32>| Branch { tokens: tokens.clone(), ..Branch::default() };
-    let tree = Tree {
-        prompt_id: group.prompt.id,
-        prompt: group.prompt_tokens.clone(),
-        branches: group.completions.iter().map(|completion| branch(&completion.tokens)).collect(),
-        ..Tree::default()
-    };
-    let mut rest = response_logps(model, &[&tree]).expect("it fits");
-    let split = |branch: &Branch| {
-        let others = rest.split_off(branch.tokens.len());
-        std::mem::replace(&mut rest, others)
-    };
-    tree.branches.iter().map(split).collect()
+    let tree = trees_of(vec![group.clone()]).remove(0);
+    let flat = response_logps(model, &[&tree]).expect("it fits");
+    Branch::split_by_loss_tokens(&tree.branches, &flat).map(<[f32]>::to_vec).collect()
 }
 
 /// The second half of a group is drawn from the second model where its weight is 1, from the first where it is 0, and
@@ -310,7 +300,7 @@ fn rivals_are_drawn_from_the_mixture_and_samples_from_the_policy() {
         let config = GenerationConfig { batch, ..generation() };
         let generator = |weights: &Weights, samples| {
             let config = GenerationConfig { samples, ..config.clone() };
-            Generator::new(model_of(weights), 0, tokenizer.clone(), config)
+            GroupSampler::new(model_of(weights), 0, tokenizer.clone(), config)
         };
         let alone = sampled(generator(&weights, 6), prompts);
         let reference_alone = sampled(generator(&reference, 6), prompts);
@@ -319,7 +309,8 @@ fn rivals_are_drawn_from_the_mixture_and_samples_from_the_policy() {
             let groups = sampled(mixed, prompts);
             let mut differs = 0;
             for (index, group) in groups.iter().enumerate() {
-                let tokens = |group: &Group, sample: usize| group.completions[sample].tokens.clone();
+                let tokens =
+                    |group: &Group, sample: usize| group.completions[sample].tokens().collect::<Vec<_>>();
                 for sample in 0..3 {
                     assert_eq!(tokens(group, sample), tokens(&alone[index], sample), "{weight}: a sample");
                 }
@@ -347,7 +338,7 @@ fn log_probabilities_of_rivals_are_those_of_the_mixture() {
     let reference = other_weights(&weights, 0.5);
     let (weight, temperature) = (0.3, 0.7);
     let sampling = SamplingConfig { max_new_tokens: 6, temperature, ..SamplingConfig::default() };
-    let generator = Generator::new(
+    let generator = GroupSampler::new(
         model_of(&weights),
         0,
         tokenizer,
@@ -359,13 +350,15 @@ fn log_probabilities_of_rivals_are_those_of_the_mixture() {
         let own = logps_under(&policy, &group);
         for (sample, completion) in group.completions.iter().enumerate() {
             if sample < 2 {
-                for (found, expected) in completion.logps.iter().zip(&own[sample]) {
+                for (found, expected) in completion.logps().zip(&own[sample]) {
                     assert!((found - expected).abs() < 1e-4, "{found}, expected {expected}");
                 }
                 continue;
             }
-            for (place, &token) in completion.tokens.iter().enumerate() {
-                let context = [&group.prompt_tokens[..], &completion.tokens[..place]].concat();
+            let tokens: Vec<u32> = completion.tokens().collect();
+            let provenance = completion.logps().zip(completion.sampled_logps());
+            for ((place, &token), (own_logp, sampled_logp)) in tokens.iter().enumerate().zip(provenance) {
+                let context = [&group.prompt_tokens[..], &tokens[..place]].concat();
                 let log_p = |model: &Model| {
                     // The last token of a response is a target alone.
                     let branch = |token| Branch { tokens: vec![token], ..Branch::default() };
@@ -379,10 +372,9 @@ fn log_probabilities_of_rivals_are_those_of_the_mixture() {
                 let mixed = log_p(&policy) * (1.0 - weight) + log_p(&reference) * weight;
                 let logp =
                     |logits: &Tensor| logits.log_softmax(0, Kind::Double).double_value(&[token.into()]);
-                for (found, expected) in [
-                    (completion.logps[place], logp(&mixed)),
-                    (completion.sampled_logps[place], logp(&(&mixed / temperature))),
-                ] {
+                for (found, expected) in
+                    [(own_logp, logp(&mixed)), (sampled_logp, logp(&(&mixed / temperature)))]
+                {
                     assert!((f64::from(found) - expected).abs() < 1e-4, "{found}, expected {expected}");
                 }
             }
@@ -437,13 +429,13 @@ fn settings(config: &Value, samples: usize, learning_rate: f64) -> Settings {
 /// Trees of what a model answers to prompts that training does not see.
 fn held_out(weights: &Weights) -> Vec<Tree> {
     let config = GenerationConfig { seed: 99, samples: 6, ..generation() };
-    let generator = Generator::new(model_of(weights), 0, tiny().tokenizer, config);
+    let generator = GroupSampler::new(model_of(weights), 0, tiny().tokenizer, config);
     trees_of(sampled(generator, &prompts()[..16]))
 }
 
 fn share_of_rewarded(weights: &Weights) -> f64 {
     let config = GenerationConfig { seed: 99, samples: 6, ..generation() };
-    let groups = sampled(Generator::new(model_of(weights), 0, tiny().tokenizer, config), &prompts()[..16]);
+    let groups = sampled(GroupSampler::new(model_of(weights), 0, tiny().tokenizer, config), &prompts()[..16]);
     let reward: RewardConfig =
         serde_json::from_value(json!({ "kind": "contains", "text": "e" })).expect("a scorer");
     let mut scorer = reward.build().expect("a scorer");
@@ -525,15 +517,10 @@ fn distillation_brings_the_policy_to_its_teacher() {
 }
 
 fn trees_of(groups: Vec<Group>) -> Vec<Tree> {
-    let branch = |completion: &arriero_buffers::Completion| Branch {
-        tokens: completion.tokens.clone(),
-        behaviour_logps: completion.logps.clone(),
-        ..Branch::default()
-    };
     let tree = |group: Group| Tree {
         prompt_id: group.prompt.id,
         prompt: group.prompt_tokens.clone(),
-        branches: group.completions.iter().map(branch).collect(),
+        branches: group.completions.iter().map(|completion| Branch::of(completion, |_| false)).collect(),
         ..Tree::default()
     };
     groups.into_iter().map(tree).collect()
@@ -546,7 +533,7 @@ fn the_gradient_does_not_depend_on_how_the_batch_is_cut() {
     let Checkpoint { config, weights, tokenizer } = tiny();
     let teacher = Rc::new(model_of(&other_weights(&weights, 0.5)));
     let trees =
-        trees_of(sampled(Generator::new(model_of(&weights), 0, tokenizer, generation()), &prompts()[..6]));
+        trees_of(sampled(GroupSampler::new(model_of(&weights), 0, tokenizer, generation()), &prompts()[..6]));
     let views: Vec<&Tree> = trees.iter().collect();
     let run = |micro_batch_tokens: usize, activation_checkpointing: bool| {
         let algorithm = algorithm(&json!({ "kind": "distill", "teacher": "given", "beta": 1.0 }));

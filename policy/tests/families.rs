@@ -11,7 +11,7 @@ use arriero_buffers::{Branch, Prompt, Tree};
 use arriero_policy::checkpoint::{Checkpoint, write_hf};
 use arriero_policy::device::Compute;
 use arriero_policy::forest::Forest;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::kernels;
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
@@ -122,7 +122,7 @@ fn greedy_tokens_and_their_log_probs_equal_transformers() {
         let sampling =
             SamplingConfig { temperature: 0.0, max_new_tokens: greedy.len(), ..SamplingConfig::default() };
         let settings = GenerationConfig { sampling, samples: 2, batch: 4, seed: 0 };
-        let mut generator = Generator::new(model(&checkpoint), 0, checkpoint.tokenizer, settings);
+        let mut generator = GroupSampler::new(model(&checkpoint), 0, checkpoint.tokenizer, settings);
         let prompt = ids(&expected["prompt"]);
         for (id, tokens) in [(0, prompt.clone()), (1, prompt[..3].to_vec())] {
             let blank = Prompt { id, messages: Vec::new(), checks: Value::Null };
@@ -130,8 +130,8 @@ fn greedy_tokens_and_their_log_probs_equal_transformers() {
         }
         let groups = generator.run().expect("it generates");
         for completion in &groups[0].completions {
-            assert_eq!(completion.tokens, greedy, "{name}");
-            let logps: Vec<f64> = completion.logps.iter().map(|&logp| f64::from(logp)).collect();
+            assert_eq!(completion.tokens().collect::<Vec<_>>(), greedy, "{name}");
+            let logps: Vec<f64> = completion.logps().map(f64::from).collect();
             let worst = largest_difference(&logps, &numbers(&expected["greedy_logps"]));
             println!("{name}: largest difference of a log-probability {worst:.1e}");
             assert!(worst <= 1e-4, "{name}: largest difference of a log-probability {worst}");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use arriero_buffers::{Branch, Message, Prompt, ScoredGroup, Selection, SelectionConfig, Tree, select};
 use arriero_policy::checkpoint::{Checkpoint, Weights};
 use arriero_policy::device::Compute;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::objective::{Algorithm, Metrics, MicroBatch, TokenStatistics, Totals};
 use arriero_policy::optim::{Schedule, TrainingConfig};
@@ -186,7 +186,7 @@ fn reward() -> RewardConfig {
 fn scored(weights: &Weights, prompts: &[Arc<Prompt>], config: GenerationConfig) -> Vec<ScoredGroup> {
     let tiny = Checkpoint::open(&tiny()).expect("it loads");
     let model = Model::new(&tiny.config, weights, Compute::CPU_F32).expect("it fits");
-    let mut generator = Generator::new(model, 0, tiny.tokenizer, config);
+    let mut generator = GroupSampler::new(model, 0, tiny.tokenizer, config);
     for prompt in prompts {
         generator.submit(Arc::clone(prompt)).expect("it fits");
     }

@@ -228,7 +228,7 @@ fn ppo_equals_trl_however_the_batch_is_cut() {
 fn conversations(checkpoint: &Checkpoint, vectors: &Value) -> Vec<Vec<u32>> {
     let message = |turn: &Value| {
         let role: Role = serde_json::from_value(turn[0].clone()).expect("a role");
-        Message { role, content: turn[1].as_str().expect("a text").to_string() }
+        Message::new(role, turn[1].as_str().expect("a text"))
     };
     let tokens = |conversation: &Value| {
         let turns: Vec<Message> = conversation.as_array().expect("turns").iter().map(message).collect();

@@ -62,15 +62,7 @@ pub fn group(id: u64, row: &Map<String, Value>, fields: &Fields, checks: &[&str]
         None => Vec::new(),
     };
     let cut = ["finish", "finish_reason"].iter().any(|name| field(name).is_some_and(|why| why == "length"));
-    let completion = Completion {
-        sample: 0,
-        logps: vec![0.0; tokens.len()],
-        sampled_logps: vec![0.0; tokens.len()],
-        weight_versions: vec![0; tokens.len()],
-        tokens,
-        text,
-        finish: if cut { Finish::Length } else { Finish::EndOfTurn },
-    };
+    let completion = Completion::given(0, tokens, text, if cut { Finish::Length } else { Finish::EndOfTurn });
     let prompt = Arc::new(Prompt { id, messages, checks });
     Ok(Group { prompt, prompt_tokens: Vec::new(), completions: vec![completion] })
 }
@@ -144,7 +136,7 @@ fn message(name: &str, index: usize, value: &Value) -> Result<Message, String> {
     let content = value.get("content").unwrap_or(&Value::Null);
     let content = content_text(content)
         .ok_or_else(|| at(format!("the content must be a text, but is {}", kind(content))))?;
-    Ok(Message { role, content })
+    Message::new(role, content).with_fields_of(value).map_err(at)
 }
 
 /// A text, or the texts of a list of parts.
@@ -296,6 +288,6 @@ mod tests {
     #[test]
     fn tokens_and_the_end_are_taken_over() {
         let group = read(json!({"text": "a", "tokens": [1, 2], "finish": "length"})).expect("valid");
-        assert_eq!((group.completions[0].tokens.len(), group.completions[0].finish), (2, Finish::Length));
+        assert_eq!((group.completions[0].tokens().count(), group.completions[0].finish), (2, Finish::Length));
     }
 }

@@ -229,16 +229,9 @@ impl RewardConfig {
 /// A group for tests: a prompt with `checks`, and a completion for each text and ending.
 #[cfg(test)]
 fn group(checks: serde_json::Value, texts: &[(&str, arriero_buffers::Finish)]) -> Group {
-    let completion =
-        |(sample, &(text, finish)): (usize, &(&str, arriero_buffers::Finish))| arriero_buffers::Completion {
-            sample: sample as u32,
-            tokens: vec![1],
-            logps: vec![0.0],
-            sampled_logps: vec![0.0],
-            weight_versions: vec![0],
-            text: text.to_string(),
-            finish,
-        };
+    let completion = |(sample, &(text, finish)): (usize, &(&str, arriero_buffers::Finish))| {
+        arriero_buffers::Completion::given(sample as u32, vec![1], text, finish)
+    };
     let messages = vec![arriero_buffers::Message::user("hi")];
     Group {
         prompt: std::sync::Arc::new(arriero_buffers::Prompt { id: 7, messages, checks }),

@@ -307,15 +307,8 @@ fn a_group_has_scores_with_components_and_details() {
     let Some(_) = judge_with(&config()) else { return };
     let texts =
         ["def f(x): return x", "def f(x): return 1", "no code", "def f(x):\n  while x > 1: pass\n  return x"];
-    let completion = |(sample, text): (usize, &&str)| Completion {
-        sample: sample as u32,
-        tokens: vec![1],
-        logps: vec![0.0],
-        sampled_logps: vec![0.0],
-        weight_versions: vec![0],
-        text: text.to_string(),
-        finish: Finish::EndOfTurn,
-    };
+    let completion =
+        |(sample, text): (usize, &&str)| Completion::given(sample as u32, vec![1], *text, Finish::EndOfTurn);
     let group = Group {
         prompt: Arc::new(prompt("", json!({"test_list": ["assert f(1) == 1", "assert f(2) == 2"]}))),
         prompt_tokens: vec![1],

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arriero_buffers::{Message, Prompt};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
 use arriero_policy::tokenizer::Tokenizer;
@@ -28,7 +28,7 @@ fn said(messages: &[&str]) -> Vec<String> {
     let (model, tokenizer) = load();
     let sampling = SamplingConfig { temperature: 0.0, max_new_tokens: TOKENS, ..SamplingConfig::default() };
     let mut generator =
-        Generator::new(model, 0, tokenizer, GenerationConfig { sampling, samples: 1, batch: 8, seed: 0 });
+        GroupSampler::new(model, 0, tokenizer, GenerationConfig { sampling, samples: 1, batch: 8, seed: 0 });
     for (id, text) in messages.iter().enumerate() {
         let prompt = Prompt { id: id as u64, messages: vec![Message::user(*text)], checks: Value::Null };
         generator.submit(Arc::new(prompt)).expect("it fits");

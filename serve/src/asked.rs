@@ -279,11 +279,12 @@ fn message(index: usize, value: Value) -> Result<Message, Refusal> {
         ("refusal", Neutral::Empty),
         ("tool_calls", Neutral::Empty),
     ])?;
-    if role == Role::Tool {
-        fields.ignore(&[("tool_call_id", Neutral::Label)])?;
-    }
+    let tool_call_id = match role {
+        Role::Tool => fields.take("tool_call_id", "a text")?,
+        _ => None,
+    };
     fields.finish()?;
-    Ok(Message { role, content })
+    Ok(Message { tool_call_id, ..Message::new(role, content) })
 }
 
 fn text_part(name: &str, value: Value) -> Result<String, Refusal> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arriero_buffers::{Completion, Finish, Message, Prompt};
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::sampling::SamplingConfig;
 use client::{TestServer, post, raw};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ const PROMPT: &str = "Name a fruit.";
 fn expected(sampling: SamplingConfig, samples: usize, seed: u64) -> Vec<Completion> {
     let (model, tokenizer) = client::load(&client::fixture());
     let config = GenerationConfig { sampling, samples, batch: samples, seed };
-    let mut generator = Generator::new(model, 0, tokenizer, config);
+    let mut generator = GroupSampler::new(model, 0, tokenizer, config);
     let prompt = Prompt { id: 0, messages: vec![Message::user(PROMPT)], checks: Value::Null };
     generator.submit(Arc::new(prompt)).expect("it fits");
     generator.run().expect("it generates").remove(0).completions
@@ -72,7 +72,7 @@ fn greedy_answers_equal_the_generators() {
     assert_eq!(text(&answer["choices"][0]), wanted.text);
     let finish = if wanted.finish == Finish::Length { "length" } else { "stop" };
     assert_eq!(answer["choices"][0]["finish_reason"], finish);
-    assert_eq!(answer["usage"]["completion_tokens"], wanted.tokens.len());
+    assert_eq!(answer["usage"]["completion_tokens"], wanted.drawn_len());
     assert_eq!((&answer["object"], &answer["model"]), (&json!("chat.completion"), &json!("tiny")));
 
     // The rendered conversation, as a text and as tokens, is the same prompt.
@@ -176,7 +176,7 @@ fn logprobs_are_the_engines() {
     let server = TestServer::start();
     let sampling = SamplingConfig { temperature: 0.7, ..sampled(30) };
     let wanted = expected(sampling, 1, 11).remove(0);
-    let sum: f64 = wanted.logps.iter().map(|&logp| f64::from(logp)).sum();
+    let sum: f64 = wanted.logps().map(f64::from).sum();
     let mut body = chat(json!({
         "seed": 11, "temperature": 0.7, "max_tokens": 30, "logprobs": true, "top_logprobs": 3,
     }));
@@ -188,7 +188,7 @@ fn logprobs_are_the_engines() {
     let pieces = chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
     let streamed: Vec<Value> = pieces.flatten().cloned().collect();
     for tokens in [whole["choices"][0]["logprobs"]["content"].as_array().expect("tokens"), &streamed] {
-        assert_eq!(tokens.len(), wanted.tokens.len());
+        assert_eq!(tokens.len(), wanted.drawn_len());
         let number = |value: &Value| value.as_f64().expect("a number");
         let found: f64 = tokens.iter().map(|token| number(&token["logprob"])).sum();
         assert!((found - sum).abs() < 1e-4, "{found} against {sum}");
@@ -208,7 +208,7 @@ fn logprobs_are_the_engines() {
         let (_, tokenizer) = client::load(&client::fixture());
         assert_eq!(
             String::from_utf8_lossy(&bytes),
-            tokenizer.decode(&wanted.tokens, false).expect("decoded")
+            tokenizer.decode(&wanted.tokens().collect::<Vec<_>>(), false).expect("decoded")
         );
     }
 

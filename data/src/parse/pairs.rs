@@ -88,7 +88,7 @@ fn transcript(name: &str, text: &str) -> Result<Vec<Message>> {
     while let Some((_, start, role)) = turn {
         turn = next(start);
         let end = turn.map_or(text.len(), |(end, ..)| end);
-        messages.push(Message { role, content: text[start..end].trim().to_string() });
+        messages.push(Message::new(role, text[start..end].trim()));
     }
     Ok(messages)
 }
@@ -159,7 +159,7 @@ fn plain(object: &Object<'_>, chosen: &str, rejected: &str) -> Result<Parsed> {
         return Err(object.wrong("edited", "left out where there is no `prompt`", edited));
     }
     let answer = |field: &'static str, text: &str| {
-        let turn = vec![Message { role: Role::Assistant, content: text[end..].to_string() }];
+        let turn = vec![Message::assistant(&text[end..])];
         check_answered(object.name(field), &turn)?;
         Ok(turn)
     };

@@ -140,12 +140,12 @@ fn learnt_texts(row: &Row) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use arriero_buffers::{Message, Role};
+    use arriero_buffers::Message;
 
     use super::*;
 
     fn says(text: &str) -> Vec<Message> {
-        vec![Message { role: Role::Assistant, content: text.to_string() }]
+        vec![Message::assistant(text)]
     }
 
     fn answer(text: &str) -> Row {

@@ -13,9 +13,8 @@ use super::formats::{Item, item};
 use super::{Context, Fields, Reply, Suite, Task};
 use crate::asking::{Asking, Question};
 use crate::config::Kind;
-use crate::parts::{given, number, scores};
-use arriero_results::{Figure, Form};
-use arriero_results::{Outcome, Sample};
+use crate::parts::{self, number, scores};
+use arriero_results::{Figure, Form, Outcome, Sample};
 
 /// Questions that were asked and not judged yet.
 struct Asked {
@@ -40,15 +39,13 @@ impl Choice {
     fn question(&self, item: &Item) -> Question {
         if self.asking.chat {
             let mut messages: Vec<Message> = Vec::new();
-            messages.extend(
-                self.asking.system.iter().map(|text| Message { role: Role::System, content: text.clone() }),
-            );
+            messages.extend(self.asking.system.iter().map(|text| Message::new(Role::System, text.as_str())));
             let mut preface = item.preface.as_str();
             for example in &self.examples {
                 messages.push(Message::user(format!("{preface}{}", example.question)));
                 preface = "";
                 let content = example.choices[example.right].clone();
-                messages.push(Message { role: Role::Assistant, content });
+                messages.push(Message::assistant(content));
             }
             messages.push(Message::user(format!("{preface}{}", item.question)));
             return Question::Chat(messages);
@@ -126,7 +123,8 @@ impl Suite for Choice {
             ("chosen_by_length".to_string(), json!(chosen_by_length)),
             ("subject".to_string(), json!(item.subject)),
         ]);
-        let completion = given(item.choices[chosen].clone(), tokens, logps[chosen].clone());
+        let completion = parts::chosen(item.choices[chosen].clone(), tokens, logps[chosen].clone())
+            .map_err(|error| error.to_string())?;
         let samples = vec![Sample { completion, scores: scores.clone(), details }];
         Ok(Outcome { place: String::new(), id, prompt: shown, scores, samples })
     }

@@ -112,7 +112,7 @@ impl Suite for Perplexity {
             ("bytes", text.len() as f64),
         ]);
         // The tokens are the text's, and a text may be long: they are not written down again.
-        let completion = given(text, Vec::new(), Vec::new());
+        let completion = given(text);
         let samples = vec![Sample { completion, scores: scores.clone(), details: Map::new() }];
         Ok(Outcome { place: String::new(), id, prompt: String::new(), scores, samples })
     }

@@ -75,7 +75,7 @@ impl Suite for Preference {
         ]);
         let samples = [(chosen_text, chosen), (rejected_text, rejected)].into_iter().zip(0..).map(
             |((text, score), sample)| Sample {
-                completion: arriero_buffers::Completion { sample, ..given(text, Vec::new(), Vec::new()) },
+                completion: arriero_buffers::Completion { sample, ..given(text) },
                 scores: scores([("score", score)]),
                 details: Map::new(),
             },

@@ -84,7 +84,7 @@ impl Rewarded {
             return self.asking.question(messages);
         }
         if self.asking.chat {
-            let turn = |role, text: &String| Message { role, content: text.clone() };
+            let turn = |role, text: &String| Message::new(role, text.as_str());
             let shown = self
                 .examples
                 .iter()
@@ -205,7 +205,7 @@ pub(crate) fn outcome(id: u64, group: &Group, samples: Vec<Sample>) -> Outcome {
     let mut add = |name: &str, value: f64| *scores.entry(name.to_string()).or_default() += value / count;
     for sample in &samples {
         sample.scores.iter().for_each(|(name, value)| add(name, *value));
-        add("tokens", sample.completion.tokens.len() as f64);
+        add("tokens", sample.completion.drawn_len() as f64);
         add("truncated", number(sample.completion.finish == Finish::Length));
     }
     let contents: Vec<&str> = group.prompt.messages.iter().map(|message| message.content.as_str()).collect();
@@ -226,7 +226,6 @@ mod tests {
     use arriero_buffers::Completion;
 
     use super::*;
-    use crate::parts::given;
 
     /// Two problems in HumanEval's format.
     fn problems() -> [Fields; 2] {
@@ -271,9 +270,8 @@ mod tests {
             let Task::Answer { question, checks } = task else { panic!("it is to be answered") };
             assert!(question.shown().contains(problem["prompt"].as_str().expect("a text")));
             let prompt = Prompt { id: id as u64, messages: question.messages(), checks };
-            let completions = answers.iter().enumerate().map(|(sample, (text, _))| Completion {
-                sample: sample as u32,
-                ..given(text.clone(), vec![1, 2], Vec::new())
+            let completions = answers.iter().enumerate().map(|(sample, (text, _))| {
+                Completion::given(sample as u32, vec![1, 2], text.as_str(), Finish::EndOfTurn)
             });
             let group = Group {
                 prompt: Arc::new(prompt),

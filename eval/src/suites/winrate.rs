@@ -153,7 +153,7 @@ impl Suite for Winrate {
         if let Some(written) = &self.written {
             let answer = written.get(&key(&messages));
             let answer = answer.ok_or_else(|| format!("{} has no answer to this prompt", self.against))?;
-            self.theirs.insert(id, given(answer.clone(), Vec::new(), Vec::new()));
+            self.theirs.insert(id, given(answer.clone()));
         }
         let question = self.asking.question(&messages)?;
         let prompt = arriero_buffers::Prompt { id, messages, checks };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arriero_buffers::{Message, Prompt};
 use arriero_policy::checkpoint::Checkpoint;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
 use arriero_policy::snapshot::Snapshot;
@@ -38,9 +38,9 @@ fn generator(
     batch: usize,
     tokens: usize,
     seed: u64,
-) -> Generator {
+) -> GroupSampler {
     let sampling = SamplingConfig { max_new_tokens: tokens, ..SamplingConfig::default() };
-    Generator::new(model, 0, tokenizer.clone(), GenerationConfig { sampling, samples, batch, seed })
+    GroupSampler::new(model, 0, tokenizer.clone(), GenerationConfig { sampling, samples, batch, seed })
 }
 
 /// Groups of samples until all of them have come to their end.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arriero_buffers::{Selection, SelectionConfig, Tree, select};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::{Compute, DtypeSpec};
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::objective::Algorithm;
 use arriero_policy::sampling::SamplingConfig;
 use arriero_policy::scoring::score_reference;
@@ -98,7 +98,7 @@ fn on_policy(given: &Given, compute: Compute) -> Result<StepReport> {
         batch: PROMPTS * SAMPLES,
         seed: 0,
     };
-    let mut generator = Generator::new(model, 0, checkpoint.tokenizer.clone(), generation);
+    let mut generator = GroupSampler::new(model, 0, checkpoint.tokenizer.clone(), generation);
     for prompt in prompts.iter().take(PROMPTS) {
         generator.submit(Arc::clone(prompt))?;
     }

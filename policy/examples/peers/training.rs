@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arriero_buffers::{Group, Message, Score, ScoredGroup, Selection, SelectionConfig, Tree, select};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
-use arriero_policy::generate::{GenerationConfig, Generator};
+use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::objective::Algorithm;
 use arriero_policy::optim::TrainingConfig;
@@ -105,7 +105,7 @@ pub fn grpo(given: &Given, algorithm: &str) -> Result<Figures> {
                 seed: step as u64,
             };
             let tokenizer = checkpoint.tokenizer.clone();
-            let mut generator = Generator::new(newest.model()?, newest.version(), tokenizer, generation);
+            let mut generator = GroupSampler::new(newest.model()?, newest.version(), tokenizer, generation);
             for prompt in prompts.iter().cycle().skip(step * PROMPTS).take(PROMPTS) {
                 generator.submit(Arc::clone(prompt))?;
             }

@@ -94,5 +94,5 @@ impl Mixture {
 
 /// The token that the next one follows.
 pub(super) fn last_token(completion: &Completion) -> i64 {
-    completion.tokens.last().map_or(0, |&token| i64::from(token))
+    completion.last_token().map_or(0, i64::from)
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::{AdamWStep, AttentionShape, DrawnToken, WantedToken};
+use super::{AdamWStep, AttentionShape, DrawOutcome, WantedToken};
 
 /// A tensor, or null where there may be none.
 pub(super) type Raw = *const c_void;
@@ -100,7 +100,7 @@ unsafe extern "C" {
         logits: Raw,
         wanted: *const WantedToken,
         rows: i64,
-        drawn: *mut DrawnToken,
+        drawn: *mut DrawOutcome,
     ) -> *mut c_char;
     pub(super) fn arriero_page_attention(
         qkv: Raw,

@@ -28,7 +28,7 @@ impl Overlong {
         if buffer <= 0.0 {
             return reward;
         }
-        let excess = branch.tokens.len() as f64 - (self.limit as f64 - buffer);
+        let excess = branch.loss_tokens() as f64 - (self.limit as f64 - buffer);
         reward - self.penalty * (excess / buffer).clamp(0.0, 1.0)
     }
 
@@ -82,5 +82,15 @@ mod tests {
             assert!((overlong.reward(&branch) - expected).abs() < 1e-12, "{length}");
             assert_eq!(Overlong::NONE.reward(&branch), 0.5);
         }
+    }
+
+    /// What was inserted into the answer does not make it longer.
+    #[test]
+    fn only_what_the_policy_drew_is_punished_for_its_length() {
+        let overlong = Overlong { buffer: 0.5, penalty: 1.0, limit: 8 };
+        let is_context = (0..10).map(|index| (2..6).contains(&index)).collect();
+        let branch = Branch { tokens: vec![0; 10], is_context, reward: 1.0, ..Branch::default() };
+        // Six of ten are drawn: half the way through the buffer of four.
+        assert!((overlong.reward(&branch) - 0.5).abs() < 1e-12);
     }
 }

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 
-use arriero_buffers::{SelectionRule, Strength, Tree};
+use arriero_buffers::{Branch, SelectionRule, Strength, Tree};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -146,12 +146,8 @@ impl RewardModel {
     /// The score of each response, f64 `[responses]`: what the head says at its last token.
     fn scores(statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Option<Tensor> {
         let values = statistics.values.as_ref()?;
-        let mut end = 0;
-        let last = |branch: &arriero_buffers::Branch| {
-            end += branch.loss_tokens() as i64;
-            end - 1
-        };
-        let last: Vec<i64> = batch.responses().map(last).collect();
+        let ranges = Branch::loss_token_ranges(batch.responses());
+        let last: Vec<i64> = ranges.map(|range| range.end as i64 - 1).collect();
         let last = Tensor::from_slice(&last).to_device(values.device());
         Some(values.index_select(0, &last).to_kind(Kind::Double))
     }
@@ -284,8 +280,6 @@ impl Objective for RewardModel {
 
 #[cfg(test)]
 mod tests {
-    use arriero_buffers::Branch;
-
     use super::*;
 
     fn tree(strength: Option<Strength>, margin: Option<f32>, responses: &[&[u32]]) -> Tree {

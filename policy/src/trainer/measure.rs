@@ -61,17 +61,16 @@ impl Trainer {
             });
             Ok((logps, values))
         })?;
-        let split = |mut rest: Vec<f32>, put: fn(&mut Branch, Vec<f32>), branches: &mut [Branch]| {
-            for branch in branches {
-                let others = rest.split_off(branch.loss_tokens());
-                put(branch, std::mem::replace(&mut rest, others));
-            }
+        let keep = |flat: &[f32], put: fn(&mut Branch, Vec<f32>), branches: &mut [Branch]| {
+            let pieces: Vec<Vec<f32>> =
+                Branch::split_by_loss_tokens(&*branches, flat).map(<[f32]>::to_vec).collect();
+            branches.iter_mut().zip(pieces).for_each(|(branch, piece)| put(branch, piece));
         };
         if let Some(logps) = logps {
-            split(logps, |branch, logps| branch.old_logps = logps, &mut tree.branches);
+            keep(&logps, |branch, logps| branch.old_logps = logps, &mut tree.branches);
         }
         if let Some(values) = values {
-            split(values, |branch, values| branch.old_values = values, &mut tree.branches);
+            keep(&values, |branch, values| branch.old_values = values, &mut tree.branches);
         }
         Ok(())
     }

@@ -87,10 +87,11 @@ impl Trainer {
             for piece in micro_batches(&views, budget) {
                 let policy = response_logps(&self.model, piece)?;
                 let frozen = response_logps(&reference.model, piece)?;
-                let mut rest = policy.iter().zip(&frozen).map(|(ours, theirs)| f64::from(ours - theirs));
-                for branch in piece.iter().flat_map(|tree| &tree.branches) {
-                    ratios.push(rest.by_ref().take(branch.loss_tokens()).sum::<f64>() as f32);
-                }
+                let ratio_terms: Vec<f64> =
+                    policy.iter().zip(&frozen).map(|(ours, theirs)| f64::from(ours - theirs)).collect();
+                let branches = piece.iter().flat_map(|tree| &tree.branches);
+                let sums = Branch::split_by_loss_tokens(branches, &ratio_terms);
+                ratios.extend(sums.map(|terms| terms.iter().copied().sum::<f64>() as f32));
             }
             for (branch, ratio) in trees.iter_mut().flat_map(|tree| &mut tree.branches).zip(ratios) {
                 branch.mismatched_ratio = Some(ratio);

@@ -297,8 +297,8 @@ mod tests {
             ],
         }));
         let mut group = group(json!({}), &[("4", Finish::EndOfTurn); 3]);
-        group.completions[1].tokens = Vec::new();
-        group.completions[2].tokens = vec![1, 1];
+        group.completions[1].segments.clear();
+        group.completions[2].segments[0].tokens = vec![1, 1];
         let found = config.build().expect("valid").score_groups(&[&group]).remove(0);
         assert!(matches!(found[1], Err(RewardError::Completion { sample: 1, .. })), "{found:?}");
         let reward = |index: usize| found[index].as_ref().expect("a score").reward;

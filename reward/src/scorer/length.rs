@@ -113,7 +113,7 @@ impl ScorerConfig for SoftOverlongConfig {
 
 #[cfg(test)]
 mod tests {
-    use arriero_buffers::Finish;
+    use arriero_buffers::{Finish, Role, Segment};
     use serde_json::Value;
 
     use super::super::group;
@@ -148,9 +148,22 @@ mod tests {
         let mut group = group(Value::Null, &[("a b", Finish::EndOfTurn)]);
         let config = LengthConfig { unit: LengthUnit::Tokens, min: 1, max: Some(1), slope: 0 };
         assert_eq!(config.scorer().expect("valid").score(&group).expect("one token")[0].reward, 1.0);
-        group.completions[0].tokens.clear();
+        group.completions[0].segments.clear();
         let error = config.scorer().expect("valid").score(&group).expect_err("no tokens").to_string();
         assert!(error.contains("prompt 7, sample 0") && error.contains("\"words\""), "{error}");
+    }
+
+    /// What a tool said between two turns is not the policy's.
+    #[test]
+    fn only_tokens_that_the_policy_drew_are_counted() {
+        let mut group = group(Value::Null, &[("a b c", Finish::EndOfTurn)]);
+        let completion = &mut group.completions[0];
+        completion.segments.clear();
+        completion.push(5, -1.0, -1.0, 0);
+        completion.segments.push(Segment::inserted(Role::Tool, vec![6; 40]));
+        completion.push(7, -1.0, -1.0, 0);
+        let config = LengthConfig { unit: LengthUnit::Tokens, min: 2, max: Some(2), slope: 0 };
+        assert_eq!(config.scorer().expect("valid").score(&group).expect("two tokens")[0].reward, 1.0);
     }
 
     #[test]

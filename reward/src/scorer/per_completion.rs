@@ -49,7 +49,7 @@ pub(super) fn number(holds: bool) -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LengthUnit {
-    /// The policy's tokens, its end-of-turn token included.
+    /// The policy's tokens, its end-of-turn tokens included.
     Tokens,
     /// Pieces between white space.
     Words,
@@ -64,17 +64,25 @@ impl LengthUnit {
     /// If it has text but no tokens, as rows of a file may, and tokens are to be counted.
     pub(super) fn measure(self, prompt: &Prompt, completion: &Completion) -> Result<usize, RewardError> {
         match self {
-            LengthUnit::Tokens if completion.tokens.is_empty() && !completion.text.is_empty() => {
-                Err(RewardError::Completion {
+            LengthUnit::Tokens => match policy_tokens(completion) {
+                0 if !completion.text.is_empty() => Err(RewardError::Completion {
                     prompt: prompt.id,
                     sample: completion.sample,
                     cause: "it has no `tokens` to count; give their ids, or set unit to \"words\" or \"characters\""
                         .to_string(),
-                })
-            }
-            LengthUnit::Tokens => Ok(completion.tokens.len()),
+                }),
+                count => Ok(count),
+            },
             LengthUnit::Words => Ok(completion.text.split_whitespace().count()),
             LengthUnit::Characters => Ok(completion.text.chars().count()),
         }
+    }
+}
+
+/// How many tokens the policy drew. A row of a file does not say who drew its tokens: there all of them count.
+fn policy_tokens(completion: &Completion) -> usize {
+    match completion.drawn_segments().next() {
+        Some(_) => completion.drawn_len(),
+        None => completion.tokens().count(),
     }
 }

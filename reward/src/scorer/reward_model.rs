@@ -112,7 +112,7 @@ impl RewardModelScorer {
         };
         let tokens: Vec<u32> = match &self.reads {
             Reads::Text => {
-                let answer = Message { role: Role::Assistant, content: completion.text.clone() };
+                let answer = Message::assistant(completion.text.as_str());
                 let (prompt, marked) = written::completions(
                     &self.tokenizer,
                     &group.prompt.messages,
@@ -123,7 +123,8 @@ impl RewardModelScorer {
                 prompt.into_iter().chain(marked.into_iter().flat_map(|marked| marked.tokens)).collect()
             }
             Reads::Tokens { closing } => {
-                let mut tokens = [&group.prompt_tokens[..], &completion.tokens].concat();
+                let mut tokens: Vec<u32> =
+                    group.prompt_tokens.iter().copied().chain(completion.tokens()).collect();
                 close_tokens(&mut tokens, closing, self.tokenizer.eos_ids());
                 tokens
             }
@@ -201,19 +202,12 @@ mod tests {
         let group = |conversation: &Value| {
             let message = |turn: &Value| {
                 let role = serde_json::from_value(turn[0].clone()).expect("a role");
-                Message { role, content: turn[1].as_str().expect("a text").to_string() }
+                Message::new(role, turn[1].as_str().expect("a text"))
             };
             let mut messages: Vec<Message> =
                 conversation.as_array().expect("turns").iter().map(message).collect();
-            let completion = Completion {
-                sample: 0,
-                tokens: Vec::new(),
-                logps: Vec::new(),
-                sampled_logps: Vec::new(),
-                weight_versions: Vec::new(),
-                text: messages.pop().expect("an answer").content,
-                finish: Finish::EndOfTurn,
-            };
+            let answer = messages.pop().expect("an answer").content;
+            let completion = Completion::given(0, Vec::new(), answer, Finish::EndOfTurn);
             let prompt = Arc::new(Prompt { id: 7, messages, checks: Value::Null });
             Group { prompt, prompt_tokens: Vec::new(), completions: vec![completion] }
         };
@@ -254,9 +248,9 @@ mod tests {
                 let mut group = group.clone();
                 group.prompt_tokens = tokenizer.prompt_tokens(&group.prompt.messages).expect("tokens");
                 let completion = &mut group.completions[0];
-                completion.tokens = tokenizer.encode(&completion.text).expect("tokens");
-                completion.tokens.extend(ending);
-                completion.text = "not looked at".to_string();
+                let mut tokens = tokenizer.encode(&completion.text).expect("tokens");
+                tokens.extend(ending);
+                *completion = Completion::given(0, tokens, "not looked at", Finish::EndOfTurn);
                 group
             };
             let groups: Vec<Group> = groups.iter().map(sampled).collect();

@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(fill("{prompt}|{a}|{b}|{c}|{}|{a", &values), "p {a}|{b} {|x|{c}|{}|{a");
         assert_eq!(fill("{\"a\": {a}}", &values), "{\"a\": {b} {}");
         assert_eq!(fill("{completion}", &values), "{completion}");
-        let messages = [Message { role: Role::System, content: "be brief".into() }, Message::user("hi")];
+        let messages = [Message::new(Role::System, "be brief"), Message::user("hi")];
         assert_eq!(conversation(&messages), "System: be brief\n\nUser: hi");
         assert_eq!(conversation(&messages[1..]), "hi");
     }

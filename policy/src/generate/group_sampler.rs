@@ -11,7 +11,7 @@ use crate::model::Model;
 use crate::sampling::SamplingConfig;
 use crate::tokenizer::Tokenizer;
 
-/// Options of a generator.
+/// Options of a [`GroupSampler`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationConfig {
     /// How tokens are drawn.
@@ -26,7 +26,7 @@ pub struct GenerationConfig {
 
 /// An engine that completes prompts, all with the same options.
 #[derive(Debug)]
-pub struct Generator {
+pub struct GroupSampler {
     engine: Engine,
     tokenizer: Tokenizer,
     config: GenerationConfig,
@@ -36,13 +36,13 @@ pub struct Generator {
     mixed: usize,
 }
 
-impl Generator {
-    /// A generator of weights `version`.
+impl GroupSampler {
+    /// A sampler of weights `version`.
     pub fn new(model: Model, version: u32, tokenizer: Tokenizer, config: GenerationConfig) -> Self {
         // A greedy sample more has its place.
         let batch = config.batch.max(config.samples.saturating_add(1));
         let engine = Engine::new(model, version, tokenizer.clone(), batch);
-        Generator { engine, tokenizer, config, prompts: HashMap::new(), greedy_last: false, mixed: 0 }
+        GroupSampler { engine, tokenizer, config, prompts: HashMap::new(), greedy_last: false, mixed: 0 }
     }
 
     /// Decodes one completion more of each prompt, the last one, greedily: ReMax's baseline.
@@ -129,7 +129,7 @@ impl Generator {
     /// Works until idle; the groups in the order of their prompts' submission.
     ///
     /// # Errors
-    /// As [`Generator::step`].
+    /// As [`GroupSampler::step`].
     pub fn run(&mut self) -> Result<Vec<Group>> {
         let mut answers = Vec::new();
         while !self.is_idle() {
