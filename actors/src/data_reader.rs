@@ -13,7 +13,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 use crate::conductor::ConductorMessage;
 use crate::experiment::DataPlan;
 use crate::faults::Role;
-use crate::lessons::{Lesson, Tokenisation, Unfit, rate};
+use crate::lessons::{Tokenisation, Unfit, example_of, rate};
 use crate::wiring::Wiring;
 
 /// Rows of one handler call.
@@ -191,10 +191,10 @@ impl DataReaderState {
             };
             let entry = row.map_err(|error| error.to_string())?;
             stream.position += 1;
-            let fitted = match Lesson::of(job.rule, &entry) {
+            let fitted = match example_of(job.rule, &entry.row) {
                 None => Err(Unfit::from(OTHER_TYPE)),
-                Some(lesson) => tokenisation
-                    .tree(stream.id(&entry), &lesson)
+                Some(example) => tokenisation
+                    .tree(stream.id(&entry), &entry, &example)
                     .map_err(|error| format!("{}: {error}", entry.place()))?,
             };
             let fitted = fitted.and_then(|mut tree| {

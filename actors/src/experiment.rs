@@ -35,7 +35,7 @@ use document::{Document, Section};
 use stages::Surroundings;
 
 pub use average::{AverageSource, AverageStage};
-pub use data::{DataPlan, LessonConfig, TooLong, read_data};
+pub use data::{DataPlan, ExampleConfig, TooLong, read_data};
 pub use document::{ExperimentError, nearest};
 pub use preparation::{PreparationPlan, read_preparation};
 pub use prompts::{PromptData, PromptFiles, PromptSet, PromptSource, Prompts, Split, read_prompts};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arriero_buffers::{
     BufferError, Completion, Finish, ScoredGroup, Selection, SelectionConfig, SelectionRule, select,
 };
-use arriero_policy::objective::Algorithm;
+use arriero_policy::objective::{Algorithm, Statistics};
 use arriero_policy::reward_model;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -84,11 +84,12 @@ fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
     let scored: Arc<ScoredGroup> = lease.item;
     let mut selection = select(&scored, job.rule, &job.bounds, |token| wiring.tokenizer.is_special(token));
     if let Selection::Accepted(tree) = &mut selection {
-        if job.rule == SelectionRule::Ranking {
+        let objective = job.algorithm.objective();
+        if objective.needs().statistics == Statistics::Scores {
             // A reward model reads whole conversations.
             reward_model::close(tree, &wiring.tokenizer)?;
         }
-        if let Some(reason) = job.algorithm.objective().refuses(tree) {
+        if let Some(reason) = objective.refuses(tree) {
             selection = Selection::Dropped(reason);
         }
     }

@@ -69,7 +69,7 @@ pub enum RunError {
     Suite(#[from] EvalError),
     /// A stage cannot learn from its dataset.
     #[error("{0}")]
-    Lesson(String),
+    TrainingData(String),
     /// A prompt cannot be used.
     #[error("{place}: {cause}")]
     Prompt {
@@ -119,7 +119,7 @@ impl RunError {
                 | RunError::Reward(_)
                 | RunError::Data(_)
                 | RunError::Suite(_)
-                | RunError::Lesson(_)
+                | RunError::TrainingData(_)
                 | RunError::Prompt { .. }
                 | RunError::FewPrompts { .. }
                 | RunError::Store(_)
