@@ -8,11 +8,11 @@ use std::process::Output;
 
 use support::{arriero, refusal};
 
-/// The diff of docs/adding-an-algorithm.md still fits: a file, a line where it says, an experiment, and nothing else.
-#[test]
-fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
+/// The files that the diff of a page changes, with how many lines each gains. The diff still fits: new files are not there
+/// yet, lines are added where it says, and nothing is taken away.
+fn additions(page: &str) -> Vec<(String, usize)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("docs/adding-an-algorithm.md")).expect("the page");
+    let page = fs::read_to_string(root.join(page)).expect("the page");
     let diff = page.split("```diff\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a diff");
     let mut changed = Vec::new();
     for part in diff.split("diff --git ").skip(1) {
@@ -29,11 +29,25 @@ fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
             let kept: Vec<&str> = lines.filter_map(|line| line.strip_prefix(' ')).collect();
             assert!(text.contains(&kept.join("\n")), "{target} has changed around the line to add: {kept:?}");
         }
-        changed.push((target, added));
+        changed.push((target.to_string(), added));
     }
-    let files: Vec<&str> = changed.iter().map(|(target, _)| *target).collect();
+    changed
+}
+
+#[test]
+fn the_documented_algorithm_is_one_file_one_line_and_one_experiment() {
+    let changed = additions("docs/adding-an-algorithm.md");
+    let files: Vec<&str> = changed.iter().map(|(target, _)| &target[..]).collect();
     assert_eq!(files, ["experiments/rrhf.toml", "policy/src/objective.rs", "policy/src/objective/rrhf.rs"]);
     assert_eq!(changed[1].1, 1, "one line registers it");
+}
+
+#[test]
+fn the_documented_selection_rule_is_one_file_and_one_line() {
+    let changed = additions("docs/adding-a-selection-rule.md");
+    let files: Vec<&str> = changed.iter().map(|(target, _)| &target[..]).collect();
+    assert_eq!(files, ["buffers/src/selection.rs", "buffers/src/selection/max_variance.rs"]);
+    assert_eq!(changed[0].1, 1, "one line registers it");
 }
 
 /// What a heading of a page is linked by.

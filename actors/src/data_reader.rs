@@ -12,7 +12,7 @@ use crate::job::ReadingJob;
 use crate::report::{News, Portion};
 use crate::role::ActorRole;
 use arriero_experiment::DataPlan;
-use arriero_experiment::lessons::{Lesson, Tokenisation, Unfit, rate};
+use arriero_experiment::examples::{Tokenisation, Unfit, example_of, rate};
 
 /// Rows of one handler call.
 const ROWS: usize = 64;
@@ -148,10 +148,10 @@ impl DataReaderState {
             };
             let entry = row.map_err(|error| error.to_string())?;
             stream.position += 1;
-            let fitted = match Lesson::of(job.rule, &entry) {
+            let fitted = match example_of(job.rule, &entry.row) {
                 None => Err(Unfit::from(OTHER_TYPE)),
-                Some(lesson) => tokenisation
-                    .tree(stream.id(&entry), &lesson)
+                Some(example) => tokenisation
+                    .tree(stream.id(&entry), &entry, &example)
                     .map_err(|error| format!("{}: {error}", entry.place()))?,
             };
             let fitted = fitted.and_then(|mut tree| {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arriero_buffers::{BufferError, Completion, Finish, ScoredGroup, Selection, SelectionRule, select};
+use arriero_policy::objective::Statistics;
 use arriero_policy::reward_model;
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
@@ -65,11 +66,12 @@ fn work(context: &Context) -> Result<(), ActorProcessingErr> {
     let mut selection = select(&scored, job.rule, &job.bounds, |token| context.tokenizer.is_special(token));
     if let Selection::Accepted(tree) = &mut selection {
         tree.address = job.address.clone();
-        if job.rule == SelectionRule::Ranking {
+        let objective = job.algorithm.objective();
+        if objective.needs().statistics == Statistics::Scores {
             // A reward model reads whole conversations.
             reward_model::close(tree, &context.tokenizer)?;
         }
-        if let Some(reason) = job.algorithm.objective().refuses(tree) {
+        if let Some(reason) = objective.refuses(tree) {
             selection = Selection::Dropped(reason);
         }
     }
@@ -146,7 +148,7 @@ mod tests {
         let prompt = Prompt { id: 0, messages: Vec::new(), checks: serde_json::Value::Null };
         let group = Group { prompt: Arc::new(prompt), prompt_tokens: vec![1], completions: vec![completion] };
         let scored = ScoredGroup { group, scores: vec![Score { reward: 1.0, components: BTreeMap::new() }] };
-        let found = figures(&scored, SelectionRule::BestOfN);
+        let found = figures(&scored, arriero_buffers::selection::BestOfN.into());
         assert_eq!((found.lengths, found.terminated), (vec![3], vec![3]));
     }
 }

@@ -6,7 +6,8 @@
 //! - [`prompt`]: what the policy is asked ([`Prompt`], a list of typed [`Message`]s);
 //! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s, whose [`Segment`]s are turns with the provenance of
 //!   every token that the policy drew, the [`ScoredGroup`] that a scorer makes of it;
-//! - [`selection`]: the rejection sampler's rules, from a scored group to a training [`Tree`];
+//! - [`selection`]: the rejection sampler's rules, one file each, from a scored group to a training [`Tree`];
+//! - [`example`]: what a rule is shown of a dataset's row, and what it learns from it;
 //! - [`tree`]: a prompt with its responses as the learner sees them;
 //! - [`buffer`]: the bounded, ordered store of trees from which the learner draws minibatches;
 //! - [`queue`]: the bounded queues between the actors, with leases and exact accounting;
@@ -16,6 +17,7 @@
 
 pub mod address;
 pub mod buffer;
+pub mod example;
 pub mod experience;
 pub mod prompt;
 pub mod queue;
@@ -25,6 +27,7 @@ pub mod tree;
 
 pub use address::Address;
 pub use buffer::{BufferError, ExperienceBuffer};
+pub use example::{RowContent, TrainingExample};
 pub use experience::{Completion, Drawn, Finish, Group, Score, ScoredGroup, Segment, UnevenSegment};
 pub use prompt::{Message, Prompt, Role, ToolCall};
 

@@ -103,7 +103,7 @@ fn inspect(plan: &DataPlan, tokenizer: &Tokenizer, samples: usize) -> Result<Ins
         multi_turn: 0,
         tokens: BTreeMap::new(),
         loss: BTreeMap::new(),
-        max_length: plan.lessons.max_length,
+        max_length: plan.examples.max_length,
         over_max_length: 0,
         without_loss: 0,
         refused: 0,

@@ -22,13 +22,13 @@ pub struct DataPlan {
     /// Which rows.
     pub rows: DataConfig,
     /// What is made of them.
-    pub lessons: LessonConfig,
+    pub examples: ExampleConfig,
 }
 
 /// What is made of rows: keys of `[data]` beside those of [`DataConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LessonConfig {
+pub struct ExampleConfig {
     /// The most tokens of a prompt with its response; the model's context, where that is less. Default 1024
     /// (TRL's). A row whose prompt leaves no room is dropped.
     pub max_length: usize,
@@ -49,21 +49,21 @@ pub enum TooLong {
     Drop,
 }
 
-impl Default for LessonConfig {
+impl Default for ExampleConfig {
     fn default() -> Self {
-        LessonConfig { max_length: 1024, too_long: TooLong::Truncate, portion: 4096 }
+        ExampleConfig { max_length: 1024, too_long: TooLong::Truncate, portion: 4096 }
     }
 }
 
 impl DataPlan {
     /// Rows at a time for steps on `batch_size` of them: only the last batch of all is a smaller one.
     pub fn portion(&self, batch_size: usize) -> usize {
-        (self.lessons.portion / batch_size).max(1) * batch_size
+        (self.examples.portion / batch_size).max(1) * batch_size
     }
 
     pub(crate) fn to_table(&self) -> Result<Table, toml::ser::Error> {
         let mut table = Table::try_from(&self.rows)?;
-        table.extend(Table::try_from(self.lessons)?);
+        table.extend(Table::try_from(self.examples)?);
         Ok(table)
     }
 }
@@ -81,12 +81,14 @@ pub fn read_data(path: Option<&Path>, set: &[String]) -> Result<DataPlan, Experi
 /// Reads a `data` section.
 pub(crate) fn data(mut section: Section<'_>) -> Result<DataPlan, ExperimentError> {
     let rows: DataConfig = section.read(&DataConfig::default())?;
-    let lessons: LessonConfig = section.read(&LessonConfig::default())?;
+    let examples: ExampleConfig = section.read(&ExampleConfig::default())?;
     section.check(rows.validate())?;
-    section
-        .counts(&[("max_length", lessons.max_length, usize::MAX), ("portion", lessons.portion, MOST_ROWS)])?;
+    section.counts(&[
+        ("max_length", examples.max_length, usize::MAX),
+        ("portion", examples.portion, MOST_ROWS),
+    ])?;
     section.finish()?;
-    Ok(DataPlan { rows, lessons })
+    Ok(DataPlan { rows, examples })
 }
 
 /// What a stage learns from: its own `data`, or `shared`, the file's; `None` where it samples.

@@ -74,7 +74,7 @@ pub enum PreflightError {
     Store(#[from] StoreError),
     /// A stage cannot learn from its dataset.
     #[error("{0}")]
-    Lesson(String),
+    TrainingData(String),
     /// A prompt cannot be used.
     #[error("{place}: {cause}")]
     Prompt {

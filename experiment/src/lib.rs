@@ -9,7 +9,7 @@
 //!   `selection`, `evaluation`; `stages` and `averages` read the arms;
 //! - [`plan`], with [`arm`] and [`average`]: the result, in which nothing is left open; `resolve` writes it out as TOML;
 //! - [`preflight`]: what else can be wrong, found before weights are read: the model's headers, devices, prompts that do
-//!   not fit, rows that an algorithm has no use for; [`lessons`]: rows as what an algorithm learns from;
+//!   not fit, rows that an algorithm has no use for; [`examples`]: rows as what an algorithm learns from;
 //! - [`preparation`]: the file of `arriero data prepare`.
 //!
 //! No actors, and no tensors but what reading headers and tokenisers needs.
@@ -22,8 +22,8 @@ pub mod devices;
 mod document;
 pub mod error;
 pub mod evaluation;
+pub mod examples;
 pub mod generator;
-pub mod lessons;
 mod load;
 pub mod mode;
 pub mod model;
@@ -39,7 +39,7 @@ pub mod unscored;
 
 pub use arm::{Arm, ArmStage, ExperienceOf, ReferenceWeights, ScoredBy, Stage, StartFrom};
 pub use average::{AverageSource, AverageStage};
-pub use data::{DataPlan, LessonConfig, TooLong, read_data};
+pub use data::{DataPlan, ExampleConfig, TooLong, read_data};
 pub use devices::{Computes, DevicePlan};
 pub use document::nearest;
 pub use error::{ExperimentError, PreflightError};

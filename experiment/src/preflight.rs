@@ -19,7 +19,7 @@ use crate::arm::{Arm, Stage};
 use crate::data::DataPlan;
 use crate::devices::Computes;
 use crate::error::PreflightError;
-use crate::lessons;
+use crate::examples;
 use crate::plan::Plan;
 use crate::prompts::{PromptSet, Split};
 
@@ -92,7 +92,7 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, PreflightE
             };
             let count = match known.iter().find(is_same) {
                 Some(&(_, _, count)) => count,
-                None => lessons::check(stage, data, plan.seed)?,
+                None => examples::check(stage, data, plan.seed)?,
             };
             known.push((data, stage, count));
             rows.insert((arm_number, number), count);

@@ -229,12 +229,10 @@ fn check_rule(
     }
     let (samples, least) = (generator.samples, rule.least_samples());
     if !has_data && samples < least {
-        let wants = match rule {
-            SelectionRule::BestAgainstWorst | SelectionRule::Ranking => "learns from pairs",
-            _ => "compares the samples of a group",
-        };
-        let message =
-            format!("\"{kind}\" {wants}, but generator.samples is {samples}; set it to {least} or more");
+        let message = format!(
+            "\"{kind}\" {}, but generator.samples is {samples}; set it to {least} or more",
+            rule.wants_several()
+        );
         return Err(section.fail("kind", &message));
     }
     Ok(())

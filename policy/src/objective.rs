@@ -59,10 +59,7 @@ pub trait AlgorithmConfig {
     /// True if it learns from fresh samples of the policy that it trains, a few steps a round: its optimiser then goes on
     /// from round to round.
     fn is_online(&self) -> bool {
-        matches!(
-            self.objective().needs().selection,
-            SelectionRule::Group { .. } | SelectionRule::GroupAgainstGreedy
-        )
+        self.objective().needs().selection.is_online()
     }
 }
 
@@ -199,9 +196,9 @@ pub struct Needs {
 
 impl Needs {
     /// Trees that this rule makes, probabilities of their tokens, and nothing else.
-    pub const fn of(selection: SelectionRule) -> Self {
+    pub fn of(selection: impl Into<SelectionRule>) -> Self {
         Needs {
-            selection,
+            selection: selection.into(),
             reference: false,
             whole_batch: false,
             old: false,

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use arriero_buffers::{Branch, Message, Role, SelectionRule, Strength, Tree};
+use arriero_buffers::selection::WholeGroup;
+use arriero_buffers::{Branch, Message, Role, Strength, Tree};
 use arriero_policy::checkpoint::{Checkpoint, Weights, write_hf};
 use arriero_policy::config::SCORE;
 use arriero_policy::device::Compute;
@@ -373,7 +374,7 @@ struct ValueSum(CriticKind);
 impl Objective for ValueSum {
     fn needs(&self) -> Needs {
         let critic = Critic { kind: self.0, learning_rate: None };
-        let group = SelectionRule::Group { least: 1, drop_equal: false };
+        let group = WholeGroup { least: 1, drop_equal: false };
         Needs { statistics: Statistics::ProbabilitiesAndValues(critic), ..Needs::of(group) }
     }
 

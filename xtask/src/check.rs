@@ -24,13 +24,15 @@ pub fn ci(workspace: &Workspace) -> Result<()> {
             "`cargo {tool}` is missing: run `rustup component add rustfmt clippy`"
         );
     }
-    // A macro declares the modules of the algorithms, so that rustfmt must be told of them.
-    let mut algorithms = Vec::new();
-    for entry in fs::read_dir(workspace.root().join("policy/src/objective"))? {
-        let path = entry?.path();
-        algorithms.extend(path.extension().is_some_and(|extension| extension == "rs").then_some(path));
+    // Macros declare the modules of the algorithms and of the selection rules, so that rustfmt must be told of them.
+    let mut registered = Vec::new();
+    for folder in ["policy/src/objective", "buffers/src/selection"] {
+        for entry in fs::read_dir(workspace.root().join(folder))? {
+            let path = entry?.path();
+            registered.extend(path.extension().is_some_and(|extension| extension == "rs").then_some(path));
+        }
     }
-    process::step(workspace.cargo().args(["fmt", "--all", "--", "--check"]).args(algorithms))?;
+    process::step(workspace.cargo().args(["fmt", "--all", "--", "--check"]).args(registered))?;
     setup::setup(workspace, false)?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     process::step(workspace.cargo().args(clippy))?;

@@ -9,7 +9,8 @@
 //! losses. AlphaPO (Gupta et al., "AlphaPO: Reward Shape Matters for LLM Alignment", 2025) bends the
 //! reward: s becomes (1 − exp(−a s)) / a, which is s for a → 0.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -106,7 +107,7 @@ pub struct Cpo {
 
 impl Objective for Cpo {
     fn needs(&self) -> Needs {
-        Needs::of(SelectionRule::BestAgainstWorst)
+        Needs::of(BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

@@ -95,7 +95,9 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Algorithm, SelectionRule};
+    use arriero_buffers::selection::BestAgainstWorst;
+
+    use super::super::Algorithm;
     use super::*;
 
     #[test]
@@ -106,7 +108,7 @@ mod tests {
             "{}",
             dpo.text
         );
-        assert_eq!((dpo.needs.selection, dpo.needs.reference), (SelectionRule::BestAgainstWorst, true));
+        assert_eq!((dpo.needs.selection, dpo.needs.reference), (BestAgainstWorst.into(), true));
         let option = |name: &str| dpo.options.iter().find(|option| option.name == name).expect("an option");
         assert_eq!(option("beta").default, json!(0.1));
         assert!(

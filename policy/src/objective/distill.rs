@@ -15,7 +15,8 @@
 
 use std::path::{Path, PathBuf};
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::{Everything, SelectionRule, WholeGroup};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -100,12 +101,12 @@ impl Objective for Distill {
         let (divergence, selection) = match self.options.loss {
             DistillLoss::Divergence => (
                 Divergence { beta: self.options.beta, temperature: self.options.temperature },
-                SelectionRule::Everything,
+                SelectionRule::from(Everything),
             ),
             // The exact reverse KL beside its estimate, for the record.
             DistillLoss::SampledReverseKl => (
                 Divergence { beta: 1.0, temperature: 1.0 },
-                SelectionRule::Group { least: 1, drop_equal: false },
+                WholeGroup { least: 1, drop_equal: false }.into(),
             ),
         };
         Needs { statistics: Statistics::ProbabilitiesAndDivergence(divergence), ..Needs::of(selection) }

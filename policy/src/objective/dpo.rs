@@ -15,7 +15,8 @@ mod losses;
 
 use std::collections::BTreeMap;
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -206,7 +207,7 @@ impl Objective for Dpo {
             reference: self.options.sync.is_none(),
             sync: self.options.sync,
             whole_batch: self.options.losses.0.keys().any(|loss| loss.couples_pairs()),
-            ..Needs::of(SelectionRule::BestAgainstWorst)
+            ..Needs::of(BestAgainstWorst)
         }
     }
 

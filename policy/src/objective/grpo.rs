@@ -13,7 +13,8 @@
 //!
 //! `dr_grpo`, `dapo`, `gspo` and `cispo` are kinds of their own with other defaults.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::WholeGroup;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -424,7 +425,7 @@ impl Objective for Grpo {
         Needs {
             reference: self.options.beta != 0.0,
             old: self.options.importance_sampling_mode != CorrectionMode::None,
-            ..Needs::of(SelectionRule::Group { least: 2, drop_equal: self.options.drop_equal_rewards })
+            ..Needs::of(WholeGroup { least: 2, drop_equal: self.options.drop_equal_rewards })
         }
     }
 

@@ -10,7 +10,8 @@
 //!
 //! A response is desirable if its reward is at least `desirable_reward`.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::Unpaired;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -136,7 +137,7 @@ impl Objective for Kto {
             mismatched: loss == KtoLoss::Kto && kl_estimate == KtoKl::Mismatched,
             // The batch's own estimate of z, and the metric `rewards/margins`, are of the batch.
             whole_batch: true,
-            ..Needs::of(SelectionRule::Unpaired { desirable_reward: self.options.desirable_reward as f32 })
+            ..Needs::of(Unpaired { desirable_reward: self.options.desirable_reward as f32 })
         }
     }
 

@@ -11,7 +11,8 @@
 //!
 //! Every one of a prompt's n samples stands against one of n samples of the mixture; these are scored, and not trained on.
 
-use arriero_buffers::{Branch, SelectionRule, Tree};
+use arriero_buffers::selection::AgainstRivals;
+use arriero_buffers::{Branch, Tree};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -94,7 +95,7 @@ fn duels<'a>(batch: &MicroBatch<'a>) -> impl Iterator<Item = (&'a Branch, f64)> 
 impl Objective for NashMd {
     fn needs(&self) -> Needs {
         let reference_weight = self.options.mixture_coef as f32;
-        let rule = SelectionRule::AgainstRivals { reference_weight, keep_rivals: false };
+        let rule = AgainstRivals { reference_weight, keep_rivals: false };
         Needs { reference: true, ..Needs::of(rule) }
     }
 

@@ -8,7 +8,8 @@
 //! The NLL is a mean over all chosen tokens of the batch. TRL's also counts the prompt's tokens, so that its
 //! `nll_loss` is another number; here it is called `nll_loss/response`.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -63,7 +64,7 @@ pub struct Orpo {
 
 impl Objective for Orpo {
     fn needs(&self) -> Needs {
-        Needs::of(SelectionRule::BestAgainstWorst)
+        Needs::of(BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

@@ -16,7 +16,8 @@
 //! that is shorter than the longest of its batch one more step, after its last token, in which the reward comes; here
 //! the reward comes with the last token, however long the others are.
 
-use arriero_buffers::{Branch, SelectionRule, Tree};
+use arriero_buffers::selection::WholeGroup;
+use arriero_buffers::{Branch, Tree};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -266,7 +267,7 @@ impl Objective for Ppo {
             reference: self.options.kl_coef != 0.0,
             old: true,
             statistics: Statistics::ProbabilitiesAndValues(critic),
-            ..Needs::of(SelectionRule::Group { least: 1, drop_equal: false })
+            ..Needs::of(WholeGroup { least: 1, drop_equal: false })
         }
     }
 

@@ -10,7 +10,8 @@
 //! each token in place of the penalty. (Hu et al., "REINFORCE++", 2025.) A batch knows how far rewards spread better than a small group does, and one
 //! sample a prompt is enough without the baseline.
 
-use arriero_buffers::{Branch, SelectionRule, Tree};
+use arriero_buffers::selection::WholeGroup;
+use arriero_buffers::{Branch, Tree};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -126,10 +127,7 @@ pub(super) fn penalised_returns(branch: &Branch, beta: f64, reward: f64) -> Vec<
 impl Objective for ReinforcePp {
     fn needs(&self) -> Needs {
         let least = if self.options.baseline { 2 } else { 1 };
-        Needs {
-            reference: self.options.beta != 0.0,
-            ..Needs::of(SelectionRule::Group { least, drop_equal: false })
-        }
+        Needs { reference: self.options.beta != 0.0, ..Needs::of(WholeGroup { least, drop_equal: false }) }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -8,7 +8,8 @@
 //! fresh, and beyond that ρ corrects for what changed.) One sample a prompt is enough, but every prompt is answered once
 //! more, greedily; that answer is scored, and not trained on.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::GreedyBaseline;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,7 @@ fn baseline(tree: &Tree) -> f64 {
 
 impl Objective for Remax {
     fn needs(&self) -> Needs {
-        Needs { reference: self.options.beta != 0.0, ..Needs::of(SelectionRule::GroupAgainstGreedy) }
+        Needs { reference: self.options.beta != 0.0, ..Needs::of(GreedyBaseline) }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -13,7 +13,8 @@
 
 use std::collections::HashMap;
 
-use arriero_buffers::{Branch, SelectionRule, Strength, Tree};
+use arriero_buffers::selection::Ranking;
+use arriero_buffers::{Branch, Strength, Tree};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -181,7 +182,7 @@ fn similarity(one: &[u32], other: &[u32]) -> f64 {
 
 impl Objective for RewardModel {
     fn needs(&self) -> Needs {
-        Needs { statistics: Statistics::Scores, ..Needs::of(SelectionRule::Ranking) }
+        Needs { statistics: Statistics::Scores, ..Needs::of(Ranking) }
     }
 
     fn refuses(&self, tree: &Tree) -> Option<&'static str> {

@@ -7,7 +7,8 @@
 //! (Ahmadian et al., "Back to Basics", 2024; clipped as TRL does, which matters only where samples are used for more than
 //! one step.) The KL is part of the reward, as k1 under the policy that sampled.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::WholeGroup;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -115,10 +116,7 @@ impl Rloo {
 
 impl Objective for Rloo {
     fn needs(&self) -> Needs {
-        Needs {
-            reference: self.options.beta != 0.0,
-            ..Needs::of(SelectionRule::Group { least: 2, drop_equal: false })
-        }
+        Needs { reference: self.options.beta != 0.0, ..Needs::of(WholeGroup { least: 2, drop_equal: false }) }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -4,7 +4,7 @@
 //! SFT half of the Llama 3 recipe ("The Llama 3 Herd of Models", 2024, §4.1.3), also known as RAFT
 //! (Dong et al., 2023). The prompt carries no loss.
 
-use arriero_buffers::SelectionRule;
+use arriero_buffers::selection::BestOfN;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -36,7 +36,7 @@ pub struct Sft;
 
 impl Objective for Sft {
     fn needs(&self) -> Needs {
-        Needs::of(SelectionRule::BestOfN)
+        Needs::of(BestOfN)
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -8,7 +8,8 @@
 //! reference: what holds the policy is a small learning rate. β is ten to a hundred times DPO's, since r is a
 //! mean over tokens.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -65,7 +66,7 @@ pub struct Simpo {
 
 impl Objective for Simpo {
     fn needs(&self) -> Needs {
-        Needs::of(SelectionRule::BestAgainstWorst)
+        Needs::of(BestAgainstWorst)
     }
 
     fn check(&self, experience: &[&Tree]) -> Result<(), String> {

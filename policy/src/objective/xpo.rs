@@ -11,7 +11,8 @@
 //! Every one of a prompt's n samples stands beside one of n samples of the reference. Where rewards are equal the policy's is
 //! the chosen one, as in TRL.
 
-use arriero_buffers::{SelectionRule, Tree};
+use arriero_buffers::Tree;
+use arriero_buffers::selection::AgainstRivals;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -86,7 +87,7 @@ pub(super) fn check_reference(experience: &[&Tree]) -> Result<(), String> {
 
 impl Objective for Xpo {
     fn needs(&self) -> Needs {
-        let rule = SelectionRule::AgainstRivals { reference_weight: 1.0, keep_rivals: true };
+        let rule = AgainstRivals { reference_weight: 1.0, keep_rivals: true };
         Needs { reference: true, ..Needs::of(rule) }
     }
 
