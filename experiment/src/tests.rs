@@ -136,7 +136,7 @@ fn arms_are_set_by_name_or_number() {
     let Algorithm::Dpo(config) = &by_name.arms[1].trainings().next().expect("it trains").1.algorithm else {
         panic!("not DPO")
     };
-    assert_eq!(config.beta, Some(0.3));
+    assert_eq!(config.beta, 0.3);
     let error = load(&shipped("quickstart.toml"), &set(&["arm.rs-ppo.rounds=2"])).expect_err("no such arm");
     assert_eq!(
         error.to_string(),

@@ -13,6 +13,7 @@ use arriero_policy::embedding::embed;
 use arriero_policy::forest::Forest;
 use arriero_policy::kernels;
 use arriero_policy::model::Model;
+use arriero_policy::objective::dpo::DpoPreset;
 use arriero_policy::objective::{Algorithm, DpoConfig, SftConfig};
 use arriero_policy::optim::{Schedule, TrainingConfig};
 use arriero_policy::scoring::score_reference;
@@ -162,8 +163,7 @@ fn losses_and_gradients_equal_pytorch_however_the_batch_is_cut() {
     let expected = vectors();
     let pairs = pairs(&expected);
     let chosen = chosen_only(&pairs);
-    let dpo =
-        DpoConfig { preset: Some(arriero_policy::objective::dpo::DpoPreset::Llama3), ..DpoConfig::default() };
+    let dpo = DpoConfig::from(DpoPreset::Llama3);
     let largest = pairs.iter().map(Tree::len).max().expect("pairs");
     for (budget, checkpointing, plain_only) in
         [(largest, false, false), (100_000, false, false), (100_000, false, true), (largest, true, false)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arriero_policy::objective::advantages::{deviation, mean};
+use arriero_policy::objective::terms::advantages::{deviation, mean};
 
 use serde::{Deserialize, Serialize};
 

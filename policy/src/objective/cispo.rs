@@ -7,13 +7,9 @@
 //! that a train of thought turns on; here every token keeps it. ε_high is the weight's cap itself: 5 (ScaleRL: Khatri et
 //! al., 2025, which TRL recommends).
 
-use super::grpo::{Grpo, GrpoConfig, GrpoOptions, LossType};
+use super::grpo::{LossType, variant};
 
-/// TRL's recommendation, over its defaults.
-pub const DEFAULTS: GrpoOptions =
-    GrpoOptions { loss_type: LossType::Cispo, epsilon_high: Some(5.0), ..GrpoOptions::TRL };
-
-super::grpo::variant! {
-    /// CISPO's options: GRPO's, over [`DEFAULTS`].
-    CispoConfig
+variant! {
+    /// CISPO's options: GRPO's, with TRL's recommendation as the default.
+    CispoConfig { loss_type: LossType::Cispo, epsilon_high: Some(5.0) }
 }

@@ -13,11 +13,12 @@ use arriero_buffers::Tree;
 use arriero_buffers::selection::BestAgainstWorst;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::dpo::{hinge, ipo, smoothed_sigmoid};
-use super::pairs::{self, Pair};
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::terms::pairs::{self, Pair};
+use super::terms::ranges;
+use super::{AlgorithmConfig, Loss, MicroBatch, Needs, Objective, TokenStatistics, options};
 
 /// The loss of a pair with the margin d = s(y⁺) − s(y⁻), under TRL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,42 +36,29 @@ pub enum CpoLoss {
     Alphapo,
 }
 
-/// CPO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CpoConfig {
-    /// The loss of a pair. Default `"sigmoid"` (the paper's and TRL's).
-    pub loss: CpoLoss,
-    /// β: scale of the margin; IPO's τ. Default 0.1 (the paper's and TRL's).
-    pub beta: f64,
-    /// Weight of the chosen responses' negative log-likelihood, a mean over their tokens (TRL's
-    /// `cpo_alpha`). Default 1 (the paper's and TRL's); 0 with `alphapo` (TRL's).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nll_coefficient: Option<f64>,
-    /// γ of `simpo` and `alphapo`: the margin of rewards that a pair should reach. Default 0.5 (TRL's).
-    pub simpo_gamma: f64,
-    /// a: how the reward is bent. Default 0: not at all (TRL's). `alphapo` needs another value.
-    pub alpha: f64,
-    /// Share of pairs taken to be labelled the wrong way round (`sigmoid`, `simpo`, `alphapo`). Default 0
-    /// (TRL's).
-    pub label_smoothing: f64,
-}
-
-impl Default for CpoConfig {
-    fn default() -> Self {
-        CpoConfig {
-            loss: CpoLoss::Sigmoid,
-            beta: 0.1,
-            nll_coefficient: None,
-            simpo_gamma: 0.5,
-            alpha: 0.0,
-            label_smoothing: 0.0,
-        }
+options! {
+    /// CPO's options.
+    pub struct CpoConfig {
+        /// The loss of a pair. Default `"sigmoid"` (the paper's and TRL's).
+        pub loss: CpoLoss = CpoLoss::Sigmoid,
+        /// β: scale of the margin; IPO's τ. Default 0.1 (the paper's and TRL's).
+        pub beta: f64 = 0.1,
+        /// Weight of the chosen responses' negative log-likelihood, a mean over their tokens (TRL's
+        /// `cpo_alpha`). Default 1 (the paper's and TRL's); 0 with `alphapo` (TRL's).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub nll_coefficient: Option<f64> = None,
+        /// γ of `simpo` and `alphapo`: the margin of rewards that a pair should reach. Default 0.5 (TRL's).
+        pub simpo_gamma: f64 = 0.5,
+        /// a: how the reward is bent. Default 0: not at all (TRL's). `alphapo` needs another value.
+        pub alpha: f64 = 0.0,
+        /// Share of pairs taken to be labelled the wrong way round (`sigmoid`, `simpo`, `alphapo`). Default 0
+        /// (TRL's).
+        pub label_smoothing: f64 = 0.0,
     }
 }
 
 impl CpoConfig {
-    fn nll(&self) -> f64 {
+    fn nll_coefficient(&self) -> f64 {
         self.nll_coefficient.unwrap_or(if self.loss == CpoLoss::Alphapo { 0.0 } else { 1.0 })
     }
 }
@@ -81,17 +69,15 @@ impl AlgorithmConfig for CpoConfig {
     }
 
     fn resolved(&self) -> Self {
-        CpoConfig { nll_coefficient: Some(self.nll()), ..self.clone() }
+        CpoConfig { nll_coefficient: Some(self.nll_coefficient()), ..self.clone() }
     }
 
     fn validate(&self) -> Result<(), String> {
-        pairs::above_zero("beta", self.beta)?;
-        pairs::at_least_zero("nll_coefficient", self.nll())?;
-        pairs::at_least_zero("simpo_gamma", self.simpo_gamma)?;
-        pairs::flip_rate("label_smoothing", self.label_smoothing)?;
-        if !self.alpha.is_finite() {
-            return Err(format!("alpha is {}; it must be a finite number", self.alpha));
-        }
+        ranges::above_zero("beta", self.beta)?;
+        ranges::at_least_zero("nll_coefficient", self.nll_coefficient())?;
+        ranges::at_least_zero("simpo_gamma", self.simpo_gamma)?;
+        ranges::flip_rate("label_smoothing", self.label_smoothing)?;
+        ranges::finite("alpha", self.alpha)?;
         if self.loss == CpoLoss::Alphapo && self.alpha == 0.0 {
             return Err("alpha is 0; with alphapo it must be another number".to_string());
         }
@@ -115,29 +101,47 @@ impl Objective for Cpo {
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let CpoConfig { loss, beta, simpo_gamma, alpha, label_smoothing, .. } = self.options;
-        let logps = match loss {
-            CpoLoss::Sigmoid | CpoLoss::Hinge => Pair::sums(batch, &statistics.logps),
-            CpoLoss::Ipo | CpoLoss::Simpo | CpoLoss::Alphapo => Pair::means(batch, &statistics.logps),
-        };
-        let bend = |logp: &Tensor| -(logp * -alpha).expm1() / alpha;
-        let scores = if alpha == 0.0 { logps.map(Tensor::shallow_clone) } else { logps.map(bend) };
-        let margin = scores.margin();
-        let per_pair = match loss {
+        let logps = self.logps(&statistics.logps, batch);
+        let scores = self.scores(&logps);
+        let per_pair = self.per_pair(&scores.margin());
+        let nll = pairs::chosen_nll(&statistics.logps, batch);
+        let value = pairs::mean(&per_pair, batch) + &nll * self.options.nll_coefficient();
+
+        let rewards = scores.map(|score| score * self.options.beta);
+        let mut metrics = pairs::metrics(&rewards, &logps, statistics, batch);
+        metrics.add_part("loss", &value, batch);
+        metrics.add_part("nll_loss", &nll, batch);
+        Loss { value, metrics }
+    }
+}
+
+impl Cpo {
+    /// log π(y): a sum over tokens, or a mean, as the loss wants it.
+    fn logps(&self, logps: &Tensor, batch: &MicroBatch<'_>) -> Pair {
+        match self.options.loss {
+            CpoLoss::Sigmoid | CpoLoss::Hinge => Pair::sums(batch, logps),
+            CpoLoss::Ipo | CpoLoss::Simpo | CpoLoss::Alphapo => Pair::means(batch, logps),
+        }
+    }
+
+    /// s(y), bent by a.
+    fn scores(&self, logps: &Pair) -> Pair {
+        match self.options.alpha {
+            0.0 => logps.map(Tensor::shallow_clone),
+            alpha => logps.map(|logp| -(logp * -alpha).expm1() / alpha),
+        }
+    }
+
+    /// The loss of each pair with the margin d: `[pairs]`.
+    fn per_pair(&self, margin: &Tensor) -> Tensor {
+        let CpoConfig { loss, beta, simpo_gamma, label_smoothing, .. } = self.options;
+        match loss {
             CpoLoss::Sigmoid => smoothed_sigmoid(&(margin * beta), label_smoothing),
             CpoLoss::Hinge => hinge(&(margin * beta)),
-            CpoLoss::Ipo => ipo(&margin, beta),
+            CpoLoss::Ipo => ipo(margin, beta),
             CpoLoss::Simpo | CpoLoss::Alphapo => {
                 smoothed_sigmoid(&(margin * beta - simpo_gamma), label_smoothing)
             }
-        };
-        let nll = pairs::chosen_nll(&statistics.logps, batch);
-        let value = per_pair.sum(Kind::Float) / batch.totals.trees as f64 + &nll * self.options.nll();
-
-        let mut metrics = Metrics::default();
-        pairs::add_share(&mut metrics, "loss", &value, batch);
-        pairs::add_share(&mut metrics, "nll_loss", &nll, batch);
-        pairs::add_metrics(&mut metrics, &scores.map(|score| score * beta), &logps, statistics, batch);
-        Loss { value, metrics }
+        }
     }
 }

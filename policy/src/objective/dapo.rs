@@ -7,17 +7,9 @@
 //! the last fifth of it (the paper: 4096 of 20480). The paper fills a batch up with further prompts in place of dropped
 //! groups; here the step has fewer.
 
-use super::grpo::{Grpo, GrpoConfig, GrpoOptions};
+use super::grpo::variant;
 
-/// The paper's values, over TRL's.
-pub const DEFAULTS: GrpoOptions = GrpoOptions {
-    epsilon_high: Some(0.28),
-    drop_equal_rewards: true,
-    overlong_buffer: 0.2,
-    ..GrpoOptions::TRL
-};
-
-super::grpo::variant! {
-    /// DAPO's options: GRPO's, over [`DEFAULTS`].
-    DapoConfig
+variant! {
+    /// DAPO's options: GRPO's, with the paper's values as defaults.
+    DapoConfig { epsilon_high: Some(0.28), drop_equal_rewards: true, overlong_buffer: 0.2 }
 }

@@ -21,9 +21,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use super::group::add_loss;
+use super::terms::ranges;
 use super::{
-    AlgorithmConfig, Divergence, Loss, Metrics, MicroBatch, Needs, Objective, Statistics, TokenStatistics,
+    AlgorithmConfig, Divergence, Loss, Metrics, MicroBatch, Needs, Objective, Statistics, TeacherStatistics,
+    TokenStatistics, options,
 };
 
 /// What the policy is held against.
@@ -38,37 +39,27 @@ pub enum DistillLoss {
     SampledReverseKl,
 }
 
-/// Distillation's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct DistillConfig {
-    /// The teacher: a Hugging Face directory or a GGUF file of the policy's vocabulary, or `default` for the model that
-    /// set-up brought. It must be given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub teacher: Option<PathBuf>,
-    /// What the policy is held against. Default `"divergence"` (GKD's).
-    pub loss: DistillLoss,
-    /// β: 0 is the forward KL, which covers all that the teacher does; 1 the reverse KL, which keeps to what it does most.
-    /// `sampled_reverse_kl` does not read it. Default 1 (that of TRL's DistillationTrainer; its GKDTrainer has 0.5).
-    pub beta: f64,
-    /// τ: divides both models' logits within the divergence; the sampler has its own. `sampled_reverse_kl` does not read
-    /// it. Default 1 (TRL's).
-    pub temperature: f64,
-}
-
-impl Default for DistillConfig {
-    fn default() -> Self {
-        DistillConfig { teacher: None, loss: DistillLoss::default(), beta: 1.0, temperature: 1.0 }
+options! {
+    /// Distillation's options.
+    pub struct DistillConfig {
+        /// The teacher: a Hugging Face directory or a GGUF file of the policy's vocabulary, or `default` for the model that
+        /// set-up brought. It must be given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub teacher: Option<PathBuf> = None,
+        /// What the policy is held against. Default `"divergence"` (GKD's).
+        pub loss: DistillLoss = DistillLoss::Divergence,
+        /// β: 0 is the forward KL, which covers all that the teacher does; 1 the reverse KL, which keeps to what it does most.
+        /// `sampled_reverse_kl` does not read it. Default 1 (that of TRL's DistillationTrainer; its GKDTrainer has 0.5).
+        pub beta: f64 = 1.0,
+        /// τ: divides both models' logits within the divergence; the sampler has its own. `sampled_reverse_kl` does not read
+        /// it. Default 1 (TRL's).
+        pub temperature: f64 = 1.0,
     }
 }
 
 impl AlgorithmConfig for DistillConfig {
     fn objective(&self) -> Box<dyn Objective> {
         Box::new(Distill { options: self.clone() })
-    }
-
-    fn resolved(&self) -> Self {
-        self.clone()
     }
 
     fn teacher(&self) -> Option<&Path> {
@@ -83,10 +74,8 @@ impl AlgorithmConfig for DistillConfig {
                     .to_string(),
             );
         }
-        if !(0.0..=1.0).contains(&self.beta) {
-            return Err(format!("beta is {}; it must be from 0 to 1", self.beta));
-        }
-        super::pairs::above_zero("temperature", self.temperature)
+        ranges::within("beta", self.beta, (0.0..=1.0).contains(&self.beta), "from 0 to 1")?;
+        ranges::above_zero("temperature", self.temperature)
     }
 }
 
@@ -127,27 +116,31 @@ impl Objective for Distill {
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let mut metrics = Metrics::default();
         let logps = &statistics.logps;
         let tokens = batch.totals.tokens.max(1) as f64;
         let teacher = statistics.teacher.as_ref().expect("the trainer gives what an objective needs");
-        let reverse_kl = logps.detach() - &teacher.logps;
+        let mut metrics = metrics(teacher, statistics);
         let value = match self.options.loss {
             DistillLoss::Divergence => teacher.divergences.sum(Kind::Float) / tokens,
             DistillLoss::SampledReverseKl => {
-                let old = batch.per_token(logps, |branch| branch.old_policy_logps().to_vec());
+                let old = batch.old_logps(logps);
                 let rewards = &teacher.logps - &old;
                 let ratios = (logps - old).exp();
                 metrics.add_entries("ratio/mean", &ratios.detach());
                 -(ratios * rewards).sum(Kind::Float) / tokens
             }
         };
-        add_loss(&mut metrics, batch, "loss", value.double_value(&[]));
-        metrics.add_entries("divergence", &teacher.divergences.detach());
-        metrics.add_entries("teacher/kl/k1", &reverse_kl);
-        metrics.add_entries("teacher/logps", &teacher.logps);
-        metrics.add_entries("entropy", &statistics.entropies.detach());
-        metrics.add_entries("mean_token_accuracy", &statistics.top1);
+        metrics.add_part("loss", &value, batch);
         Loss { value, metrics }
     }
+}
+
+fn metrics(teacher: &TeacherStatistics, statistics: &TokenStatistics) -> Metrics {
+    let mut metrics = Metrics::default();
+    metrics.add_entries("divergence", &teacher.divergences.detach());
+    metrics.add_entries("teacher/kl/k1", &(statistics.logps.detach() - &teacher.logps));
+    metrics.add_entries("teacher/logps", &teacher.logps);
+    metrics.add_entries("entropy", &statistics.entropies.detach());
+    metrics.add_entries("mean_token_accuracy", &statistics.top1);
+    metrics
 }

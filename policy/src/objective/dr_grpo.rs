@@ -6,13 +6,9 @@
 //! never, answered well; dividing by a sequence's own length favours short good and long bad answers. The constant L_max
 //! is the token limit (`max_completion_length`).
 
-use super::grpo::{Grpo, GrpoConfig, GrpoOptions, LossType, ScaleRewards};
+use super::grpo::{LossType, ScaleRewards, variant};
 
-/// The paper's values, over TRL's.
-pub const DEFAULTS: GrpoOptions =
-    GrpoOptions { loss_type: LossType::DrGrpo, scale_rewards: ScaleRewards::None, ..GrpoOptions::TRL };
-
-super::grpo::variant! {
-    /// Dr. GRPO's options: GRPO's, over [`DEFAULTS`].
-    DrGrpoConfig
+variant! {
+    /// Dr. GRPO's options: GRPO's, with the paper's values as defaults.
+    DrGrpoConfig { loss_type: LossType::DrGrpo, scale_rewards: ScaleRewards::None }
 }

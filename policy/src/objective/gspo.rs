@@ -7,20 +7,16 @@
 //! than a token's, and so do its bounds: ε = 3e-4, ε_high = 4e-4 (the paper, §5.1). That is less than a sampler in bf16
 //! rounds by, so π_old is the trainer's own, with the truncated correction of each token for the sampler's.
 
-use super::correction::CorrectionMode;
-use super::grpo::{Grpo, GrpoConfig, GrpoOptions, ImportanceLevel, LossType};
+use super::grpo::{ImportanceLevel, LossType, variant};
+use super::terms::correction::CorrectionMode;
 
-/// The paper's values, over TRL's.
-pub const DEFAULTS: GrpoOptions = GrpoOptions {
-    loss_type: LossType::Grpo,
-    epsilon: 3e-4,
-    epsilon_high: Some(4e-4),
-    importance_sampling_level: ImportanceLevel::Sequence,
-    importance_sampling_mode: CorrectionMode::TokenTruncate,
-    ..GrpoOptions::TRL
-};
-
-super::grpo::variant! {
-    /// GSPO's options: GRPO's, over [`DEFAULTS`].
-    GspoConfig
+variant! {
+    /// GSPO's options: GRPO's, with the paper's values as defaults.
+    GspoConfig {
+        loss_type: LossType::Grpo,
+        epsilon: 3e-4,
+        epsilon_high: Some(4e-4),
+        importance_sampling_level: ImportanceLevel::Sequence,
+        importance_sampling_mode: CorrectionMode::TokenTruncate,
+    }
 }

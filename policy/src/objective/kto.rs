@@ -14,9 +14,10 @@ use arriero_buffers::Tree;
 use arriero_buffers::selection::Unpaired;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics, pairs, sync};
+use super::terms::{ranges, sync};
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics, options};
 
 /// The loss of a response, under TRL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,44 +41,28 @@ pub enum KtoKl {
     Batch,
 }
 
-/// KTO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct KtoConfig {
-    /// The loss of a response. Default `"kto"` (TRL's).
-    pub loss: KtoLoss,
-    /// β: how strongly the policy is held to the reference. Default 0.1 (the paper's and TRL's).
-    pub beta: f64,
-    /// λ_D: weight of desirable responses. Default 1 (TRL's). Where the classes are uneven, choose it so that
-    /// λ_D times the desirable ones is 1 to 4/3 times λ_U times the undesirable ones (the paper's eq. 8).
-    pub desirable_weight: f64,
-    /// λ_U: weight of undesirable responses. Default 1 (TRL's).
-    pub undesirable_weight: f64,
-    /// The least reward of a desirable response. Default 0.5: in the middle of the built-in rewards.
-    pub desirable_reward: f64,
-    /// How z is estimated. Default `"mismatched"` (the paper's and TRL's).
-    pub kl_estimate: KtoKl,
-    /// Let the reference follow the policy, as TR-DPO does. Default false (TRL's).
-    pub sync_ref_model: bool,
-    /// α: the policy's share of the reference at an update. Default 0.6 (TRL's).
-    pub ref_model_mixup_alpha: f64,
-    /// Steps from one update of the reference to the next. Default 512 (TRL's).
-    pub ref_model_sync_steps: usize,
-}
-
-impl Default for KtoConfig {
-    fn default() -> Self {
-        KtoConfig {
-            loss: KtoLoss::Kto,
-            beta: 0.1,
-            desirable_weight: 1.0,
-            undesirable_weight: 1.0,
-            desirable_reward: 0.5,
-            kl_estimate: KtoKl::Mismatched,
-            sync_ref_model: false,
-            ref_model_mixup_alpha: sync::ALPHA,
-            ref_model_sync_steps: sync::STEPS,
-        }
+options! {
+    /// KTO's options.
+    pub struct KtoConfig {
+        /// The loss of a response. Default `"kto"` (TRL's).
+        pub loss: KtoLoss = KtoLoss::Kto,
+        /// β: how strongly the policy is held to the reference. Default 0.1 (the paper's and TRL's).
+        pub beta: f64 = 0.1,
+        /// λ_D: weight of desirable responses. Default 1 (TRL's). Where the classes are uneven, choose it so that
+        /// λ_D times the desirable ones is 1 to 4/3 times λ_U times the undesirable ones (the paper's eq. 8).
+        pub desirable_weight: f64 = 1.0,
+        /// λ_U: weight of undesirable responses. Default 1 (TRL's).
+        pub undesirable_weight: f64 = 1.0,
+        /// The least reward of a desirable response. Default 0.5: in the middle of the built-in rewards.
+        pub desirable_reward: f64 = 0.5,
+        /// How z is estimated. Default `"mismatched"` (the paper's and TRL's).
+        pub kl_estimate: KtoKl = KtoKl::Mismatched,
+        /// Let the reference follow the policy, as TR-DPO does. Default false (TRL's).
+        pub sync_ref_model: bool = false,
+        /// α: the policy's share of the reference at an update. Default 0.6 (TRL's).
+        pub ref_model_mixup_alpha: f64 = sync::ALPHA,
+        /// Steps from one update of the reference to the next. Default 512 (TRL's).
+        pub ref_model_sync_steps: usize = sync::STEPS,
     }
 }
 
@@ -86,42 +71,19 @@ impl AlgorithmConfig for KtoConfig {
         Box::new(Kto { options: self.clone() })
     }
 
-    fn resolved(&self) -> Self {
-        self.clone()
-    }
-
     fn validate(&self) -> Result<(), String> {
-        pairs::above_zero("beta", self.beta)?;
-        pairs::above_zero("desirable_weight", self.desirable_weight)?;
-        pairs::above_zero("undesirable_weight", self.undesirable_weight)?;
+        ranges::above_zero("beta", self.beta)?;
+        ranges::above_zero("desirable_weight", self.desirable_weight)?;
+        ranges::above_zero("undesirable_weight", self.undesirable_weight)?;
         sync::check(self.ref_model_mixup_alpha, self.ref_model_sync_steps)?;
-        if self.desirable_reward.is_finite() {
-            Ok(())
-        } else {
-            Err(format!("desirable_reward is {}; it must be a finite number", self.desirable_reward))
-        }
+        ranges::finite("desirable_reward", self.desirable_reward)
     }
-}
-
-/// The mean over the batch of what the trainer has found; NaN, which stops the step, if it has not.
-fn mean_mismatched_ratio(batch: &[&Tree]) -> f64 {
-    let ratios = batch.iter().flat_map(|tree| &tree.branches).map(|branch| branch.mismatched_ratio);
-    let ratios: Vec<f64> = ratios.map(|ratio| ratio.map_or(f64::NAN, f64::from)).collect();
-    ratios.iter().sum::<f64>() / ratios.len() as f64
 }
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Kto {
     options: KtoConfig,
-}
-
-impl Kto {
-    /// True for each response that is desirable, in the order of trees, branches.
-    fn labels<'a>(&self, trees: &'a [&'a Tree]) -> impl Iterator<Item = bool> + 'a {
-        let least = self.options.desirable_reward as f32;
-        trees.iter().flat_map(|tree| &tree.branches).map(move |branch| branch.reward >= least)
-    }
 }
 
 impl Objective for Kto {
@@ -156,31 +118,71 @@ impl Objective for Kto {
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let KtoConfig { loss, kl_estimate, beta, desirable_weight, undesirable_weight, .. } = self.options;
+        let KtoConfig { beta, desirable_weight, undesirable_weight, .. } = self.options;
         let logps = &statistics.logps;
-        let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
         // f64, as for pairs.
-        let ratios = batch.sum_per_response(&(logps - reference)).to_kind(Kind::Double);
-        let scalar = |value: f64| Tensor::from(value).to_device(ratios.device());
-        let (kl_name, kl) = match (loss, kl_estimate) {
-            (KtoLoss::Kto, KtoKl::Mismatched) => ("kl", scalar(mean_mismatched_ratio(batch.batch))),
-            (KtoLoss::Kto, KtoKl::Batch) => ("kl/batch", ratios.detach().mean(Kind::Double)),
-            // TRL logs a 0, too.
-            (KtoLoss::ApoZeroUnpaired, _) => ("kl", scalar(0.0)),
-        };
-        let kl = kl.clamp_min(0.0);
-        let labels: Vec<bool> = self.labels(batch.trees).collect();
-        let per_label = |desirable: f64, undesirable: f64| {
-            let values: Vec<f64> =
-                labels.iter().map(|&label| if label { desirable } else { undesirable }).collect();
-            Tensor::from_slice(&values).to_device(ratios.device())
-        };
-        let sign = per_label(1.0, -1.0);
-        let weight = per_label(desirable_weight, undesirable_weight);
+        let ratios = batch.sum_per_response(&(logps - batch.reference_logps(logps))).to_kind(Kind::Double);
+        let kl = self.kl(&ratios, batch).clamp_min(0.0);
+        let labels = Labels { desirable: self.labels(batch.trees).collect(), device: ratios.device() };
+        let sign = labels.choose(1.0, -1.0);
+        let weight = labels.choose(desirable_weight, undesirable_weight);
         // 1 − σ(x) = σ(−x).
         let per_response = weight * ((&kl - &ratios) * sign * beta).sigmoid();
         let value = per_response.sum(Kind::Float) / batch.totals.responses as f64;
 
+        let mut metrics = self.metrics(&ratios, &kl, &labels, statistics, batch);
+        metrics.add("loss", value.double_value(&[]), 1.0);
+        Loss { value, metrics }
+    }
+}
+
+/// Which responses of a micro-batch are desirable.
+struct Labels {
+    desirable: Vec<bool>,
+    device: Device,
+}
+
+impl Labels {
+    /// One number for the desirable responses, and one for the others: f64 `[responses]`.
+    fn choose(&self, desirable: f64, undesirable: f64) -> Tensor {
+        let choose = |&is_desirable: &bool| if is_desirable { desirable } else { undesirable };
+        let values: Vec<f64> = self.desirable.iter().map(choose).collect();
+        Tensor::from_slice(&values).to_device(self.device)
+    }
+}
+
+/// The mean over the batch of what the trainer has found; NaN, which stops the step, if it has not.
+fn mean_mismatched_ratio(batch: &[&Tree]) -> f64 {
+    let ratios = batch.iter().flat_map(|tree| &tree.branches).map(|branch| branch.mismatched_ratio);
+    let ratios: Vec<f64> = ratios.map(|ratio| ratio.map_or(f64::NAN, f64::from)).collect();
+    ratios.iter().sum::<f64>() / ratios.len() as f64
+}
+
+impl Kto {
+    /// True for each response that is desirable, in the order of trees, branches.
+    fn labels<'a>(&self, trees: &'a [&'a Tree]) -> impl Iterator<Item = bool> + 'a {
+        let least = self.options.desirable_reward as f32;
+        trees.iter().flat_map(|tree| &tree.branches).map(move |branch| branch.reward >= least)
+    }
+
+    /// z before it is cut at 0: a scalar, from the ρ of the responses or from what the trainer has found.
+    fn kl(&self, ratios: &Tensor, batch: &MicroBatch<'_>) -> Tensor {
+        let scalar = |value: f64| Tensor::from(value).to_device(ratios.device());
+        match (self.options.loss, self.options.kl_estimate) {
+            (KtoLoss::Kto, KtoKl::Mismatched) => scalar(mean_mismatched_ratio(batch.batch)),
+            (KtoLoss::Kto, KtoKl::Batch) => ratios.detach().mean(Kind::Double),
+            (KtoLoss::ApoZeroUnpaired, _) => scalar(0.0),
+        }
+    }
+
+    fn metrics(
+        &self,
+        ratios: &Tensor,
+        kl: &Tensor,
+        labels: &Labels,
+        statistics: &TokenStatistics,
+        batch: &MicroBatch<'_>,
+    ) -> Metrics {
         let mut metrics = Metrics::default();
         let mut side = |name: &'static str, values: &Tensor, mask: &Tensor| {
             let (sum, count) = ((values * mask).sum(Kind::Double), mask.sum(Kind::Double));
@@ -188,20 +190,24 @@ impl Objective for Kto {
             metrics.add(name, sum, count);
             sum / count
         };
-        let (desirable, undesirable) = (per_label(1.0, 0.0), per_label(0.0, 1.0));
-        let rewards = ratios.detach() * beta;
+        let (desirable, undesirable) = (labels.choose(1.0, 0.0), labels.choose(0.0, 1.0));
+        let rewards = ratios.detach() * self.options.beta;
         let chosen = side("rewards/chosen", &rewards, &desirable);
         let rejected = side("rewards/rejected", &rewards, &undesirable);
-        let logps = batch.sum_per_response(logps).detach();
+        let logps = batch.sum_per_response(&statistics.logps).detach();
         side("logps/chosen", &logps, &desirable);
         side("logps/rejected", &logps, &undesirable);
         if (chosen - rejected).is_finite() {
             metrics.add("rewards/margins", chosen - rejected, 1.0);
         }
-        metrics.add("loss", value.double_value(&[]), 1.0);
-        metrics.add(kl_name, kl.double_value(&[]), 1.0);
+        let name = match (self.options.loss, self.options.kl_estimate) {
+            (KtoLoss::Kto, KtoKl::Batch) => "kl/batch",
+            // TRL logs a 0 where there is no z, too.
+            _ => "kl",
+        };
+        metrics.add(name, kl.double_value(&[]), 1.0);
         metrics.add_entries("frac_desirable", &desirable);
         metrics.add_entries("entropy", &statistics.entropies);
-        Loss { value, metrics }
+        metrics
     }
 }

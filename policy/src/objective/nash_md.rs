@@ -17,9 +17,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::pairs;
+use super::terms::ranges;
 use super::xpo::check_reference;
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics, options};
 
 /// From two rewards to the probability that the first response is preferred.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,21 +43,15 @@ impl Preference {
     }
 }
 
-/// Nash-MD's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct NashMdConfig {
-    /// β: weight of the KL to the reference. Default 0.1 (TRL's).
-    pub beta: f64,
-    /// c: the reference's weight in the mixture, from 0 (the policy itself) to 1 (the reference). Default 0.5 (TRL's).
-    pub mixture_coef: f64,
-    /// How rewards become a preference. Default `"sigmoid"` (TRL's).
-    pub preference: Preference,
-}
-
-impl Default for NashMdConfig {
-    fn default() -> Self {
-        NashMdConfig { beta: 0.1, mixture_coef: 0.5, preference: Preference::Sigmoid }
+options! {
+    /// Nash-MD's options.
+    pub struct NashMdConfig {
+        /// β: weight of the KL to the reference. Default 0.1 (TRL's).
+        pub beta: f64 = 0.1,
+        /// c: the reference's weight in the mixture, from 0 (the policy itself) to 1 (the reference). Default 0.5 (TRL's).
+        pub mixture_coef: f64 = 0.5,
+        /// How rewards become a preference. Default `"sigmoid"` (TRL's).
+        pub preference: Preference = Preference::Sigmoid,
     }
 }
 
@@ -66,16 +60,10 @@ impl AlgorithmConfig for NashMdConfig {
         Box::new(NashMd { options: self.clone() })
     }
 
-    fn resolved(&self) -> Self {
-        self.clone()
-    }
-
     fn validate(&self) -> Result<(), String> {
-        super::kl::validate_beta(self.beta)?;
-        match (0.0..=1.0).contains(&self.mixture_coef) {
-            true => Ok(()),
-            false => Err(format!("mixture_coef is {}; it must be from 0 to 1", self.mixture_coef)),
-        }
+        ranges::at_least_zero("beta", self.beta)?;
+        let is_share = (0.0..=1.0).contains(&self.mixture_coef);
+        ranges::within("mixture_coef", self.mixture_coef, is_share, "from 0 to 1")
     }
 }
 
@@ -83,13 +71,6 @@ impl AlgorithmConfig for NashMdConfig {
 #[derive(Debug, Clone)]
 pub struct NashMd {
     options: NashMdConfig,
-}
-
-/// The responses with the rewards of their rivals.
-fn duels<'a>(batch: &MicroBatch<'a>) -> impl Iterator<Item = (&'a Branch, f64)> {
-    batch.trees.iter().flat_map(|&tree| {
-        tree.branches.iter().zip(&tree.rival_rewards).map(|(branch, &rival)| (branch, f64::from(rival)))
-    })
 }
 
 impl Objective for NashMd {
@@ -114,43 +95,65 @@ impl Objective for NashMd {
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let NashMdConfig { beta, preference, .. } = self.options;
+        let beta = self.options.beta;
         let logps = &statistics.logps;
-        let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
-        let ratios = (logps - &reference).detach();
-        let sum = |per_token: &Tensor| batch.sum_per_response(per_token).to_kind(Kind::Double);
-        let sums = sum(logps);
-        let probabilities: Vec<f64> =
-            duels(batch).map(|(branch, rival)| preference.probability(branch.reward.into(), rival)).collect();
-        let probabilities = Tensor::from_slice(&probabilities).to_device(logps.device());
+        let ratios = (logps - batch.reference_logps(logps)).detach();
+        let sums = sum(logps, batch);
+        let probabilities = self.probabilities(batch, logps);
         let score = (&probabilities - 0.5) * &sums;
-        let kl = sum(&ratios);
         let responses = batch.totals.responses.max(1) as f64;
-        let value = (sum(&(&ratios * logps)) * beta - &score).sum(Kind::Double) / responses;
+        let value = (sum(&(&ratios * logps), batch) * beta - &score).sum(Kind::Double) / responses;
 
-        let mut metrics = Metrics::default();
-        pairs::add_share(&mut metrics, "loss", &value, batch);
-        let sums = sums.detach();
-        for (name, per_response) in [
-            ("loss/score", score.detach()),
-            ("loss/kl", kl.shallow_clone()),
-            ("objective/entropy", -&sums),
-            ("rewards/probabilities", probabilities),
-            ("rewards/margins", kl.shallow_clone()),
-            ("rewards/accuracies", kl.gt(0.0)),
-            ("logps/chosen", sums),
-            ("logps/rejected", sum(&reference)),
-        ] {
-            metrics.add_entries(name, &per_response);
-        }
-        for (branch, rival) in duels(batch) {
-            metrics.add("rewards/chosen", branch.reward.into(), 1.0);
-            metrics.add("rewards/rejected", rival, 1.0);
-            metrics.add("val/model_contain_eos_token", f64::from(u8::from(!branch.truncated)), 1.0);
-        }
-        metrics.add_entries("entropy", &statistics.entropies.detach());
+        let mut metrics = metrics(&sums.detach(), &sum(&ratios, batch), statistics, batch);
+        metrics.add_part("loss", &value, batch);
+        metrics.add_entries("loss/score", &score.detach());
+        metrics.add_entries("rewards/probabilities", &probabilities);
         Loss { value, metrics }
     }
+}
+
+impl NashMd {
+    /// P of each response against its rival: f64 `[responses]`.
+    fn probabilities(&self, batch: &MicroBatch<'_>, like: &Tensor) -> Tensor {
+        let preference = self.options.preference;
+        let probabilities: Vec<f64> =
+            duels(batch).map(|(branch, rival)| preference.probability(branch.reward.into(), rival)).collect();
+        Tensor::from_slice(&probabilities).to_device(like.device())
+    }
+}
+
+/// The responses with the rewards of their rivals.
+fn duels<'a>(batch: &MicroBatch<'a>) -> impl Iterator<Item = (&'a Branch, f64)> {
+    batch.trees.iter().flat_map(|&tree| {
+        tree.branches.iter().zip(&tree.rival_rewards).map(|(branch, &rival)| (branch, f64::from(rival)))
+    })
+}
+
+/// Sums over each response: f64 `[responses]`.
+fn sum(per_token: &Tensor, batch: &MicroBatch<'_>) -> Tensor {
+    batch.sum_per_response(per_token).to_kind(Kind::Double)
+}
+
+/// `logps` and `kl` are sums over each response.
+fn metrics(logps: &Tensor, kl: &Tensor, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Metrics {
+    let mut metrics = Metrics::default();
+    for (name, per_response) in [
+        ("loss/kl", kl),
+        ("objective/entropy", &-logps),
+        ("rewards/margins", kl),
+        ("rewards/accuracies", &kl.gt(0.0)),
+        ("logps/chosen", logps),
+        ("logps/rejected", &sum(&batch.reference_logps(&statistics.logps), batch)),
+    ] {
+        metrics.add_entries(name, per_response);
+    }
+    for (branch, rival) in duels(batch) {
+        metrics.add("rewards/chosen", branch.reward.into(), 1.0);
+        metrics.add("rewards/rejected", rival, 1.0);
+        metrics.add("val/model_contain_eos_token", f64::from(u8::from(!branch.truncated)), 1.0);
+    }
+    metrics.add_entries("entropy", &statistics.entropies.detach());
+    metrics
 }
 
 #[cfg(test)]

@@ -16,153 +16,22 @@
 //! that is shorter than the longest of its batch one more step, after its last token, in which the reward comes; here
 //! the reward comes with the last token, however long the others are.
 
+mod options;
+
 use arriero_buffers::selection::WholeGroup;
 use arriero_buffers::{Branch, Tree};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::advantages::{Whitening, deviation, generalised};
-use super::aggregate::{Aggregation, LossMask, aggregate};
-use super::clip::Clip;
-use super::group::{add_loss, reward_metrics};
-use super::kl::KlEstimator;
-use super::pairs::{above_zero, at_least_zero};
-use super::{
-    AlgorithmConfig, Critic, CriticKind, Loss, Metrics, MicroBatch, Needs, Objective, Statistics,
-    TokenStatistics,
-};
+use super::terms::advantages::{Whitening, generalised};
+use super::terms::aggregate::{Aggregation, LossMask, aggregate};
+use super::terms::clip::{Clip, Clipped};
+use super::terms::group::{reward_deviation, reward_metrics};
+use super::{Critic, Loss, Metrics, MicroBatch, Needs, Objective, Statistics, TokenStatistics};
+
+pub use options::{KlPlace, PpoConfig};
 
 /// The furthest that one stage moves an adaptive β, in shares (Ziegler et al.'s).
 const LARGEST_ERROR: f64 = 0.2;
-
-/// Where the KL to the reference is paid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum KlPlace {
-    /// In the reward of each token, under the policy that sampled.
-    Reward,
-    /// In the loss of each token, under the policy that learns.
-    Loss,
-}
-
-/// PPO's options, under the names of TRL 0.24, whose defaults they have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PpoConfig {
-    /// The critic: a head on the policy, or a model of its own, which starts from the policy's weights or from the reward model
-    /// that an earlier stage trained, and takes as much memory again. Default `shared` (TRL: a model).
-    pub critic: CriticKind,
-    /// The critic's learning rate at the peak. Default: `learning_rate`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub critic_learning_rate: Option<f64>,
-    /// γ: what a reward is worth one token earlier. Default 1 (TRL's).
-    pub gamma: f64,
-    /// λ: 0 trusts the critic alone, 1 the rewards alone. Default 0.95 (TRL's).
-    pub lam: f64,
-    /// ε: how far from 1 a ratio still counts. Default 0.2 (TRL's).
-    pub cliprange: f64,
-    /// ε_v: how far from the old value a new one still counts. Default 0.2 (TRL's).
-    pub cliprange_value: f64,
-    /// c_v: weight of the values' loss. Default 0.1 (TRL's).
-    pub vf_coef: f64,
-    /// Where the KL to the reference is paid. Default `reward` (TRL's).
-    pub kl: KlPlace,
-    /// β, or where an adaptive β begins; 0 spares the reference. Default 0.05 (TRL's).
-    pub kl_coef: f64,
-    /// The estimator of the KL. Default `k1` in the reward (TRL's), `k3` in the loss (GRPO's).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kl_estimator: Option<KlEstimator>,
-    /// The KL of a response, in nats, that an adaptive β aims at (Ziegler et al.: 6). Default: β is fixed (TRL's).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kl_target: Option<f64>,
-    /// h: responses in which an adaptive β can move by about a fifth. Default 10 000 (Ziegler et al.'s).
-    pub kl_horizon: f64,
-    /// Give the rewards of all tokens of a stage variance 1 first. Default false (TRL's).
-    pub whiten_rewards: bool,
-    /// Give the advantages of all tokens of a stage mean 0 and variance 1. Default true (TRL's).
-    pub whiten_advantages: bool,
-    /// What a response loses that the token limit cut short. Default: nothing (TRL's).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub missing_eos_penalty: Option<f64>,
-    /// c_e: weight of the entropy bonus. Default 0 (TRL has none).
-    pub entropy_coef: f64,
-}
-
-impl Default for PpoConfig {
-    fn default() -> Self {
-        PpoConfig {
-            critic: CriticKind::Shared,
-            critic_learning_rate: None,
-            gamma: 1.0,
-            lam: 0.95,
-            cliprange: 0.2,
-            cliprange_value: 0.2,
-            vf_coef: 0.1,
-            kl: KlPlace::Reward,
-            kl_coef: 0.05,
-            kl_estimator: None,
-            kl_target: None,
-            kl_horizon: 10_000.0,
-            whiten_rewards: false,
-            whiten_advantages: true,
-            missing_eos_penalty: None,
-            entropy_coef: 0.0,
-        }
-    }
-}
-
-impl PpoConfig {
-    fn estimator(&self) -> KlEstimator {
-        self.kl_estimator.unwrap_or(match self.kl {
-            KlPlace::Reward => KlEstimator::K1,
-            KlPlace::Loss => KlEstimator::K3,
-        })
-    }
-}
-
-impl AlgorithmConfig for PpoConfig {
-    fn objective(&self) -> Box<dyn Objective> {
-        Box::new(Ppo::new(self.clone()))
-    }
-
-    fn resolved(&self) -> Self {
-        PpoConfig { kl_estimator: Some(self.estimator()), ..self.clone() }
-    }
-
-    fn validate(&self) -> Result<(), String> {
-        let share = |name: &str, value: f64| match (0.0..=1.0).contains(&value) {
-            true => Ok(()),
-            false => Err(format!("{name} is {value}; it must be at least 0 and at most 1")),
-        };
-        share("gamma", self.gamma)?;
-        share("lam", self.lam)?;
-        share("cliprange", self.cliprange)?;
-        above_zero("cliprange_value", self.cliprange_value)?;
-        at_least_zero("vf_coef", self.vf_coef)?;
-        at_least_zero("kl_coef", self.kl_coef)?;
-        above_zero("kl_horizon", self.kl_horizon)?;
-        at_least_zero("critic_learning_rate", self.critic_learning_rate.unwrap_or(0.0))?;
-        at_least_zero("missing_eos_penalty", self.missing_eos_penalty.unwrap_or(0.0))?;
-        if !self.entropy_coef.is_finite() {
-            return Err(format!("entropy_coef is {}; it must be a finite number", self.entropy_coef));
-        }
-        if let Some(target) = self.kl_target {
-            above_zero("kl_target", target)?;
-            if self.kl_coef == 0.0 {
-                return Err("kl_target is set, but kl_coef is 0; give β a beginning above 0".to_string());
-            }
-        }
-        if self.kl == KlPlace::Loss && self.estimator() == KlEstimator::K1 {
-            return Err(
-                "kl_estimator is \"k1\", whose gradient in the loss is 0 on average; use \"k2\" or \"k3\", \
-                        or kl = \"reward\""
-                    .to_string(),
-            );
-        }
-        Ok(())
-    }
-}
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -187,6 +56,100 @@ impl Ppo {
     /// The objective of these options.
     pub fn new(options: PpoConfig) -> Self {
         Ppo { beta: options.kl_coef, options, last_kl: None, whitenings: None }
+    }
+}
+
+/// The terms of a micro-batch's loss, as far as they are logged.
+struct Terms {
+    policy_loss: Tensor,
+    value_loss: Tensor,
+    clipped: Clipped,
+    /// Â of each token.
+    advantages: Tensor,
+    errors: ValueErrors,
+    /// The KL of each token, where it stands in the loss.
+    kl: Option<Tensor>,
+}
+
+/// Squared errors of each token's value, and of the same value near the old one.
+struct ValueErrors {
+    plain: Tensor,
+    clipped: Tensor,
+}
+
+impl Objective for Ppo {
+    fn needs(&self) -> Needs {
+        let critic = Critic { kind: self.options.critic, learning_rate: self.options.critic_learning_rate };
+        Needs {
+            reference: self.options.kl_coef != 0.0,
+            old: true,
+            statistics: Statistics::ProbabilitiesAndValues(critic),
+            ..Needs::of(WholeGroup { least: 1, drop_equal: false })
+        }
+    }
+
+    fn check(&self, experience: &[&Tree]) -> Result<(), String> {
+        let lacks = |branch: &Branch| {
+            !branch.reward.is_finite() || branch.behaviour_logps.len() != branch.loss_tokens()
+        };
+        match experience.iter().find(|tree| tree.branches.iter().any(lacks)) {
+            None => Ok(()),
+            Some(tree) => Err(format!(
+                "prompt {} has a response without a reward, or that no policy sampled: PPO learns from samples of the \
+                 policy and their rewards; give the experiment prompts and a reward, or change algorithm.kind",
+                tree.prompt_id
+            )),
+        }
+    }
+
+    fn begin(&mut self, experience: &[&Tree]) {
+        if let (Some(target), Some((kl, responses))) = (self.options.kl_target, self.last_kl.take()) {
+            let error = (kl / target - 1.0).clamp(-LARGEST_ERROR, LARGEST_ERROR);
+            self.beta *= 1.0 + error * responses / self.options.kl_horizon;
+        }
+        let branches = || experience.iter().flat_map(|tree| &tree.branches);
+        let responses = branches().count() as f64;
+        let kl: f64 = branches().flat_map(|branch| self.kl(branch)).sum();
+        self.last_kl = (responses > 0.0).then(|| (kl / responses, responses));
+        self.whitenings = Some(self.whitenings_of(experience));
+    }
+
+    fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
+        let PpoConfig { vf_coef, entropy_coef, .. } = self.options;
+        let TokenStatistics { logps, entropies, .. } = statistics;
+        let Some(values) = &statistics.values else {
+            // The trainer gives what `Needs` asks for.
+            return Loss { value: Tensor::from(f64::NAN), metrics: Metrics::default() };
+        };
+        let mean = |per_token: &Tensor| aggregate(per_token, batch, &LossMask::ALL, Aggregation::Token, 1);
+        let (advantages, returns) = self.targets(batch);
+        let (advantages, returns) = (batch.floats(logps, &advantages), batch.floats(values, &returns));
+
+        let (losses, clipped) = self.clip().token_loss(logps, &advantages, batch);
+        let policy_loss = mean(&losses);
+        let errors = self.value_errors(values, &returns, batch);
+        let value_loss = mean(&errors.plain.maximum(&errors.clipped)) * 0.5;
+        let mut value = &policy_loss + &value_loss * vf_coef;
+        let is_in_loss = self.options.kl == KlPlace::Loss && self.beta != 0.0;
+        let kl = is_in_loss.then(|| self.options.estimator().per_token(logps, &batch.reference_logps(logps)));
+        if let Some(kl) = &kl {
+            value += mean(kl) * self.beta;
+        }
+        if entropy_coef != 0.0 {
+            value -= mean(entropies) * entropy_coef;
+        }
+
+        let terms = Terms { policy_loss, value_loss, clipped, advantages, errors, kl };
+        let mut metrics = self.metrics(&terms, statistics, batch);
+        metrics.add_part("loss", &value, batch);
+        LossMask::ALL.mean(&mut metrics, "val/mean", values, batch);
+        Loss { value, metrics }
+    }
+}
+
+impl Ppo {
+    fn clip(&self) -> Clip {
+        Clip::new(self.options.cliprange, None)
     }
 
     /// The scorer's reward, less the penalty.
@@ -238,6 +201,57 @@ impl Ppo {
         Whitenings { rewards, advantages }
     }
 
+    /// Â and R of each token.
+    fn targets(&self, batch: &MicroBatch<'_>) -> (Vec<f64>, Vec<f64>) {
+        let whitenings = self.whitenings.unwrap_or_else(|| self.whitenings_of(batch.batch));
+        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
+        for branch in batch.responses() {
+            let (own, its_returns) = self.advantages(branch, &whitenings.rewards);
+            advantages.extend(own.into_iter().map(|advantage| whitenings.advantages.whitened(advantage)));
+            returns.extend(its_returns);
+        }
+        (advantages, returns)
+    }
+
+    fn value_errors(&self, values: &Tensor, returns: &Tensor, batch: &MicroBatch<'_>) -> ValueErrors {
+        let range = self.options.cliprange_value;
+        let old = batch.per_token(values, |branch| branch.old_values.clone());
+        let (least, most) = (&old - range, &old + range);
+        let plain = (values - returns).square();
+        let clipped = (values.maximum(&least).minimum(&most) - returns).square();
+        ValueErrors { plain, clipped }
+    }
+
+    fn metrics(&self, terms: &Terms, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Metrics {
+        let TokenStatistics { logps, entropies, .. } = statistics;
+        let mut metrics = Metrics::default();
+        metrics.add_part("loss/policy_avg", &terms.policy_loss, batch);
+        metrics.add_part("loss/value_avg", &terms.value_loss, batch);
+        terms.clipped.token_metrics(&mut metrics, batch, &LossMask::ALL);
+
+        let differences = logps.detach() - batch.old_logps(logps);
+        let ratios = differences.exp();
+        // Whether the surrogate's clipped branch is the one that counts.
+        let inside = ratios.clamp(1.0 - self.options.cliprange, 1.0 + self.options.cliprange);
+        let is_cut = (inside * &terms.advantages).lt_tensor(&(&ratios * &terms.advantages));
+        let is_value_cut = terms.errors.clipped.gt_tensor(&terms.errors.plain);
+        for (name, per_token) in [
+            ("policy/approxkl_avg", &(differences.square() * 0.5)),
+            ("policy/clipfrac_avg", &is_cut.to_kind(Kind::Float)),
+            ("policy/entropy_avg", entropies),
+            ("val/clipfrac_avg", &is_value_cut.to_kind(Kind::Float)),
+            ("val/ratio", &ratios),
+        ] {
+            LossMask::ALL.mean(&mut metrics, name, per_token, batch);
+        }
+        if let Some(kl) = &terms.kl {
+            LossMask::ALL.mean(&mut metrics, self.options.estimator().metric(), kl, batch);
+        }
+        self.sample_metrics(&mut metrics, batch);
+        reward_metrics(&mut metrics, batch, reward_deviation);
+        metrics
+    }
+
     /// What there is to know of the samples themselves.
     fn sample_metrics(&self, metrics: &mut Metrics, batch: &MicroBatch<'_>) {
         let has_reference = self.options.kl_coef != 0.0;
@@ -257,110 +271,6 @@ impl Ppo {
         if has_reference {
             metrics.add("objective/kl_coef", self.beta, 1.0);
         }
-    }
-}
-
-impl Objective for Ppo {
-    fn needs(&self) -> Needs {
-        let critic = Critic { kind: self.options.critic, learning_rate: self.options.critic_learning_rate };
-        Needs {
-            reference: self.options.kl_coef != 0.0,
-            old: true,
-            statistics: Statistics::ProbabilitiesAndValues(critic),
-            ..Needs::of(WholeGroup { least: 1, drop_equal: false })
-        }
-    }
-
-    fn check(&self, experience: &[&Tree]) -> Result<(), String> {
-        let lacks = |branch: &Branch| {
-            !branch.reward.is_finite() || branch.behaviour_logps.len() != branch.loss_tokens()
-        };
-        match experience.iter().find(|tree| tree.branches.iter().any(lacks)) {
-            None => Ok(()),
-            Some(tree) => Err(format!(
-                "prompt {} has a response without a reward, or that no policy sampled: PPO learns from samples of the \
-                 policy and their rewards; give the experiment prompts and a reward, or change algorithm.kind",
-                tree.prompt_id
-            )),
-        }
-    }
-
-    fn begin(&mut self, experience: &[&Tree]) {
-        if let (Some(target), Some((kl, responses))) = (self.options.kl_target, self.last_kl.take()) {
-            let error = (kl / target - 1.0).clamp(-LARGEST_ERROR, LARGEST_ERROR);
-            self.beta *= 1.0 + error * responses / self.options.kl_horizon;
-        }
-        let branches = || experience.iter().flat_map(|tree| &tree.branches);
-        let responses = branches().count() as f64;
-        let kl: f64 = branches().flat_map(|branch| self.kl(branch)).sum();
-        self.last_kl = (responses > 0.0).then(|| (kl / responses, responses));
-        self.whitenings = Some(self.whitenings_of(experience));
-    }
-
-    fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let options = &self.options;
-        let (logps, mut metrics) = (&statistics.logps, Metrics::default());
-        let Some(values) = &statistics.values else {
-            // The trainer gives what `Needs` asks for.
-            return Loss { value: Tensor::from(f64::NAN), metrics };
-        };
-        let mask = LossMask { skip_truncated: false };
-        let whitenings = self.whitenings.unwrap_or_else(|| self.whitenings_of(batch.batch));
-        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-        for branch in batch.responses() {
-            let (own, its_returns) = self.advantages(branch, &whitenings.rewards);
-            advantages.extend(own.into_iter().map(|advantage| whitenings.advantages.whitened(advantage)));
-            returns.extend(its_returns);
-        }
-        let mean = |per_token: &Tensor| aggregate(per_token, batch, &mask, Aggregation::Token, 1);
-
-        let clip = Clip { low: options.cliprange, high: options.cliprange, dual: None };
-        let losses = clip.token_loss(logps, &batch.floats(logps, &advantages), batch, &mask, &mut metrics);
-        let policy_loss = mean(&losses);
-
-        let returns = batch.floats(values, &returns);
-        let old_values = batch.per_token(values, |branch| branch.old_values.clone());
-        let (least, most) = (&old_values - options.cliprange_value, &old_values + options.cliprange_value);
-        let errors = (values - &returns).square();
-        let clipped_errors = (values.maximum(&least).minimum(&most) - &returns).square();
-        let value_loss = mean(&errors.maximum(&clipped_errors)) * 0.5;
-        let mut value = &policy_loss + &value_loss * options.vf_coef;
-
-        if options.kl == KlPlace::Loss && self.beta != 0.0 {
-            let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
-            let kl = options.estimator().per_token(logps, &reference);
-            mask.mean(&mut metrics, options.estimator().metric(), &kl, batch);
-            value += mean(&kl) * self.beta;
-        }
-        if options.entropy_coef != 0.0 {
-            value -= mean(&statistics.entropies) * options.entropy_coef;
-        }
-
-        add_loss(&mut metrics, batch, "loss", value.double_value(&[]));
-        add_loss(&mut metrics, batch, "loss/policy_avg", policy_loss.double_value(&[]));
-        add_loss(&mut metrics, batch, "loss/value_avg", value_loss.double_value(&[]));
-        let old = batch.per_token(logps, |branch| branch.old_policy_logps().to_vec());
-        let differences = logps.detach() - old;
-        let clipped = clipped_errors.gt_tensor(&errors).to_kind(Kind::Float);
-        // Whether the surrogate's clipped branch is the one that counts.
-        let [ratios, advantages] = [differences.exp(), batch.floats(logps, &advantages)];
-        let inside = ratios.clamp(1.0 - options.cliprange, 1.0 + options.cliprange);
-        let cut = (inside * &advantages).lt_tensor(&(&ratios * &advantages)).to_kind(Kind::Float);
-        for (name, per_token) in [
-            ("policy/approxkl_avg", &(differences.square() * 0.5)),
-            ("policy/clipfrac_avg", &cut),
-            ("policy/entropy_avg", &statistics.entropies),
-            ("val/clipfrac_avg", &clipped),
-            ("val/ratio", &ratios),
-            ("val/mean", values),
-        ] {
-            mask.mean(&mut metrics, name, per_token, batch);
-        }
-        self.sample_metrics(&mut metrics, batch);
-        reward_metrics(&mut metrics, batch, |tree| {
-            deviation(&tree.branches.iter().map(|branch| branch.reward.into()).collect::<Vec<_>>())
-        });
-        Loss { value, metrics }
     }
 }
 

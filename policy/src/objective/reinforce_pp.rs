@@ -12,49 +12,41 @@
 
 use arriero_buffers::selection::WholeGroup;
 use arriero_buffers::{Branch, Tree};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
-use super::advantages::{centred, deviation, returns_to_go, whitened};
-use super::aggregate::{Aggregation, LossMask, aggregate};
-use super::clip::Clip;
-use super::group::{add_loss, reward_metrics};
-use super::kl::{KlEstimator, record_sampled, sampled};
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::terms::advantages::{centred, returns_to_go, whitened};
+use super::terms::aggregate::{Aggregation, LossMask, aggregate};
+use super::terms::clip::{self, Clip, Clipped};
+use super::terms::group::{reward_deviation, reward_metrics, rewards};
+use super::terms::kl::{KlEstimator, record_sampled, sampled};
+use super::terms::ranges;
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics, options};
 
-/// REINFORCE++'s options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReinforcePpConfig {
-    /// Subtract the group's mean reward first, and put the KL into the loss. Default false.
-    pub baseline: bool,
-    /// β: weight of the KL to the reference; 0 spares its computation. Default 0.01 (OpenRLHF's, the authors' toolkit).
-    pub beta: f64,
-    /// ε: how far below 1 a ratio still counts. Default 0.2 (PPO's).
-    pub epsilon: f64,
-    /// ε_high: how far above 1. Default: ε.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epsilon_high: Option<f64>,
-    /// What the sum over tokens is divided by. Default `token` (the paper's).
-    pub aggregation: Aggregation,
-    /// Leave truncated responses out of the loss. Default false.
-    pub mask_truncated_completions: bool,
-    /// The constant length of `aggregation = "constant"`. Default: the generator's `max_new_tokens`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_completion_length: Option<usize>,
+options! {
+    /// REINFORCE++'s options.
+    pub struct ReinforcePpConfig {
+        /// Subtract the group's mean reward first, and put the KL into the loss. Default false.
+        pub baseline: bool = false,
+        /// β: weight of the KL to the reference; 0 spares its computation. Default 0.01 (OpenRLHF's, the authors' toolkit).
+        pub beta: f64 = 0.01,
+        /// ε: how far below 1 a ratio still counts. Default 0.2 (PPO's).
+        pub epsilon: f64 = 0.2,
+        /// ε_high: how far above 1. Default: ε.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub epsilon_high: Option<f64> = None,
+        /// What the sum over tokens is divided by. Default `token` (the paper's).
+        pub aggregation: Aggregation = Aggregation::Token,
+        /// Leave truncated responses out of the loss. Default false.
+        pub mask_truncated_completions: bool = false,
+        /// The constant length of `aggregation = "constant"`. Default: the generator's `max_new_tokens`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub max_completion_length: Option<usize> = None,
+    }
 }
 
-impl Default for ReinforcePpConfig {
-    fn default() -> Self {
-        ReinforcePpConfig {
-            baseline: false,
-            beta: 0.01,
-            epsilon: 0.2,
-            epsilon_high: None,
-            aggregation: Aggregation::Token,
-            mask_truncated_completions: false,
-            max_completion_length: None,
-        }
+impl ReinforcePpConfig {
+    fn clip(&self) -> Clip {
+        Clip::new(self.epsilon, self.epsilon_high)
     }
 }
 
@@ -64,7 +56,7 @@ impl AlgorithmConfig for ReinforcePpConfig {
     }
 
     fn resolved(&self) -> Self {
-        ReinforcePpConfig { epsilon_high: Some(self.epsilon_high.unwrap_or(self.epsilon)), ..self.clone() }
+        ReinforcePpConfig { epsilon_high: Some(self.clip().high), ..self.clone() }
     }
 
     fn fit(&mut self, max_new_tokens: usize) {
@@ -72,9 +64,9 @@ impl AlgorithmConfig for ReinforcePpConfig {
     }
 
     fn validate(&self) -> Result<(), String> {
-        super::clip::validate(self.epsilon, self.epsilon_high, None)?;
-        super::kl::validate_beta(self.beta)?;
-        super::aggregate::validate_length(self.max_completion_length)
+        clip::validate(self.epsilon, self.epsilon_high, None)?;
+        ranges::at_least_zero("beta", self.beta)?;
+        ranges::length("max_completion_length", self.max_completion_length)
     }
 }
 
@@ -84,10 +76,42 @@ pub struct ReinforcePp {
     options: ReinforcePpConfig,
 }
 
+impl Objective for ReinforcePp {
+    fn needs(&self) -> Needs {
+        let least = if self.options.baseline { 2 } else { 1 };
+        Needs {
+            reference: self.options.beta != 0.0,
+            ..Needs::of(WholeGroup { least, drop_equal: false })
+        }
+    }
+
+    fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
+        let ReinforcePpConfig { beta, baseline, aggregation, max_completion_length, .. } = self.options;
+        let logps = &statistics.logps;
+        let mask = self.mask();
+        let advantages = batch.floats(logps, &self.advantages(batch, &mask));
+        let (mut losses, clipped) = self.options.clip().token_loss(logps, &advantages, batch);
+        let is_in_loss = beta != 0.0 && baseline;
+        let kl = is_in_loss.then(|| KlEstimator::K2.per_token(logps, &batch.reference_logps(logps)));
+        if let Some(kl) = &kl {
+            losses += kl * beta;
+        }
+        let value = aggregate(&losses, batch, &mask, aggregation, max_completion_length.unwrap_or(1));
+
+        let mut metrics = self.metrics(&clipped, kl.as_ref(), statistics, batch);
+        metrics.add_part("loss", &value, batch);
+        Loss { value, metrics }
+    }
+}
+
 impl ReinforcePp {
+    fn mask(&self) -> LossMask {
+        LossMask { skip_truncated: self.options.mask_truncated_completions }
+    }
+
     /// A of each token of each response, before it is normalised.
     fn raw(&self, tree: &Tree) -> Vec<Vec<f64>> {
-        let rewards: Vec<f64> = tree.branches.iter().map(|branch| branch.reward.into()).collect();
+        let rewards = rewards(tree);
         if self.options.baseline {
             let advantages = centred(&rewards).into_iter().zip(&tree.branches);
             return advantages.map(|(advantage, branch)| vec![advantage; branch.loss_tokens()]).collect();
@@ -110,6 +134,27 @@ impl ReinforcePp {
         let own: Vec<f64> = batch.trees.iter().flat_map(|tree| self.raw(tree)).flatten().collect();
         whitened(&own, &all)
     }
+
+    /// `kl` is that of each token, where it stands in the loss.
+    fn metrics(
+        &self,
+        clipped: &Clipped,
+        kl: Option<&Tensor>,
+        statistics: &TokenStatistics,
+        batch: &MicroBatch<'_>,
+    ) -> Metrics {
+        let mut metrics = Metrics::default();
+        let mask = self.mask();
+        clipped.token_metrics(&mut metrics, batch, &mask);
+        if let Some(kl) = kl {
+            mask.mean(&mut metrics, KlEstimator::K2.metric(), kl, batch);
+        } else if self.options.beta != 0.0 {
+            record_sampled(&mut metrics, KlEstimator::K1.metric(), batch, &mask);
+        }
+        mask.mean(&mut metrics, "entropy", &statistics.entropies, batch);
+        reward_metrics(&mut metrics, batch, reward_deviation);
+        metrics
+    }
 }
 
 /// What is still to come at each token: `reward` at the end, and −β (log π_old − log π_ref) at every token.
@@ -122,39 +167,4 @@ pub(super) fn penalised_returns(branch: &Branch, beta: f64, reward: f64) -> Vec<
         *last += reward;
     }
     returns_to_go(&rewards)
-}
-
-impl Objective for ReinforcePp {
-    fn needs(&self) -> Needs {
-        let least = if self.options.baseline { 2 } else { 1 };
-        Needs { reference: self.options.beta != 0.0, ..Needs::of(WholeGroup { least, drop_equal: false }) }
-    }
-
-    fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let options = &self.options;
-        let logps = &statistics.logps;
-        let mut metrics = Metrics::default();
-        let mask = LossMask { skip_truncated: options.mask_truncated_completions };
-        let clip =
-            Clip { low: options.epsilon, high: options.epsilon_high.unwrap_or(options.epsilon), dual: None };
-        let advantages = batch.floats(logps, &self.advantages(batch, &mask));
-        let mut losses = clip.token_loss(logps, &advantages, batch, &mask, &mut metrics);
-        if options.beta != 0.0 && options.baseline {
-            let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
-            let kl = KlEstimator::K2.per_token(logps, &reference);
-            mask.mean(&mut metrics, KlEstimator::K2.metric(), &kl, batch);
-            losses += kl * options.beta;
-        } else if options.beta != 0.0 {
-            record_sampled(&mut metrics, KlEstimator::K1.metric(), batch, &mask);
-        }
-        let length = options.max_completion_length.unwrap_or(1);
-        let value = aggregate(&losses, batch, &mask, options.aggregation, length);
-
-        add_loss(&mut metrics, batch, "loss", value.double_value(&[]));
-        mask.mean(&mut metrics, "entropy", &statistics.entropies, batch);
-        reward_metrics(&mut metrics, batch, |tree| {
-            deviation(&tree.branches.iter().map(|branch| branch.reward.into()).collect::<Vec<_>>())
-        });
-        Loss { value, metrics }
-    }
 }

@@ -19,8 +19,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::group::add_loss;
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, Statistics, TokenStatistics};
+use super::terms::ranges;
+use super::{
+    AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, Statistics, TokenStatistics, options,
+};
 
 /// By how much the better response must score higher before its loss begins to vanish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,30 +63,19 @@ impl LeastStrength {
     }
 }
 
-/// The options of reward models.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RewardModelConfig {
-    /// m: of the chosen response against the rejected one, and of an edited one against the rejected one; between edited and
-    /// chosen it is 0. Default `none` (Llama 3's).
-    pub margin: MarginKind,
-    /// c: weight of the centring. Default 0 (TRL's; 0.01 is what its documentation suggests).
-    pub center_rewards_coefficient: f64,
-    /// Leave out weaker preferences, and where another than `any` is asked for those of unknown strength. Default `any`.
-    pub min_strength: LeastStrength,
-    /// Leave out preferences between similar responses: those whose chosen and rejected response share more than this part
-    /// of their pairs of neighbouring tokens (Jaccard's index). Default 1: none is left out.
-    pub max_similarity: f64,
-}
-
-impl Default for RewardModelConfig {
-    fn default() -> Self {
-        RewardModelConfig {
-            margin: MarginKind::None,
-            center_rewards_coefficient: 0.0,
-            min_strength: LeastStrength::Any,
-            max_similarity: 1.0,
-        }
+options! {
+    /// The options of reward models.
+    pub struct RewardModelConfig {
+        /// m: of the chosen response against the rejected one, and of an edited one against the rejected one; between edited and
+        /// chosen it is 0. Default `none` (Llama 3's).
+        pub margin: MarginKind = MarginKind::None,
+        /// c: weight of the centring. Default 0 (TRL's; 0.01 is what its documentation suggests).
+        pub center_rewards_coefficient: f64 = 0.0,
+        /// Leave out weaker preferences, and where another than `any` is asked for those of unknown strength. Default `any`.
+        pub min_strength: LeastStrength = LeastStrength::Any,
+        /// Leave out preferences between similar responses: those whose chosen and rejected response share more than this part
+        /// of their pairs of neighbouring tokens (Jaccard's index). Default 1: none is left out.
+        pub max_similarity: f64 = 1.0,
     }
 }
 
@@ -93,19 +84,9 @@ impl AlgorithmConfig for RewardModelConfig {
         Box::new(RewardModel { options: self.clone() })
     }
 
-    fn resolved(&self) -> Self {
-        self.clone()
-    }
-
     fn validate(&self) -> Result<(), String> {
-        super::pairs::at_least_zero("center_rewards_coefficient", self.center_rewards_coefficient)?;
-        if !(0.0..=1.0).contains(&self.max_similarity) {
-            return Err(format!(
-                "max_similarity is {}; it must be at least 0 and at most 1",
-                self.max_similarity
-            ));
-        }
-        Ok(())
+        ranges::at_least_zero("center_rewards_coefficient", self.center_rewards_coefficient)?;
+        ranges::share("max_similarity", self.max_similarity)
     }
 }
 
@@ -113,71 +94,6 @@ impl AlgorithmConfig for RewardModelConfig {
 #[derive(Debug, Clone)]
 pub struct RewardModel {
     options: RewardModelConfig,
-}
-
-impl RewardModel {
-    /// m of a tree's chosen response against the rejected one; `None` where the data do not say it.
-    fn margin(&self, tree: &Tree) -> Option<f64> {
-        let steps = |tree: &Tree| {
-            Some(match tree.strength? {
-                Strength::Marginal => 0.0,
-                Strength::Slight => 1.0,
-                Strength::Better => 2.0,
-                Strength::Significant => 3.0,
-            })
-        };
-        match self.options.margin {
-            MarginKind::None => Some(0.0),
-            MarginKind::Data => tree.margin.map(f64::from),
-            MarginKind::Small => steps(tree).map(|steps| steps / 3.0),
-            MarginKind::Large => steps(tree),
-        }
-    }
-
-    /// Why the strength of a preference is not enough.
-    fn too_weak(&self, tree: &Tree) -> Option<&'static str> {
-        let least = self.options.min_strength.strength()?;
-        match tree.strength {
-            None => Some("preference_strength_unknown"),
-            Some(strength) if strength < least => Some("preference_below_min_strength"),
-            Some(_) => None,
-        }
-    }
-
-    /// The score of each response, f64 `[responses]`: what the head says at its last token.
-    fn scores(statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Option<Tensor> {
-        let values = statistics.values.as_ref()?;
-        let ranges = Branch::loss_token_ranges(batch.responses());
-        let last: Vec<i64> = ranges.map(|range| range.end as i64 - 1).collect();
-        let last = Tensor::from_slice(&last).to_device(values.device());
-        Some(values.index_select(0, &last).to_kind(Kind::Double))
-    }
-}
-
-/// All ordered pairs of a micro-batch's responses, one entry a pair.
-#[derive(Default)]
-struct Pairs {
-    better: Vec<i64>,
-    worse: Vec<i64>,
-    margins: Vec<f64>,
-    /// Each prompt counts the same, however many pairs it has.
-    weights: Vec<f64>,
-}
-
-/// The part of their pairs of neighbouring tokens that two texts share, counted with their repetitions.
-fn similarity(one: &[u32], other: &[u32]) -> f64 {
-    let count = |tokens: &[u32]| {
-        let mut counts: HashMap<(Option<u32>, u32), usize> = HashMap::new();
-        let before = std::iter::once(None).chain(tokens.iter().copied().map(Some));
-        for pair in before.zip(tokens.iter().copied()) {
-            *counts.entry(pair).or_default() += 1;
-        }
-        counts
-    };
-    let (ours, theirs) = (count(one), count(other));
-    let shared: usize = ours.iter().map(|(pair, count)| *count.min(theirs.get(pair).unwrap_or(&0))).sum();
-    let all = one.len() + other.len() - shared;
-    if all == 0 { 1.0 } else { shared as f64 / all as f64 }
 }
 
 impl Objective for RewardModel {
@@ -230,24 +146,79 @@ impl Objective for RewardModel {
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
-        let mut metrics = Metrics::default();
-        let Some(scores) = RewardModel::scores(statistics, batch) else {
+        let centring = self.options.center_rewards_coefficient;
+        let Some(scores) = scores(statistics, batch) else {
             // The trainer gives what `Needs` asks for.
-            return Loss { value: Tensor::from(f64::NAN), metrics };
+            return Loss { value: Tensor::from(f64::NAN), metrics: Metrics::default() };
         };
-        let mut pairs = Pairs::default();
+        let Pairs { better, worse, margins, weights } = self.pairs(&scores, batch);
+        let differences = &better - &worse;
+        let mut losses = -(&differences - margins).log_sigmoid();
+        if centring != 0.0 {
+            losses += (&better + &worse).square() * centring;
+        }
+        let value = (losses * weights).sum(Kind::Double);
+
+        let mut metrics = metrics(&scores, &differences);
+        metrics.add_part("loss", &value, batch);
+        Loss { value, metrics }
+    }
+}
+
+/// All ordered pairs of a micro-batch's responses: f64 `[pairs]` each.
+struct Pairs {
+    /// Scores.
+    better: Tensor,
+    worse: Tensor,
+    margins: Tensor,
+    /// Each prompt counts the same, however many pairs it has.
+    weights: Tensor,
+}
+
+impl RewardModel {
+    /// m of a tree's chosen response against the rejected one; `None` where the data do not say it.
+    fn margin(&self, tree: &Tree) -> Option<f64> {
+        let steps = |tree: &Tree| {
+            Some(match tree.strength? {
+                Strength::Marginal => 0.0,
+                Strength::Slight => 1.0,
+                Strength::Better => 2.0,
+                Strength::Significant => 3.0,
+            })
+        };
+        match self.options.margin {
+            MarginKind::None => Some(0.0),
+            MarginKind::Data => tree.margin.map(f64::from),
+            MarginKind::Small => steps(tree).map(|steps| steps / 3.0),
+            MarginKind::Large => steps(tree),
+        }
+    }
+
+    /// Why the strength of a preference is not enough.
+    fn too_weak(&self, tree: &Tree) -> Option<&'static str> {
+        let least = self.options.min_strength.strength()?;
+        match tree.strength {
+            None => Some("preference_strength_unknown"),
+            Some(strength) if strength < least => Some("preference_below_min_strength"),
+            Some(_) => None,
+        }
+    }
+
+    fn pairs(&self, scores: &Tensor, batch: &MicroBatch<'_>) -> Pairs {
+        let [mut better, mut worse] = [const { Vec::new() }; 2];
+        let [mut margins, mut weights] = [const { Vec::new() }; 2];
         let mut first = 0;
         for tree in batch.trees {
             let responses = tree.branches.len() as i64;
             let count = (responses * (responses - 1) / 2) as f64;
-            for worse in 1..responses {
-                for better in 0..worse {
+            for low in 1..responses {
+                for high in 0..low {
                     // The margin is one against the rejected response, the last.
-                    let is_last = worse + 1 == responses;
-                    pairs.better.push(first + better);
-                    pairs.worse.push(first + worse);
-                    pairs.margins.push(if is_last { self.margin(tree).unwrap_or(0.0) } else { 0.0 });
-                    pairs.weights.push(1.0 / (count * batch.totals.trees.max(1) as f64));
+                    let is_last = low + 1 == responses;
+                    better.push(first + high);
+                    worse.push(first + low);
+                    margins.push(if is_last { self.margin(tree).unwrap_or(0.0) } else { 0.0 });
+                    weights.push(1.0 / (count * batch.totals.trees.max(1) as f64));
                 }
             }
             first += responses;
@@ -255,32 +226,57 @@ impl Objective for RewardModel {
         let device = scores.device();
         let of = |places: &[i64]| scores.index_select(0, &Tensor::from_slice(places).to_device(device));
         let doubles = |numbers: &[f64]| Tensor::from_slice(numbers).to_device(device);
-        let (better, worse) = (of(&pairs.better), of(&pairs.worse));
-        let differences = &better - &worse;
-        let mut losses = -(&differences - doubles(&pairs.margins)).log_sigmoid();
-        if self.options.center_rewards_coefficient != 0.0 {
-            losses += (&better + &worse).square() * self.options.center_rewards_coefficient;
-        }
-        let value = (losses * doubles(&pairs.weights)).sum(Kind::Double);
-
-        add_loss(&mut metrics, batch, "loss", value.double_value(&[]));
-        let numbers = |tensor: &Tensor| crate::scoring::to_host(&tensor.detach());
-        for score in numbers(&scores).into_iter().map(f64::from) {
-            metrics.add("mean_reward", score, 1.0);
-            metrics.lower("min_reward", score);
-            metrics.raise("max_reward", score);
-        }
-        for difference in numbers(&differences).into_iter().map(f64::from) {
-            metrics.add("margin", difference, 1.0);
-            metrics.add("accuracy", f64::from(u8::from(difference > 0.0)), 1.0);
-            metrics.predict("calibration_error", 1.0 / (1.0 + (-difference.abs()).exp()), difference > 0.0);
-        }
-        Loss { value, metrics }
+        let (better, worse) = (of(&better), of(&worse));
+        Pairs { better, worse, margins: doubles(&margins), weights: doubles(&weights) }
     }
+}
+
+/// The score of each response, f64 `[responses]`: what the head says at its last token.
+fn scores(statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Option<Tensor> {
+    let values = statistics.values.as_ref()?;
+    let ranges = Branch::loss_token_ranges(batch.responses());
+    let last: Vec<i64> = ranges.map(|range| range.end as i64 - 1).collect();
+    let last = Tensor::from_slice(&last).to_device(values.device());
+    Some(values.index_select(0, &last).to_kind(Kind::Double))
+}
+
+/// The part of their pairs of neighbouring tokens that two texts share, counted with their repetitions.
+fn similarity(one: &[u32], other: &[u32]) -> f64 {
+    let count = |tokens: &[u32]| {
+        let mut counts: HashMap<(Option<u32>, u32), usize> = HashMap::new();
+        let before = std::iter::once(None).chain(tokens.iter().copied().map(Some));
+        for pair in before.zip(tokens.iter().copied()) {
+            *counts.entry(pair).or_default() += 1;
+        }
+        counts
+    };
+    let (ours, theirs) = (count(one), count(other));
+    let shared: usize = ours.iter().map(|(pair, count)| *count.min(theirs.get(pair).unwrap_or(&0))).sum();
+    let all = one.len() + other.len() - shared;
+    if all == 0 { 1.0 } else { shared as f64 / all as f64 }
+}
+
+/// `differences` are the better less the worse score of each pair.
+fn metrics(scores: &Tensor, differences: &Tensor) -> Metrics {
+    let mut metrics = Metrics::default();
+    let numbers = |tensor: &Tensor| crate::scoring::to_host(&tensor.detach());
+    for score in numbers(scores).into_iter().map(f64::from) {
+        metrics.add("mean_reward", score, 1.0);
+        metrics.lower("min_reward", score);
+        metrics.raise("max_reward", score);
+    }
+    for difference in numbers(differences).into_iter().map(f64::from) {
+        metrics.add("margin", difference, 1.0);
+        metrics.add("accuracy", f64::from(u8::from(difference > 0.0)), 1.0);
+        metrics.predict("calibration_error", 1.0 / (1.0 + (-difference.abs()).exp()), difference > 0.0);
+    }
+    metrics
 }
 
 #[cfg(test)]
 mod tests {
+    use arriero_buffers::Branch;
+
     use super::*;
 
     fn tree(strength: Option<Strength>, margin: Option<f32>, responses: &[&[u32]]) -> Tree {

@@ -21,10 +21,6 @@ impl AlgorithmConfig for SftConfig {
         Box::new(Sft)
     }
 
-    fn resolved(&self) -> Self {
-        self.clone()
-    }
-
     fn validate(&self) -> Result<(), String> {
         Ok(())
     }

@@ -8,36 +8,28 @@
 //! reference: what holds the policy is a small learning rate. β is ten to a hundred times DPO's, since r is a
 //! mean over tokens.
 
-use arriero_buffers::Tree;
 use arriero_buffers::selection::BestAgainstWorst;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use tch::Kind;
+use arriero_buffers::Tree;
 
 use super::dpo::smoothed_sigmoid;
-use super::pairs::{self, Pair};
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::terms::pairs::{self, Pair};
+use super::terms::ranges;
+use super::{AlgorithmConfig, Loss, MicroBatch, Needs, Objective, TokenStatistics, options};
 
-/// SimPO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SimpoConfig {
-    /// β: scale of the reward. Default 2 (the authors' code).
-    pub beta: f64,
-    /// γ: the margin of rewards that a pair should reach. Default 0.5 (the authors' code, where it is
-    /// written γ/β = 0.25; TRL's `simpo_gamma`).
-    pub gamma: f64,
-    /// Weight of the chosen responses' negative log-likelihood, a mean over their tokens. Default 0 (the
-    /// paper's).
-    pub nll_coefficient: f64,
-    /// Share of pairs taken to be labelled the wrong way round, as in conservative DPO. Default 0 (the
-    /// paper's).
-    pub label_smoothing: f64,
-}
-
-impl Default for SimpoConfig {
-    fn default() -> Self {
-        SimpoConfig { beta: 2.0, gamma: 0.5, nll_coefficient: 0.0, label_smoothing: 0.0 }
+options! {
+    /// SimPO's options.
+    pub struct SimpoConfig {
+        /// β: scale of the reward. Default 2 (the authors' code).
+        pub beta: f64 = 2.0,
+        /// γ: the margin of rewards that a pair should reach. Default 0.5 (the authors' code, where it is
+        /// written γ/β = 0.25; TRL's `simpo_gamma`).
+        pub gamma: f64 = 0.5,
+        /// Weight of the chosen responses' negative log-likelihood, a mean over their tokens. Default 0 (the
+        /// paper's).
+        pub nll_coefficient: f64 = 0.0,
+        /// Share of pairs taken to be labelled the wrong way round, as in conservative DPO. Default 0 (the
+        /// paper's).
+        pub label_smoothing: f64 = 0.0,
     }
 }
 
@@ -46,15 +38,11 @@ impl AlgorithmConfig for SimpoConfig {
         Box::new(Simpo { options: self.clone() })
     }
 
-    fn resolved(&self) -> Self {
-        self.clone()
-    }
-
     fn validate(&self) -> Result<(), String> {
-        pairs::above_zero("beta", self.beta)?;
-        pairs::at_least_zero("gamma", self.gamma)?;
-        pairs::at_least_zero("nll_coefficient", self.nll_coefficient)?;
-        pairs::flip_rate("label_smoothing", self.label_smoothing)
+        ranges::above_zero("beta", self.beta)?;
+        ranges::at_least_zero("gamma", self.gamma)?;
+        ranges::at_least_zero("nll_coefficient", self.nll_coefficient)?;
+        ranges::flip_rate("label_smoothing", self.label_smoothing)
     }
 }
 
@@ -79,12 +67,11 @@ impl Objective for Simpo {
         let rewards = logps.map(|logp| logp * beta);
         let per_pair = smoothed_sigmoid(&(rewards.margin() - gamma), label_smoothing);
         let nll = pairs::chosen_nll(&statistics.logps, batch);
-        let value = per_pair.sum(Kind::Float) / batch.totals.trees as f64 + &nll * nll_coefficient;
+        let value = pairs::mean(&per_pair, batch) + &nll * nll_coefficient;
 
-        let mut metrics = Metrics::default();
-        pairs::add_share(&mut metrics, "loss", &value, batch);
-        pairs::add_share(&mut metrics, "nll_loss", &nll, batch);
-        pairs::add_metrics(&mut metrics, &rewards, &logps, statistics, batch);
+        let mut metrics = pairs::metrics(&rewards, &logps, statistics, batch);
+        metrics.add_part("loss", &value, batch);
+        metrics.add_part("nll_loss", &nll, batch);
         Loss { value, metrics }
     }
 }

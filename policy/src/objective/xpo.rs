@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::dpo::{ipo, smoothed_sigmoid};
-use super::pairs;
-use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics};
+use super::terms::ranges;
+use super::{AlgorithmConfig, Loss, Metrics, MicroBatch, Needs, Objective, TokenStatistics, options};
 
 /// The loss of a pair, under TRL's names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,21 +32,15 @@ pub enum XpoLoss {
     Ipo,
 }
 
-/// XPO's options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct XpoConfig {
-    /// α: weight of the exploration bonus. Default 1e-5 (TRL's).
-    pub alpha: f64,
-    /// β: how strongly the policy is held to the reference; IPO's τ. Default 0.1 (TRL's).
-    pub beta: f64,
-    /// The loss of a pair. Default `"sigmoid"` (the paper's and TRL's).
-    pub loss: XpoLoss,
-}
-
-impl Default for XpoConfig {
-    fn default() -> Self {
-        XpoConfig { alpha: 1e-5, beta: 0.1, loss: XpoLoss::Sigmoid }
+options! {
+    /// XPO's options.
+    pub struct XpoConfig {
+        /// α: weight of the exploration bonus. Default 1e-5 (TRL's).
+        pub alpha: f64 = 1e-5,
+        /// β: how strongly the policy is held to the reference; IPO's τ. Default 0.1 (TRL's).
+        pub beta: f64 = 0.1,
+        /// The loss of a pair. Default `"sigmoid"` (the paper's and TRL's).
+        pub loss: XpoLoss = XpoLoss::Sigmoid,
     }
 }
 
@@ -55,13 +49,9 @@ impl AlgorithmConfig for XpoConfig {
         Box::new(Xpo { options: self.clone() })
     }
 
-    fn resolved(&self) -> Self {
-        self.clone()
-    }
-
     fn validate(&self) -> Result<(), String> {
-        pairs::at_least_zero("alpha", self.alpha)?;
-        pairs::above_zero("beta", self.beta)
+        ranges::at_least_zero("alpha", self.alpha)?;
+        ranges::above_zero("beta", self.beta)
     }
 }
 
@@ -71,19 +61,25 @@ pub struct Xpo {
     options: XpoConfig,
 }
 
-/// What a rival's samples are drawn from, and refused without.
-pub(super) fn check_reference(experience: &[&Tree]) -> Result<(), String> {
-    let lacks =
-        |tree: &Tree| tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.loss_tokens());
-    match experience.iter().find(|tree| lacks(tree)) {
-        None => Ok(()),
-        Some(tree) => Err(format!(
-            "prompt {} has a response without log-probabilities of the reference, against which the policy is to be \
-             compared; let the reference score it first",
-            tree.prompt_id
-        )),
-    }
+/// A micro-batch as pairs of a sample of the policy and one of the reference: f64 `[pairs, 2]` each, in this order.
+struct Pairs {
+    /// log(π / π_ref) of the responses.
+    ratios: Tensor,
+    /// log π of the responses.
+    logps: Tensor,
+    /// Their rewards.
+    scores: Tensor,
+    /// Which of the two has the higher reward: `[pairs, 1]`.
+    chosen: Tensor,
+    /// And which the lower.
+    rejected: Tensor,
 }
+
+/// The policy's sample of each pair.
+const POLICY: i64 = 0;
+
+/// The reference's.
+const REFERENCE: i64 = 1;
 
 impl Objective for Xpo {
     fn needs(&self) -> Needs {
@@ -105,48 +101,83 @@ impl Objective for Xpo {
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {
         let XpoConfig { alpha, beta, loss } = self.options;
-        let logps = &statistics.logps;
-        let reference = batch.per_token(logps, |branch| branch.reference_logps.clone());
-        // `[pairs, 2]`: the policy's sample, then the reference's.
-        let of_pairs =
-            |per_token: &Tensor| batch.sum_per_response(per_token).to_kind(Kind::Double).view([-1, 2]);
-        // Token by token: the difference of two sums would lose digits.
-        let ratios = of_pairs(&(logps - &reference));
-        let sums = of_pairs(logps);
-        let scores: Vec<f64> = batch.responses().map(|branch| branch.reward.into()).collect();
-        let scores = Tensor::from_slice(&scores).view([-1, 2]).to_device(logps.device());
-        let side = |tensor: &Tensor, side: i64| tensor.select(1, side);
-        let margins = side(&scores, 0) - side(&scores, 1);
-        let rejected = margins.ge(0.0).to_kind(Kind::Int64).unsqueeze(1);
-        let chosen = rejected.logical_not().to_kind(Kind::Int64);
-        let pick = |tensor: &Tensor, which: &Tensor| tensor.gather(1, which, false).squeeze_dim(1);
-        let h = pick(&ratios, &chosen) - pick(&ratios, &rejected);
+        let pairs = Pairs::of(&statistics.logps, batch);
+        let h = pick(&pairs.ratios, &pairs.chosen) - pick(&pairs.ratios, &pairs.rejected);
         let dpo = match loss {
             XpoLoss::Sigmoid => smoothed_sigmoid(&(&h * beta), 0.0),
             XpoLoss::Ipo => ipo(&h, beta),
         };
-        let bonus = side(&sums, 1) * alpha;
-        let pairs = (batch.totals.responses / 2).max(1) as f64;
-        let value = (&dpo + &bonus).sum(Kind::Double) / pairs;
+        let bonus = pairs.logps.select(1, REFERENCE) * alpha;
+        let value = (&dpo + &bonus).sum(Kind::Double) / (batch.totals.responses / 2).max(1) as f64;
 
+        let mut metrics = self.metrics(&pairs, &h.detach(), statistics, batch);
+        metrics.add_part("loss", &value, batch);
+        metrics.add_entries("loss/dpo", &dpo.detach());
+        metrics.add_entries("loss/xpo", &bonus.detach());
+        Loss { value, metrics }
+    }
+}
+
+/// What a rival's samples are drawn from, and refused without.
+pub(super) fn check_reference(experience: &[&Tree]) -> Result<(), String> {
+    let lacks =
+        |tree: &Tree| tree.branches.iter().any(|branch| branch.reference_logps.len() != branch.loss_tokens());
+    match experience.iter().find(|tree| lacks(tree)) {
+        None => Ok(()),
+        Some(tree) => Err(format!(
+            "prompt {} has a response without log-probabilities of the reference, against which the policy is to be \
+             compared; let the reference score it first",
+            tree.prompt_id
+        )),
+    }
+}
+
+impl Pairs {
+    fn of(logps: &Tensor, batch: &MicroBatch<'_>) -> Self {
+        let of_pairs =
+            |per_token: &Tensor| batch.sum_per_response(per_token).to_kind(Kind::Double).view([-1, 2]);
+        // Token by token: the difference of two sums would lose digits.
+        let ratios = of_pairs(&(logps - batch.reference_logps(logps)));
+        let scores: Vec<f64> = batch.responses().map(|branch| branch.reward.into()).collect();
+        let scores = Tensor::from_slice(&scores).view([-1, 2]).to_device(logps.device());
+        let margins = scores.select(1, POLICY) - scores.select(1, REFERENCE);
+        let rejected = margins.ge(0.0).to_kind(Kind::Int64).unsqueeze(1);
+        let chosen = rejected.logical_not().to_kind(Kind::Int64);
+        Pairs { ratios, logps: of_pairs(logps), scores, chosen, rejected }
+    }
+}
+
+/// One of the two entries of each pair: `[pairs]`.
+fn pick(of_pairs: &Tensor, which: &Tensor) -> Tensor {
+    of_pairs.gather(1, which, false).squeeze_dim(1)
+}
+
+impl Xpo {
+    /// `h` is the difference of the chosen and the rejected ratio of each pair.
+    fn metrics(
+        &self,
+        pairs: &Pairs,
+        h: &Tensor,
+        statistics: &TokenStatistics,
+        batch: &MicroBatch<'_>,
+    ) -> Metrics {
+        let beta = self.options.beta;
+        let Pairs { scores, chosen, rejected, .. } = pairs;
+        let (ratios, logps) = (pairs.ratios.detach(), pairs.logps.detach());
+        let (policy_scores, reference_scores) = (scores.select(1, POLICY), scores.select(1, REFERENCE));
         let mut metrics = Metrics::default();
-        pairs::add_share(&mut metrics, "loss", &value, batch);
-        let (ratios, sums) = (ratios.detach(), sums.detach());
-        let rewards = |which: &Tensor| pick(&ratios, which) * beta;
         for (name, per_pair) in [
-            ("loss/dpo", dpo.detach()),
-            ("loss/xpo", bonus.detach()),
-            ("objective/model_scores", side(&scores, 0)),
-            ("objective/ref_scores", side(&scores, 1)),
-            ("objective/scores_margin", margins),
+            ("objective/scores_margin", &policy_scores - &reference_scores),
+            ("objective/model_scores", policy_scores),
+            ("objective/ref_scores", reference_scores),
             ("objective/kl", ratios.mean_dim(1, false, Kind::Double)),
-            ("objective/entropy", -sums.mean_dim(1, false, Kind::Double)),
-            ("rewards/chosen", rewards(&chosen)),
-            ("rewards/rejected", rewards(&rejected)),
-            ("rewards/margins", h.detach() * beta),
-            ("rewards/accuracies", h.detach().gt(0.0)),
-            ("logps/chosen", pick(&sums, &chosen)),
-            ("logps/rejected", pick(&sums, &rejected)),
+            ("objective/entropy", -logps.mean_dim(1, false, Kind::Double)),
+            ("rewards/chosen", pick(&ratios, chosen) * beta),
+            ("rewards/rejected", pick(&ratios, rejected) * beta),
+            ("rewards/margins", h * beta),
+            ("rewards/accuracies", h.gt(0.0)),
+            ("logps/chosen", pick(&logps, chosen)),
+            ("logps/rejected", pick(&logps, rejected)),
         ] {
             metrics.add_entries(name, &per_pair);
         }
@@ -155,6 +186,6 @@ impl Objective for Xpo {
             metrics.add(name, f64::from(u8::from(!branch.truncated)), 1.0);
         }
         metrics.add_entries("entropy", &statistics.entropies.detach());
-        Loss { value, metrics }
+        metrics
     }
 }

@@ -11,7 +11,7 @@ use serde::de::{Error, MapAccess, Visitor, value::StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tch::Tensor;
 
-use super::super::pairs::Pair;
+use crate::objective::terms::pairs::Pair;
 
 /// The loss of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -83,17 +83,17 @@ pub(super) struct Coefficients {
 }
 
 /// −(1 − ε) log σ(x) − ε log σ(−x).
-pub(in super::super) fn smoothed_sigmoid(x: &Tensor, label_smoothing: f64) -> Tensor {
+pub(in crate::objective) fn smoothed_sigmoid(x: &Tensor, label_smoothing: f64) -> Tensor {
     -x.log_sigmoid() * (1.0 - label_smoothing) - (-x).log_sigmoid() * label_smoothing
 }
 
 /// max(0, 1 − x).
-pub(in super::super) fn hinge(x: &Tensor) -> Tensor {
+pub(in crate::objective) fn hinge(x: &Tensor) -> Tensor {
     (-x + 1.0).relu()
 }
 
 /// (h − 1/(2τ))².
-pub(in super::super) fn ipo(h: &Tensor, tau: f64) -> Tensor {
+pub(in crate::objective) fn ipo(h: &Tensor, tau: f64) -> Tensor {
     (h - 0.5 / tau).square()
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::aggregate::LossMask;
-use super::{Metrics, MicroBatch};
+use crate::objective::{Metrics, MicroBatch};
 
 /// Whose ratio is taken, and what happens to one that is out of bounds. TRL's `vllm_importance_sampling_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -39,16 +39,23 @@ pub struct Correction {
     pub max: Option<f64>,
 }
 
+/// The weights of a micro-batch, and what there is to log of them.
+#[derive(Debug)]
+pub struct Weights {
+    /// Of each token: `[response tokens]`.
+    pub per_token: Tensor,
+    /// Of the tokens, or of the responses.
+    ratios: Tensor,
+    is_sequence: bool,
+    /// |log π_old − log μ|: `[response tokens]`.
+    differences: Tensor,
+    /// 1 for tokens that carry loss, else 0: `[response tokens]`.
+    kept: Tensor,
+}
+
 impl Correction {
-    /// The weight of each token, `[response tokens]`; `None` where nothing is corrected. Needs
-    /// [`Branch::old_logps`](arriero_buffers::Branch::old_logps).
-    pub fn weights(
-        &self,
-        batch: &MicroBatch<'_>,
-        mask: &LossMask,
-        like: &Tensor,
-        metrics: &mut Metrics,
-    ) -> Option<Tensor> {
+    /// The weights; `None` where nothing is corrected. Needs [`Branch::old_logps`](arriero_buffers::Branch::old_logps).
+    pub fn weights(&self, batch: &MicroBatch<'_>, mask: &LossMask, like: &Tensor) -> Option<Weights> {
         use CorrectionMode as Mode;
         if self.mode == Mode::None {
             return None;
@@ -69,33 +76,32 @@ impl Correction {
                 ratios.masked_fill(&outside, 0.0)
             }
         };
-        record(&difference.abs(), (&ratios, is_sequence), &kept, metrics);
-        Some(if is_sequence { batch.spread(&ratios) } else { ratios })
+        let per_token = if is_sequence { batch.spread(&ratios) } else { ratios.shallow_clone() };
+        Some(Weights { per_token, ratios, is_sequence, differences: difference.abs(), kept })
     }
 }
 
-/// TRL's `sampling/…`. `differences` and `kept` are `[response tokens]`; `ratios` are of the tokens or of the responses.
-fn record(
-    differences: &Tensor,
-    (ratios, is_sequence): (&Tensor, bool),
-    kept: &Tensor,
-    metrics: &mut Metrics,
-) {
-    let host = crate::scoring::to_host;
-    let kept = host(kept);
-    let of_tokens = |tensor: &Tensor| -> Vec<f64> {
-        let entries = host(tensor).into_iter().zip(&kept).filter(|(_, kept)| **kept > 0.0);
-        entries.map(|(entry, _)| f64::from(entry)).collect()
-    };
-    let ratios =
-        if is_sequence { host(ratios).into_iter().map(f64::from).collect() } else { of_tokens(ratios) };
-    for ratio in ratios {
-        metrics.lower("sampling/importance_sampling_ratio/min", ratio);
-        metrics.add("sampling/importance_sampling_ratio/mean", ratio, 1.0);
-        metrics.raise("sampling/importance_sampling_ratio/max", ratio);
-    }
-    for difference in of_tokens(differences) {
-        metrics.add("sampling/sampling_logp_difference/mean", difference, 1.0);
-        metrics.raise("sampling/sampling_logp_difference/max", difference);
+impl Weights {
+    /// TRL's `sampling/…`.
+    pub fn record(&self, metrics: &mut Metrics) {
+        let host = crate::scoring::to_host;
+        let kept = host(&self.kept);
+        let of_tokens = |tensor: &Tensor| -> Vec<f64> {
+            let entries = host(tensor).into_iter().zip(&kept).filter(|(_, kept)| **kept > 0.0);
+            entries.map(|(entry, _)| f64::from(entry)).collect()
+        };
+        let ratios = match self.is_sequence {
+            true => host(&self.ratios).into_iter().map(f64::from).collect(),
+            false => of_tokens(&self.ratios),
+        };
+        for ratio in ratios {
+            metrics.lower("sampling/importance_sampling_ratio/min", ratio);
+            metrics.add("sampling/importance_sampling_ratio/mean", ratio, 1.0);
+            metrics.raise("sampling/importance_sampling_ratio/max", ratio);
+        }
+        for difference in of_tokens(&self.differences) {
+            metrics.add("sampling/sampling_logp_difference/mean", difference, 1.0);
+            metrics.raise("sampling/sampling_logp_difference/max", difference);
+        }
     }
 }

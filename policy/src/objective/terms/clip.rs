@@ -7,10 +7,11 @@
 //! ε_high = ε is PPO; ε_high > ε is DAPO's clip-higher (Yu et al., 2025); δ bounds what a negative advantage can do
 //! where ρ is large (dual clip: Ye et al., 2020; two-sided clipping: INTELLECT-2, 2025).
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::aggregate::LossMask;
-use super::{Metrics, MicroBatch};
+use super::ranges;
+use crate::objective::{Metrics, MicroBatch};
 
 /// The bounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,11 +27,17 @@ pub struct Clip {
 /// Where the gradient is cut, as 1 beside 0. For each ratio: is it below the region with a negative advantage, and above it with a positive one?
 #[derive(Debug)]
 pub struct Clipped {
+    ratios: Tensor,
     low: Tensor,
     high: Tensor,
 }
 
 impl Clip {
+    /// Without δ; where ε_high is open it is ε.
+    pub fn new(epsilon: f64, epsilon_high: Option<f64>) -> Self {
+        Clip { low: epsilon, high: epsilon_high.unwrap_or(epsilon), dual: None }
+    }
+
     /// The loss of each ratio, and where the gradient is cut. All tensors have one shape.
     pub fn loss(&self, ratios: &Tensor, advantages: &Tensor) -> (Tensor, Clipped) {
         let inside = ratios.clamp(1.0 - self.low, 1.0 + self.high);
@@ -38,33 +45,39 @@ impl Clip {
         let kind = ratios.kind();
         let fixed = bounded.detach();
         let clipped = Clipped {
+            ratios: ratios.detach(),
             low: fixed.lt(1.0 - self.low).logical_and(&advantages.lt(0.0)).to_kind(kind),
             high: fixed.gt(1.0 + self.high).logical_and(&advantages.gt(0.0)).to_kind(kind),
         };
         (-(bounded * advantages).minimum(&(inside * advantages)), clipped)
     }
 
-    /// The loss of each token, `[response tokens]`, with the ratio to π_old and one advantage a token; and its metrics.
+    /// The loss of each token, `[response tokens]`, with the ratio to π_old and one advantage a token; and where its
+    /// gradient is cut.
     pub fn token_loss(
         &self,
         logps: &Tensor,
         advantages: &Tensor,
         batch: &MicroBatch<'_>,
-        mask: &LossMask,
-        metrics: &mut Metrics,
-    ) -> Tensor {
-        let old = batch.per_token(logps, |branch| branch.old_policy_logps().to_vec());
-        let ratios = (logps - old).exp();
-        record_ratios(metrics, &ratios);
-        let (losses, clipped) = self.loss(&ratios, advantages);
-        clipped.token_metrics(metrics, batch, mask);
-        losses
+    ) -> (Tensor, Clipped) {
+        let ratios = (logps - batch.old_logps(logps)).exp();
+        self.loss(&ratios, advantages)
     }
 }
 
+/// The weight of each ratio, at most `cap` and without a gradient (CISPO: MiniMax-M1, 2025, eq. 5), and where it is cut
+/// beside a positive advantage. All tensors have one shape.
+pub fn capped(ratios: &Tensor, advantages: &Tensor, cap: f64) -> (Tensor, Clipped) {
+    let high = ratios.gt(cap).logical_and(&advantages.gt(0.0)).to_kind(Kind::Float).detach();
+    let clipped = Clipped { ratios: ratios.detach(), low: high.zeros_like(), high };
+    (ratios.clamp_max(cap).detach(), clipped)
+}
+
 impl Clipped {
-    /// TRL's `clip_ratio/…` of per-token ratios: shares of tokens, and the extremes over the sequences.
+    /// The least and the greatest ratio, and TRL's `clip_ratio/…` of per-token ratios: shares of tokens, and the extremes
+    /// over the sequences.
     pub fn token_metrics(&self, metrics: &mut Metrics, batch: &MicroBatch<'_>, mask: &LossMask) {
+        self.ratio_metrics(metrics);
         let weights = mask.per_token(batch, &self.low);
         let lengths = mask.lengths(batch);
         let share = |clipped: &Tensor| -> Vec<f64> {
@@ -76,7 +89,7 @@ impl Clipped {
                 .collect()
         };
         let lengths: f64 = lengths.iter().sum();
-        let total = |clipped: &Tensor| (clipped * &weights).sum(tch::Kind::Double).double_value(&[]);
+        let total = |clipped: &Tensor| (clipped * &weights).sum(Kind::Double).double_value(&[]);
         record(
             metrics,
             (total(&self.low), total(&self.high)),
@@ -88,8 +101,25 @@ impl Clipped {
 
     /// The same of one ratio a sequence: shares of sequences.
     pub fn sequence_metrics(&self, metrics: &mut Metrics) {
+        self.ratio_metrics(metrics);
         let (low, high) = (doubles(&self.low), doubles(&self.high));
         record(metrics, (low.iter().sum(), high.iter().sum()), low.len() as f64, &low, &high);
+    }
+
+    /// The least and the greatest ratio, and TRL's `cispo_clip_ratio`: the share of ratios above the cap, each with its
+    /// weight.
+    pub fn capped_metrics(&self, metrics: &mut Metrics, weights: &Tensor) {
+        self.ratio_metrics(metrics);
+        let sum = |tensor: &Tensor| tensor.sum(Kind::Double).double_value(&[]);
+        metrics.add("cispo_clip_ratio", sum(&(&self.high * weights)), sum(weights));
+    }
+
+    /// The least and the greatest ratio: 1 as long as samples are fresh.
+    fn ratio_metrics(&self, metrics: &mut Metrics) {
+        if self.ratios.numel() > 0 {
+            metrics.lower("ratio/min", self.ratios.min().double_value(&[]));
+            metrics.raise("ratio/max", self.ratios.max().double_value(&[]));
+        }
     }
 }
 
@@ -109,34 +139,23 @@ fn doubles(tensor: &Tensor) -> Vec<f64> {
     crate::scoring::to_host(tensor).into_iter().map(f64::from).collect()
 }
 
-/// Adds the least and the greatest ratio: 1 as long as samples are fresh.
-pub fn record_ratios(metrics: &mut Metrics, ratios: &Tensor) {
-    if ratios.numel() > 0 {
-        metrics.lower("ratio/min", ratios.min().double_value(&[]));
-        metrics.raise("ratio/max", ratios.max().double_value(&[]));
+/// Checks the bounds' options.
+///
+/// # Errors
+/// As [`AlgorithmConfig::validate`](crate::objective::AlgorithmConfig::validate).
+pub fn validate(epsilon: f64, epsilon_high: Option<f64>, delta: Option<f64>) -> Result<(), String> {
+    ranges::share("epsilon", epsilon)?;
+    if let Some(high) = epsilon_high {
+        ranges::at_least_zero("epsilon_high", high)?;
     }
-}
-
-/// Checks the bounds.
-pub(super) fn validate(low: f64, high: Option<f64>, dual: Option<f64>) -> Result<(), String> {
-    if !(0.0..=1.0).contains(&low) {
-        return Err(format!("epsilon is {low}; it must be at least 0 and at most 1"));
-    }
-    match (high, dual) {
-        (Some(high), _) if !(high.is_finite() && high >= 0.0) => {
-            Err(format!("epsilon_high is {high}; it must be at least 0"))
-        }
-        (_, Some(dual)) if !(dual.is_finite() && dual >= 1.0) => {
-            Err(format!("delta is {dual}; it must be at least 1"))
-        }
-        _ => Ok(()),
+    match delta {
+        Some(delta) => ranges::within("delta", delta, delta.is_finite() && delta >= 1.0, "at least 1"),
+        None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     /// Ratios below, in and above the region, with both signs of advantage, and one that only δ bounds. Loss and gradient

@@ -13,18 +13,21 @@ pub struct ReferenceSync {
 }
 
 /// TRL's `ref_model_mixup_alpha`, where nothing else is given.
-pub(super) const ALPHA: f64 = 0.6;
+pub const ALPHA: f64 = 0.6;
 
 /// TRL's `ref_model_sync_steps`, where nothing else is given.
-pub(super) const STEPS: usize = 512;
+pub const STEPS: usize = 512;
 
 /// What three options amount to.
-pub(super) fn of(is_on: bool, alpha: f64, every: usize) -> Option<ReferenceSync> {
+pub fn of(is_on: bool, alpha: f64, every: usize) -> Option<ReferenceSync> {
     is_on.then_some(ReferenceSync { alpha, every })
 }
 
-/// `Err` with a sentence unless the options are in their ranges.
-pub(super) fn check(alpha: f64, every: usize) -> Result<(), String> {
+/// Checks the options' ranges.
+///
+/// # Errors
+/// As [`AlgorithmConfig::validate`](crate::objective::AlgorithmConfig::validate).
+pub fn check(alpha: f64, every: usize) -> Result<(), String> {
     if !(alpha > 0.0 && alpha <= 1.0) {
         return Err(format!("ref_model_mixup_alpha is {alpha}; it must be above 0 and at most 1"));
     }

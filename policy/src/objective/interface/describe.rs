@@ -39,9 +39,9 @@ pub struct OptionDescription {
 }
 
 /// Describes the algorithm with the options `C`, whose module has this source.
-pub(super) fn describe<C>(kind: &'static str, about: &'static str, source: &str) -> Description
+pub fn describe<C>(kind: &'static str, about: &'static str, source: &str) -> Description
 where
-    C: AlgorithmConfig + Default + JsonSchema + Serialize + DeserializeOwned,
+    C: AlgorithmConfig + Clone + Default + JsonSchema + Serialize + DeserializeOwned,
 {
     let resolved = C::default().resolved();
     let defaults = serde_json::to_value(&resolved).unwrap_or_default();
@@ -97,8 +97,8 @@ fn plain(text: &str) -> String {
 mod tests {
     use arriero_buffers::selection::BestAgainstWorst;
 
-    use super::super::Algorithm;
     use super::*;
+    use crate::objective::Algorithm;
 
     #[test]
     fn an_algorithm_is_described_by_its_own_comments() {

@@ -3,7 +3,7 @@
 use arriero_buffers::{Branch, Tree};
 
 use super::advantages::{deviation, mean};
-use super::{Metrics, MicroBatch};
+use crate::objective::{Metrics, MicroBatch};
 
 /// DAPO's soft overlong punishment (Yu et al., 2025, eq. 13): no penalty up to the buffer before the token limit, then one
 /// that grows in a straight line to the full penalty at the limit.
@@ -38,6 +38,16 @@ impl Overlong {
     }
 }
 
+/// The rewards of a group, as the scorer gave them.
+pub fn rewards(tree: &Tree) -> Vec<f64> {
+    tree.branches.iter().map(|branch| f64::from(branch.reward)).collect()
+}
+
+/// Their standard deviation.
+pub fn reward_deviation(tree: &Tree) -> f64 {
+    deviation(&rewards(tree))
+}
+
 /// A deviation that counts as none (TRL's `isclose`).
 pub fn is_zero(deviation: f64) -> bool {
     deviation.abs() <= 1e-8
@@ -46,27 +56,14 @@ pub fn is_zero(deviation: f64) -> bool {
 /// TRL's `reward`, `reward_std` (over the batch) and `frac_reward_zero_std`; of the rewards as the scorer gave them, but for
 /// the last, which is of `deviation_of` each tree.
 pub fn reward_metrics(metrics: &mut Metrics, batch: &MicroBatch<'_>, deviation_of: impl Fn(&Tree) -> f64) {
-    let rewards = |trees: &[&Tree]| -> Vec<f64> {
-        trees.iter().flat_map(|tree| &tree.branches).map(|branch| f64::from(branch.reward)).collect()
-    };
-    let own = rewards(batch.trees);
+    let all = |trees: &[&Tree]| -> Vec<f64> { trees.iter().flat_map(|tree| rewards(tree)).collect() };
+    let own = all(batch.trees);
     metrics.add("reward", mean(&own) * own.len() as f64, own.len() as f64);
-    add_share(metrics, batch, "reward_std", deviation(&rewards(batch.batch)));
+    metrics.add_whole("reward_std", deviation(&all(batch.batch)), batch);
     for tree in batch.trees {
         let size = tree.branches.len() as f64;
         metrics.add("frac_reward_zero_std", if is_zero(deviation_of(tree)) { size } else { 0.0 }, size);
     }
-}
-
-/// A figure of the whole batch, of which each micro-batch adds its share.
-pub fn add_share(metrics: &mut Metrics, batch: &MicroBatch<'_>, name: &'static str, value: f64) {
-    let share = batch.trees.len() as f64 / batch.totals.trees.max(1) as f64;
-    metrics.add(name, value * share, share);
-}
-
-/// The loss: a micro-batch's share of it adds up, so the weights do, too.
-pub fn add_loss(metrics: &mut Metrics, batch: &MicroBatch<'_>, name: &'static str, share_of_loss: f64) {
-    metrics.add(name, share_of_loss, batch.trees.len() as f64 / batch.totals.trees.max(1) as f64);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::aggregate::LossMask;
-use super::{Metrics, MicroBatch};
+use crate::objective::{Metrics, MicroBatch};
 
 /// With d = log π(y_t) − log π_ref(y_t):
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,15 +61,6 @@ pub fn sampled(branch: &Branch) -> Vec<f64> {
 pub fn record_sampled(metrics: &mut Metrics, name: &'static str, batch: &MicroBatch<'_>, mask: &LossMask) {
     for branch in batch.responses().filter(|branch| mask.keeps(branch)) {
         metrics.add(name, sampled(branch).iter().sum(), branch.loss_tokens() as f64);
-    }
-}
-
-/// Checks β.
-pub(super) fn validate_beta(beta: f64) -> Result<(), String> {
-    if beta.is_finite() && beta >= 0.0 {
-        Ok(())
-    } else {
-        Err(format!("beta is {beta}; it must be at least 0"))
     }
 }
 

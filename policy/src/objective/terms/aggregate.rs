@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Metrics, MicroBatch};
+use crate::objective::{Metrics, MicroBatch};
 
 /// What the sum over tokens is divided by. The denominators are those of the whole batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,6 +31,9 @@ pub struct LossMask {
 }
 
 impl LossMask {
+    /// Every response carries loss.
+    pub const ALL: LossMask = LossMask { skip_truncated: false };
+
     /// True if the response carries loss.
     pub fn keeps(&self, branch: &Branch) -> bool {
         !(self.skip_truncated && branch.truncated)
@@ -63,14 +66,6 @@ impl LossMask {
     ) {
         let sum = (per_token.detach() * self.per_token(batch, per_token)).sum(Kind::Double).double_value(&[]);
         metrics.add(name, sum, self.tokens(batch.trees) as f64);
-    }
-}
-
-/// Checks `max_completion_length`.
-pub(super) fn validate_length(length: Option<usize>) -> Result<(), String> {
-    match length {
-        Some(0) => Err("max_completion_length is 0; it must be at least 1".to_string()),
-        _ => Ok(()),
     }
 }
 
