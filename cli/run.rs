@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use arriero_actors::{RunError, RunOptions, Status, experiment};
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::table::table;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arriero_buffers::{Branch, Group, Prompt, Tree};
-use arriero_eval::Subject;
+use arriero_eval::EvaluatedModel;
 use arriero_policy::generate::{GenerationConfig, Generator as Engine};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
@@ -99,7 +99,7 @@ impl ThreadLocalActor for Evaluator {
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut scorer = wiring.plan.reward.build()?;
-        scorer.heed(wiring.shutdown.watch());
+        scorer.set_cancellation(wiring.shutdown.watch());
         Ok(EvaluatorState { wiring, scorer, work: None, suites: None })
     }
 
@@ -178,7 +178,7 @@ impl EvaluatorState {
 /// The plan's suites on weights of this version.
 fn suites(wiring: &Wiring, version: u32) -> Result<SuitesAtWork, ActorProcessingErr> {
     let compute = wiring.computes.evaluator;
-    let subject = Subject {
+    let subject = EvaluatedModel {
         weights: wiring.weights.pull(version)?.in_precision(compute),
         max_positions: wiring.model.max_positions,
         tokenizer: wiring.tokenizer.clone(),

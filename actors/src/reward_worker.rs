@@ -49,7 +49,7 @@ impl ThreadLocalActor for RewardWorker {
         wiring: Wiring,
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut scorer = wiring.plan.reward.build()?;
-        scorer.heed(wiring.shutdown.watch());
+        scorer.set_cancellation(wiring.shutdown.watch());
         myself.cast(RewardWorkerMessage::Work)?;
         Ok(RewardWorkerState { wiring, scorer, reward_model: None })
     }

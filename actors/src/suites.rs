@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arriero_eval::{Evaluation, Outcome, Report, Subject, SuiteConfig};
+use arriero_eval::{EvaluatedModel, Evaluation, Outcome, Report, SuiteConfig};
 
 /// What came of a suite.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,7 +16,7 @@ pub struct SuiteResult {
 
 /// The suites of an evaluation that is under way.
 pub(crate) struct SuitesAtWork {
-    subject: Subject,
+    subject: EvaluatedModel,
     seed: u64,
     waiting: VecDeque<SuiteConfig>,
     running: Option<Evaluation>,
@@ -24,7 +24,7 @@ pub(crate) struct SuitesAtWork {
 }
 
 impl SuitesAtWork {
-    pub fn new(subject: Subject, seed: u64, suites: &[SuiteConfig]) -> Self {
+    pub fn new(subject: EvaluatedModel, seed: u64, suites: &[SuiteConfig]) -> Self {
         let waiting = suites.iter().cloned().collect();
         SuitesAtWork { subject, seed, waiting, running: None, results: Vec::new() }
     }

@@ -9,7 +9,7 @@ use arriero_buffers::{ExperienceBuffer, Group, PushError, Queue, ScoredGroup};
 use arriero_policy::config::ModelConfig;
 use arriero_policy::snapshot::{Snapshot, WeightCell};
 use arriero_policy::tokenizer::Tokenizer;
-use arriero_reward::Watch;
+use arriero_reward::CancellationToken;
 use ractor::ActorRef;
 
 use crate::conductor::ConductorMessage;
@@ -188,19 +188,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Set once, when the run is to end early; whoever works in steps looks at it between two, and scorers that wait for
 /// others stop waiting.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shutdown(Watch);
+pub(crate) struct Shutdown(CancellationToken);
 
 impl Shutdown {
     pub fn begin(&self) {
-        self.0.stop();
+        self.0.cancel();
     }
 
     pub fn has_begun(&self) -> bool {
-        self.0.is_stopped()
+        self.0.is_cancelled()
     }
 
-    /// What scorers heed.
-    pub fn watch(&self) -> &Watch {
+    /// What ends scorers' waiting.
+    pub fn watch(&self) -> &CancellationToken {
         &self.0
     }
 }

@@ -46,12 +46,12 @@ pub(crate) fn scores<const N: usize>(scores: [(&str, f64); N]) -> BTreeMap<Strin
 }
 
 /// 1 or 0.
-pub(crate) fn number(is_so: bool) -> f64 {
+pub(crate) fn indicator(is_so: bool) -> f64 {
     f64::from(u8::from(is_so))
 }
 
 /// A completion that nothing drew: a choice, a text.
-pub(crate) fn given(text: String, tokens: Vec<u32>, logps: Vec<f32>) -> Completion {
+pub(crate) fn fixed_completion(text: String, tokens: Vec<u32>, logps: Vec<f32>) -> Completion {
     Completion {
         sample: 0,
         sampled_logps: vec![0.0; logps.len()],

@@ -10,10 +10,10 @@ use arriero_policy::written;
 use serde_json::Map;
 
 use super::{Context, Fields, Reply, Suite, Task};
-use crate::asking::first_token;
 use crate::config::SuiteConfig;
 use crate::figure::{Figure, Form};
 use crate::outcome::{Outcome, Sample, given, scores};
+use crate::question::first_token;
 
 pub(crate) struct Perplexity {
     data: DataConfig,
@@ -94,7 +94,7 @@ impl Suite for Perplexity {
         Ok(Task::Score(trees))
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
         let text = self.texts.get_mut(id as usize).map(std::mem::take);
         let (Reply::Logps(logps), Some(text)) = (reply, text) else {
             return Err("it was not asked".to_string());
@@ -111,7 +111,7 @@ impl Suite for Perplexity {
             ("bytes", text.len() as f64),
         ]);
         // The tokens are the text's, and a text may be long: they are not written down again.
-        let completion = given(text, Vec::new(), Vec::new());
+        let completion = fixed_completion(text, Vec::new(), Vec::new());
         let samples = vec![Sample { completion, scores: scores.clone(), details: Map::new() }];
         Ok(Outcome { place: String::new(), id, prompt: String::new(), scores, samples })
     }
