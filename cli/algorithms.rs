@@ -7,7 +7,7 @@ use arriero_experiment::nearest;
 use arriero_policy::objective::{Algorithm, Description, OptionDescription};
 use serde_json::Value;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Columns of a paragraph.
 const WIDTH: usize = 100;

@@ -8,7 +8,7 @@ use arriero_policy::generate::{Engine, Request};
 use arriero_policy::sampling::SamplingConfig;
 use arriero_policy::tokenizer::Tokenizer;
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::model::ModelArguments;
 
 /// Options of `chat`.
@@ -44,7 +44,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     sampling.validate().map_err(|message| Failure::input(anyhow::anyhow!(message)))?;
     let (model, tokenizer) = arguments.model.load()?;
     let engine = Engine::new(model, 0, tokenizer.clone(), 1);
-    let mut speaker = Speaker { engine, tokenizer, sampling, seed: arguments.seed };
+    let mut session = ChatSession { engine, tokenizer, sampling, seed: arguments.seed };
     let system = arguments.system.map(|content| Message::new(Role::System, content));
     let beginning: Vec<Message> = system.into_iter().collect();
     let mut messages = beginning.clone();
@@ -61,7 +61,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             "/reset" => messages = beginning.clone(),
             text => {
                 messages.push(Message::user(text));
-                match speaker.answer(&messages, turn) {
+                match session.answer(&messages, turn) {
                     Ok(text) => messages.push(Message::assistant(text)),
                     Err(Failure::Input(error)) => {
                         messages.pop();
@@ -76,14 +76,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// The model's side of the conversation.
-struct Speaker {
+struct ChatSession {
     engine: Engine,
     tokenizer: Tokenizer,
     sampling: SamplingConfig,
     seed: u64,
 }
 
-impl Speaker {
+impl ChatSession {
     /// Prints the answer as it comes.
     fn answer(&mut self, messages: &[Message], turn: u64) -> Result<String, Failure> {
         let input = |error| match error {

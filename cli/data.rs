@@ -4,7 +4,7 @@ mod inspect;
 mod marks;
 mod prepare;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// What to do with a dataset.
 #[derive(Debug, clap::Args)]

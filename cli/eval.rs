@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
 use arriero_data::OnError;
-use arriero_eval::{EvalError, Evaluation, Outcome, Report, Subject, SuiteConfig, assign, record};
+use arriero_eval::{EvalError, EvaluatedModel, Evaluation, Outcome, Report, SuiteConfig, assign, record};
 use arriero_policy::device::Compute;
 use arriero_store::{RunDir, StoreError};
 use serde_json::{Value, json};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::model::ModelArguments;
 use crate::progress::counter;
 use crate::table;
@@ -95,9 +95,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let compute = arguments.model.compute()?;
     // What is wrong with the last suite is told before the first one has taken its time.
     let is_reward_model = is_of_reward_models(&suites)?;
-    let subject = match is_reward_model {
-        true => Subject::open(&path, compute, true).map_err(Failure::input)?,
-        false => Subject::new(arguments.model.open()?, compute),
+    let evaluated = match is_reward_model {
+        true => EvaluatedModel::open(&path, compute, true).map_err(Failure::input)?,
+        false => EvaluatedModel::new(arguments.model.open()?, compute),
     };
     let run_name = run_name(&arguments, &path)?;
     let toml = resolved(&path, compute, arguments.seed, &suites)?;
@@ -110,7 +110,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         if interrupts.any() {
             break;
         }
-        let evaluation = Evaluation::new(suite, &subject, arguments.seed).map_err(failure)?;
+        let evaluation = Evaluation::new(suite, &evaluated, arguments.seed).map_err(failure)?;
         let (report, outcomes) = evaluate(evaluation, &interrupts)?;
         // Only now is there something to record.
         if run.is_none() {

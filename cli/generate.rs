@@ -12,12 +12,12 @@ use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::sampling::SamplingConfig;
 use serde::Serialize;
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::model::ModelArguments;
 use crate::progress::counter;
 
 /// Sequences decoded at once, and samples of a prompt: more would only run out of memory.
-pub(crate) const MOST_SEQUENCES: usize = 65_536;
+pub(crate) const MAX_SEQUENCES: usize = 65_536;
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]
@@ -85,9 +85,9 @@ struct Row<'a> {
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let input = |message: String| Failure::input(anyhow!(message));
     for (name, count) in [("--samples", arguments.samples), ("--batch", arguments.batch)] {
-        if !(1..=MOST_SEQUENCES).contains(&count) {
+        if !(1..=MAX_SEQUENCES).contains(&count) {
             return Err(input(format!(
-                "{name} is {count}; it must be at least 1 and at most {MOST_SEQUENCES}"
+                "{name} is {count}; it must be at least 1 and at most {MAX_SEQUENCES}"
             )));
         }
     }

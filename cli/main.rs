@@ -7,6 +7,7 @@ mod algorithms;
 mod chat;
 mod data;
 mod eval;
+mod failure;
 mod generate;
 mod model;
 mod progress;
@@ -18,6 +19,7 @@ mod table;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use failure::Failure;
 
 /// Trains and compares alignment algorithms.
 #[derive(Debug, Parser)]
@@ -45,26 +47,6 @@ enum Command {
     Data(data::Arguments),
     /// Measure a model on benchmarks.
     Eval(eval::Arguments),
-}
-
-/// A command's way to fail, which decides the exit code.
-enum Failure {
-    /// The input is wrong: nothing was done.
-    Input(anyhow::Error),
-    /// Something broke on the way.
-    Broken(anyhow::Error),
-    /// Ctrl-c, after everything was recorded.
-    Interrupted,
-}
-
-impl Failure {
-    fn input(error: impl Into<anyhow::Error>) -> Self {
-        Failure::Input(error.into())
-    }
-
-    fn broken(error: impl Into<anyhow::Error>) -> Self {
-        Failure::Broken(error.into())
-    }
 }
 
 fn main() -> ExitCode {

@@ -7,7 +7,7 @@ use arriero_policy::device::{Compute, DeviceSpec, DtypeSpec};
 use arriero_policy::model::Model;
 use arriero_policy::tokenizer::Tokenizer;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Which model, and how it is computed.
 #[derive(Debug, clap::Args)]

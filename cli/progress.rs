@@ -32,10 +32,10 @@ pub fn counter(total: u64, unit: &'static str) -> ProgressBar {
 
 /// Shows a run's events.
 pub struct Progress {
-    phase: Mutex<Option<Shown>>,
+    phase: Mutex<Option<PhaseBar>>,
 }
 
-struct Shown {
+struct PhaseBar {
     bar: ProgressBar,
     name: String,
     began: Instant,
@@ -67,7 +67,7 @@ impl Progress {
                 *phase = Some(begin(name, total));
             }
             RunEvent::Progress { done, total, reward, rate } => {
-                let Some(Shown { bar, .. }) = &*phase else { return };
+                let Some(PhaseBar { bar, .. }) = &*phase else { return };
                 bar.set_length(total);
                 bar.set_position(done);
                 let reward = reward.map(|reward| format!("reward {reward:.3}"));
@@ -75,7 +75,7 @@ impl Progress {
                 bar.set_message(listed([reward, rate]));
             }
             RunEvent::Step { done, metrics, rate } => {
-                let Some(Shown { bar, .. }) = &*phase else { return };
+                let Some(PhaseBar { bar, .. }) = &*phase else { return };
                 bar.set_position(done);
                 let shown =
                     [("loss", "loss"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")];
@@ -86,7 +86,7 @@ impl Progress {
                 bar.set_message(listed(texts.chain([rate])));
             }
             RunEvent::Evaluated { figures } => {
-                let Some(Shown { bar, .. }) = &*phase else { return };
+                let Some(PhaseBar { bar, .. }) = &*phase else { return };
                 let accuracy = figures.prompt_accuracy.map(|accuracy| percent(&accuracy));
                 bar.set_message(listed([accuracy.map(|text| format!("prompt accuracy {text}"))]));
                 end(&mut phase);
@@ -99,7 +99,7 @@ impl Progress {
                     EventLevel::Error => "error",
                 };
                 match &*phase {
-                    Some(Shown { bar, .. }) => bar.suspend(|| say!("{level}: {message}")),
+                    Some(PhaseBar { bar, .. }) => bar.suspend(|| say!("{level}: {message}")),
                     None => say!("{level}: {message}"),
                 }
             }
@@ -112,17 +112,17 @@ fn listed(texts: impl IntoIterator<Item = Option<String>>) -> String {
     texts.into_iter().flatten().map(|text| text + ", ").collect()
 }
 
-fn begin(name: String, total: u64) -> Shown {
+fn begin(name: String, total: u64) -> PhaseBar {
     let template = format!("{{prefix:{NAME_WIDTH}}} {{bar:24}} {{pos:>4}}/{{len}} {{msg}}{{eta}} left");
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(total).with_style(style).with_prefix(name.clone());
     bar.enable_steady_tick(TICK);
-    Shown { bar, name, began: Instant::now() }
+    PhaseBar { bar, name, began: Instant::now() }
 }
 
 /// Leaves one line behind for a phase that is over.
-fn end(phase: &mut Option<Shown>) {
-    let Some(Shown { bar, name, began }) = phase.take() else { return };
+fn end(phase: &mut Option<PhaseBar>) {
+    let Some(PhaseBar { bar, name, began }) = phase.take() else { return };
     let seconds = began.elapsed().as_secs_f64();
     let message = bar.message();
     let message = message.trim_end_matches(", ");

@@ -8,7 +8,7 @@ use arriero_actors::{RunError, RunOptions};
 use arriero_experiment as experiment;
 use arriero_results::Status;
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::table::table;
 

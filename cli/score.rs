@@ -9,7 +9,7 @@ use arriero_experiment::read_reward;
 use arriero_reward::rows::Fields;
 use arriero_reward::{FileError, FileOptions, FileReport, OnError, score_file};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Options of `score`.
 #[derive(Debug, clap::Args)]

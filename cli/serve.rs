@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::anyhow;
 use arriero_serve::{ServeConfig, ServeError, Server};
 
-use crate::Failure;
-use crate::generate::MOST_SEQUENCES;
+use crate::failure::Failure;
+use crate::generate::MAX_SEQUENCES;
 use crate::model::ModelArguments;
 
 /// Options of `serve`.
@@ -46,9 +46,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         ("--queue", arguments.queue, 0),
         ("--max-tokens", arguments.max_tokens, 1),
     ] {
-        if !(least..=MOST_SEQUENCES).contains(&count) {
+        if !(least..=MAX_SEQUENCES).contains(&count) {
             return Err(input(format!(
-                "{name} is {count}; it must be at least {least} and at most {MOST_SEQUENCES}"
+                "{name} is {count}; it must be at least {least} and at most {MAX_SEQUENCES}"
             )));
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arriero_buffers::{Address, Branch, Group, Tree};
-use arriero_eval::Subject;
+use arriero_eval::EvaluatedModel;
 use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::token_kl;
@@ -61,7 +61,7 @@ impl ThreadLocalActor for Evaluator {
         context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut scorer = context.plan.reward.build()?;
-        scorer.heed(context.shutdown.watch());
+        scorer.set_cancellation(context.shutdown.watch());
         Ok(EvaluatorState { context, scorer, work: None, suites: None })
     }
 
@@ -142,7 +142,7 @@ impl EvaluatorState {
 /// The plan's suites on weights of this version.
 fn suites(context: &Context, version: u32) -> Result<SuitesAtWork, ActorProcessingErr> {
     let compute = context.computes.evaluator;
-    let subject = Subject {
+    let subject = EvaluatedModel {
         weights: context.weights.pull(version)?.in_precision(compute),
         max_positions: context.model.max_positions,
         tokenizer: context.tokenizer.clone(),

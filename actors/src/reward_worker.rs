@@ -53,7 +53,7 @@ impl ThreadLocalActor for RewardWorker {
         context: Context,
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut scorer = context.plan.reward.build()?;
-        scorer.heed(context.shutdown.watch());
+        scorer.set_cancellation(context.shutdown.watch());
         myself.cast(RewardWorkerMessage::Work)?;
         Ok(RewardWorkerState { context, scorer, reward_model: None })
     }

@@ -1,23 +1,23 @@
 //! The end of a run that everybody can see.
 
-use arriero_reward::Watch;
+use arriero_reward::CancellationToken;
 
 /// Set once, when the run is to end early. Whoever works in steps looks at it between two, and scorers that wait for
 /// others stop waiting.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shutdown(Watch);
+pub(crate) struct Shutdown(CancellationToken);
 
 impl Shutdown {
     pub fn begin(&self) {
-        self.0.stop();
+        self.0.cancel();
     }
 
     pub fn has_begun(&self) -> bool {
-        self.0.is_stopped()
+        self.0.is_cancelled()
     }
 
-    /// What scorers heed.
-    pub fn watch(&self) -> &Watch {
+    /// What ends scorers' waiting.
+    pub fn watch(&self) -> &CancellationToken {
         &self.0
     }
 }

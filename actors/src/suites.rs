@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arriero_eval::{Evaluation, Subject, SuiteConfig};
+use arriero_eval::{EvaluatedModel, Evaluation, SuiteConfig};
 use arriero_results::SuiteResult;
 
 /// The suites of an evaluation that is under way.
 pub(crate) struct SuitesAtWork {
-    subject: Subject,
+    subject: EvaluatedModel,
     seed: u64,
     waiting: VecDeque<SuiteConfig>,
     running: Option<Evaluation>,
@@ -16,7 +16,7 @@ pub(crate) struct SuitesAtWork {
 }
 
 impl SuitesAtWork {
-    pub fn new(subject: Subject, seed: u64, suites: &[SuiteConfig]) -> Self {
+    pub fn new(subject: EvaluatedModel, seed: u64, suites: &[SuiteConfig]) -> Self {
         let waiting = suites.iter().cloned().collect();
         SuitesAtWork { subject, seed, waiting, running: None, results: Vec::new() }
     }

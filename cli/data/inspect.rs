@@ -12,7 +12,7 @@ use arriero_policy::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::marks::{CLOSE, OPEN, Part, marked_text, parts, token_list};
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Options of `data inspect`.
 #[derive(Debug, clap::Args)]

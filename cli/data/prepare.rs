@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use arriero_buffers::{Completion, Finish, Group, Prompt};
 use arriero_data::DataError;
-use arriero_data::prepare::{Exchange, Helpers, Report, prepare};
+use arriero_data::prepare::{Annotator, PromptCompletion, Report, prepare};
 use arriero_experiment::{ModelPlan, PreparationPlan, Unscored, read_preparation};
 use arriero_policy::PolicyError;
 use arriero_policy::checkpoint::Checkpoint;
@@ -19,7 +19,7 @@ use arriero_policy::tokenizer::Tokenizer;
 use arriero_reward::{OnError, RewardConfig, Scorer};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Tokens of a forward pass.
 const BATCH_TOKENS: usize = 8192;
@@ -42,7 +42,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = plan.model.as_ref().map(load).transpose()?;
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{msg} {pos}/{len}").map_err(Failure::broken)?);
-    let mut helpers = Computed { model, max_tokens: plan.max_tokens, scorings, bar };
+    let mut annotator = ModelAnnotator { model, max_tokens: plan.max_tokens, scorings, bar };
     // Written beside the output and put in its place when it is whole.
     let mut partial = plan.output.clone().into_os_string();
     partial.push(".partial");
@@ -50,14 +50,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let file = File::create(&partial)
         .with_context(|| format!("{} cannot be written", partial.display()))
         .map_err(Failure::Input)?;
-    let prepared = prepare(&plan.steps, &mut helpers, &mut BufWriter::new(file));
-    helpers.bar.finish_and_clear();
+    let prepared = prepare(&plan.steps, &mut annotator, &mut BufWriter::new(file));
+    annotator.bar.finish_and_clear();
     let prepared = prepared.map_err(|error| {
-        let broken = matches!(error, DataError::Helper { .. } | DataError::Unwritable { .. });
+        let broken = matches!(error, DataError::Annotator { .. } | DataError::Unwritable { .. });
         if broken { Failure::broken(error) } else { Failure::input(error) }
     });
     let checked = prepared.and_then(|report| {
-        helpers.scorings.iter().try_for_each(Scoring::check)?;
+        annotator.scorings.iter().try_for_each(Scoring::check)?;
         Ok(report)
     });
     let report = checked.inspect_err(|_| {
@@ -89,7 +89,7 @@ fn load(plan: &ModelPlan) -> Result<(Model, Tokenizer), Failure> {
 }
 
 /// Embeddings of the policy, and scores of scorers.
-struct Computed {
+struct ModelAnnotator {
     model: Option<(Model, Tokenizer)>,
     max_tokens: usize,
     scorings: Vec<Scoring>,
@@ -128,13 +128,13 @@ impl Scoring {
 }
 
 /// An answer as scorers read it.
-fn group(exchange: &Exchange) -> Group {
-    let completion = Completion::given(0, Vec::new(), exchange.completion.as_str(), Finish::EndOfTurn);
-    let prompt = Prompt { id: 0, messages: exchange.prompt.clone(), checks: serde_json::Value::Null };
+fn group(pair: &PromptCompletion) -> Group {
+    let completion = Completion::given(0, Vec::new(), pair.completion.as_str(), Finish::EndOfTurn);
+    let prompt = Prompt { id: 0, messages: pair.prompt.clone(), checks: serde_json::Value::Null };
     Group { prompt: Arc::new(prompt), prompt_tokens: Vec::new(), completions: vec![completion] }
 }
 
-impl Helpers for Computed {
+impl Annotator for ModelAnnotator {
     fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, String> {
         let Some((model, tokenizer)) = &self.model else {
             return Err("there is no model to embed with".to_string());
@@ -151,9 +151,9 @@ impl Helpers for Computed {
             .map_err(|error| error.to_string())
     }
 
-    fn score(&mut self, rule: usize, exchanges: &[Exchange]) -> Result<Vec<f64>, String> {
+    fn score(&mut self, rule: usize, pairs: &[PromptCompletion]) -> Result<Vec<f64>, String> {
         let Scoring { scorer, unscored, asked, failed, last } = &mut self.scorings[rule];
-        let groups: Vec<Group> = exchanges.iter().map(group).collect();
+        let groups: Vec<Group> = pairs.iter().map(group).collect();
         let mut scores = Vec::with_capacity(groups.len());
         for outcome in scorer.score_groups(&groups.iter().collect::<Vec<_>>()).into_iter().flatten() {
             *asked += 1;

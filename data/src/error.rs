@@ -123,7 +123,7 @@ pub enum DataError {
     },
     /// A row was embedded or scored in vain.
     #[error("{cause}")]
-    Helper {
+    Annotator {
         /// Why.
         cause: String,
     },

@@ -9,7 +9,7 @@ use crate::config::DataConfig;
 use crate::error::{DataError, RowError};
 use crate::parse::Parser;
 use crate::row::Row;
-use crate::source::{self, Found, Order, Reader};
+use crate::source::{self, RawRow, ReadOptions, Reader};
 
 /// A row's fields and where it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,7 @@ impl DataConfig {
         self.checked()?;
         let mut files = Vec::new();
         for file in source::files(&self.path)? {
-            let order = Order { shuffle: None, buffer: 1, max_row_bytes: self.max_row_bytes };
+            let order = ReadOptions { shuffle: None, buffer: 1, max_row_bytes: self.max_row_bytes };
             files.push((Arc::from(file.display().to_string()), source::open(&file, order)?));
         }
         files.reverse();
@@ -71,7 +71,7 @@ impl Iterator for Objects {
             match reader.next() {
                 None => drop(self.files.pop()),
                 Some(Err(error)) => return Some(Err(error)),
-                Some(Ok(Found { number, fields })) => {
+                Some(Ok(RawRow { number, fields })) => {
                     return Some(Ok(Object { file: Arc::clone(file), number, fields }));
                 }
             }

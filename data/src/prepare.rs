@@ -5,7 +5,7 @@
 //! - `report`: what became of every row ([`Report`]);
 //! - `spool`: rows on their way, on disk.
 //!
-//! Nothing here knows a model: embeddings and scores come from the caller ([`Helpers`]). What is written depends on the
+//! Nothing here knows a model: embeddings and scores come from the caller ([`Annotator`]). What is written depends on the
 //! files, the configuration and these alone.
 
 mod config;
@@ -41,7 +41,7 @@ const BATCH: usize = 64;
 
 /// A prompt with its answer, for a scorer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Exchange {
+pub struct PromptCompletion {
     /// The conversation before the answer.
     pub prompt: Vec<Message>,
     /// The answer's text.
@@ -49,25 +49,25 @@ pub struct Exchange {
 }
 
 /// What a preparation cannot do itself.
-pub trait Helpers {
+pub trait Annotator {
     /// Vectors of unit length, one a text, all equally long.
     ///
     /// # Errors
     /// With a sentence; it ends the preparation.
     fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, String>;
 
-    /// The score of each exchange under the rule of this number.
+    /// The score of each pair under the rule of this number.
     ///
     /// # Errors
-    /// As [`Helpers::embed`].
-    fn score(&mut self, rule: usize, exchanges: &[Exchange]) -> Result<Vec<f64>, String>;
+    /// As [`Annotator::embed`].
+    fn score(&mut self, rule: usize, pairs: &[PromptCompletion]) -> Result<Vec<f64>, String>;
 
     /// Is told now and then how far a step is: its name, rows done, rows in all (0 where that is not known).
     fn progress(&mut self, _step: &'static str, _done: usize, _all: usize) {}
 }
 
 /// A row that was not dropped when it was read; its text is in the spool, under its number.
-struct Kept {
+struct CandidateRow {
     source: usize,
     place: String,
     hash: u64,
@@ -85,29 +85,29 @@ struct Kept {
 /// If a source cannot be read, a helper fails, or nothing is left.
 pub fn prepare(
     preparation: &Preparation,
-    helpers: &mut dyn Helpers,
+    annotator: &mut dyn Annotator,
     output: &mut dyn Write,
 ) -> Result<Report, DataError> {
     preparation.validate().map_err(DataError::Config)?;
-    let mut work = Work::read(preparation, helpers)?;
-    work.score(helpers)?;
-    work.compare(helpers)?;
+    let mut work = Pipeline::read(preparation, annotator)?;
+    work.score(annotator)?;
+    work.compare(annotator)?;
     work.thin_apologies();
     work.write(output)?;
     Ok(work.report)
 }
 
 /// A preparation under way.
-struct Work<'a> {
+struct Pipeline<'a> {
     preparation: &'a Preparation,
     spool: Spool,
-    rows: Vec<Kept>,
+    rows: Vec<CandidateRow>,
     report: Report,
 }
 
-impl<'a> Work<'a> {
+impl<'a> Pipeline<'a> {
     /// Reads the sources: rules and near-duplicates are dropped at once.
-    fn read(preparation: &'a Preparation, helpers: &mut dyn Helpers) -> Result<Self, DataError> {
+    fn read(preparation: &'a Preparation, annotator: &mut dyn Annotator) -> Result<Self, DataError> {
         let rules = preparation
             .rules
             .as_ref()
@@ -124,7 +124,7 @@ impl<'a> Work<'a> {
             .collect::<Result<_, _>>()
             .map_err(DataError::Config)?;
         let spool = Spool::new().map_err(spooled)?;
-        let mut work = Work { preparation, spool, rows: Vec::new(), report: Report::default() };
+        let mut work = Pipeline { preparation, spool, rows: Vec::new(), report: Report::default() };
         let mut first: Option<(&'static str, String)> = None;
         for (number, source) in preparation.sources.iter().enumerate() {
             let mut dropped: BTreeMap<String, u64> = BTreeMap::new();
@@ -160,7 +160,7 @@ impl<'a> Work<'a> {
                     &keywords,
                 )?;
                 if work.rows.len().is_multiple_of(1000) {
-                    helpers.progress("read", work.rows.len(), 0);
+                    annotator.progress("read", work.rows.len(), 0);
                 }
             }
             let counts = opened.counts();
@@ -189,7 +189,7 @@ impl<'a> Work<'a> {
             |pattern: &Option<Regex>| pattern.as_ref().is_some_and(|pattern| pattern.is_match(&text));
         let topic = keywords.iter().position(is_about);
         self.spool.push(&entry.to_json().to_string()).map_err(spooled)?;
-        self.rows.push(Kept {
+        self.rows.push(CandidateRow {
             source,
             place: entry.place(),
             hash: entry.row.prompt_hash(),
@@ -220,28 +220,28 @@ impl<'a> Work<'a> {
         (0..self.rows.len()).filter(|&number| self.rows[number].dropped.is_none()).collect()
     }
 
-    fn score(&mut self, helpers: &mut dyn Helpers) -> Result<(), DataError> {
+    fn score(&mut self, annotator: &mut dyn Annotator) -> Result<(), DataError> {
         for (rule_number, rule) in self.preparation.scores.iter().enumerate() {
             let left = self.left();
             self.rows.iter_mut().for_each(|row| row.scores.push(None));
             let mut done = 0;
             for batch in left.chunks(BATCH) {
-                let mut exchanges = Vec::new();
+                let mut pairs = Vec::new();
                 let mut numbers = Vec::new();
                 for &number in batch {
-                    if let Some(exchange) = exchange(&self.row(number)?) {
-                        exchanges.push(exchange);
+                    if let Some(pair) = pair(&self.row(number)?) {
+                        pairs.push(pair);
                         numbers.push(number);
                     }
                 }
                 let scores =
-                    helpers.score(rule_number, &exchanges).map_err(|cause| DataError::Helper { cause })?;
+                    annotator.score(rule_number, &pairs).map_err(|cause| DataError::Annotator { cause })?;
                 for (number, score) in numbers.into_iter().zip(scores) {
                     // A score that is no number says nothing: the row counts as unscored.
                     self.rows[number].scores[rule_number] = Some(score).filter(|score| score.is_finite());
                 }
                 done += batch.len();
-                helpers.progress("score", done, left.len());
+                annotator.progress("score", done, left.len());
             }
             self.cut(rule, rule_number, &left);
         }
@@ -250,7 +250,7 @@ impl<'a> Work<'a> {
 
     /// Drops by one score's bounds.
     fn cut(&mut self, rule: &ScoreRule, rule_number: usize, left: &[usize]) {
-        let score = |rows: &[Kept], number: usize| rows[number].scores[rule_number];
+        let score = |rows: &[CandidateRow], number: usize| rows[number].scores[rule_number];
         let mut scored: Vec<(usize, f64)> =
             left.iter().filter_map(|&number| Some((number, score(&self.rows, number)?))).collect();
         let unscored = (left.len() - scored.len()) as u64;
@@ -273,11 +273,11 @@ impl<'a> Work<'a> {
     }
 
     /// Topics, and duplicates in meaning.
-    fn compare(&mut self, helpers: &mut dyn Helpers) -> Result<(), DataError> {
+    fn compare(&mut self, annotator: &mut dyn Annotator) -> Result<(), DataError> {
         let preparation = self.preparation;
         let left = self.left();
         let embeddings = match preparation.needs_embeddings() {
-            true => self.embeddings(&left, helpers)?,
+            true => self.embeddings(&left, annotator)?,
             false => Vec::new(),
         };
         let described: Vec<usize> = (0..preparation.topics.len())
@@ -286,7 +286,7 @@ impl<'a> Work<'a> {
         if !described.is_empty() {
             let texts: Vec<String> =
                 described.iter().map(|&topic| preparation.topics[topic].description.clone()).collect();
-            let topics = helpers.embed(&texts).map_err(|cause| DataError::Helper { cause })?;
+            let topics = annotator.embed(&texts).map_err(|cause| DataError::Annotator { cause })?;
             for (&number, embedding) in left.iter().zip(&embeddings) {
                 let nearest = || semantic::nearest(embedding, &topics).map(|nearest| described[nearest]);
                 self.rows[number].topic = self.rows[number].topic.or_else(nearest);
@@ -316,7 +316,11 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn embeddings(&mut self, left: &[usize], helpers: &mut dyn Helpers) -> Result<Vec<Vec<f32>>, DataError> {
+    fn embeddings(
+        &mut self,
+        left: &[usize],
+        annotator: &mut dyn Annotator,
+    ) -> Result<Vec<Vec<f32>>, DataError> {
         let of = self.preparation.semantic_duplicates.as_ref().map_or(Compared::Row, |config| config.of);
         let mut embeddings = Vec::with_capacity(left.len());
         for batch in left.chunks(BATCH) {
@@ -324,8 +328,8 @@ impl<'a> Work<'a> {
                 .iter()
                 .map(|&number| Ok(text_of(&self.row(number)?, of)))
                 .collect::<Result<_, DataError>>()?;
-            embeddings.extend(helpers.embed(&texts).map_err(|cause| DataError::Helper { cause })?);
-            helpers.progress("embed", embeddings.len(), left.len());
+            embeddings.extend(annotator.embed(&texts).map_err(|cause| DataError::Annotator { cause })?);
+            annotator.progress("embed", embeddings.len(), left.len());
         }
         Ok(embeddings)
     }
@@ -444,13 +448,13 @@ fn text_of(row: &Row, of: Compared) -> String {
 }
 
 /// The first answer's last turn, with what stands before it; `None` for a prompt alone. A text has no prompt.
-fn exchange(row: &Row) -> Option<Exchange> {
+fn pair(row: &Row) -> Option<PromptCompletion> {
     let (_, mut turns) = row.answers().into_iter().next()?;
     let last = turns.iter().rposition(|turn| turn.role == Role::Assistant)?;
     turns.truncate(last + 1);
     let completion = turns.pop()?.content;
     let prompt = row.prompt().unwrap_or_default().iter().cloned().chain(turns).collect();
-    Some(Exchange { prompt, completion })
+    Some(PromptCompletion { prompt, completion })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::config::{DataConfig, OnError, Template};
 use crate::error::{DataError, RowError};
 use crate::parse::Parser;
 use crate::row::Row;
-use crate::source::{self, Found, Order, Reader};
+use crate::source::{self, RawRow, ReadOptions, Reader};
 
 /// How many skipped rows are kept with their causes.
 const EXAMPLES: usize = 20;
@@ -134,7 +134,7 @@ impl DataConfig {
         let mut cursors = Vec::new();
         for (index, file) in source::files(&self.path)?.into_iter().enumerate() {
             let parser = self.parser(&file)?;
-            let order = Order {
+            let order = ReadOptions {
                 shuffle: self.shuffle.then(|| source::stream(seed, index)),
                 buffer: self.shuffle_buffer,
                 max_row_bytes: self.max_row_bytes,
@@ -148,10 +148,10 @@ impl DataConfig {
 
     /// What the file's rows are, from the first that is an object of a known format.
     fn parser(&self, file: &Path) -> Result<Parser, DataError> {
-        let order = Order { shuffle: None, buffer: 1, max_row_bytes: self.max_row_bytes };
+        let order = ReadOptions { shuffle: None, buffer: 1, max_row_bytes: self.max_row_bytes };
         let mut first_error = None;
         for found in source::open(file, order)? {
-            let Found { number, fields } = found?;
+            let RawRow { number, fields } = found?;
             match fields.and_then(|fields| Parser::new(self, &fields)) {
                 Ok(parser) => return Ok(parser),
                 Err(error) => {
@@ -195,7 +195,7 @@ impl Rows {
                 self.cursors.pop();
                 continue;
             };
-            let Found { number, fields } = found?;
+            let RawRow { number, fields } = found?;
             self.counts.read += 1;
             let file = cursor.name.clone();
             match fields.and_then(|fields| cursor.parser.parse(&fields)) {

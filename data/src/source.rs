@@ -16,7 +16,7 @@ use crate::lines::{BYTE_ORDER_MARK, Elements, IndexedLines, Line, Lines, json_ro
 use crate::shuffle::Shuffled;
 
 /// One row, before it is known what it says.
-pub(crate) struct Found {
+pub(crate) struct RawRow {
     /// From 1: the line, or the place in a Parquet file.
     pub number: u64,
     /// Its fields, or why there are none.
@@ -24,11 +24,11 @@ pub(crate) struct Found {
 }
 
 /// The rows of a file.
-pub(crate) type Reader = Box<dyn Iterator<Item = Result<Found, DataError>> + Send>;
+pub(crate) type Reader = Box<dyn Iterator<Item = Result<RawRow, DataError>> + Send>;
 
 /// In which order a file's rows come.
 #[derive(Debug, Clone)]
-pub(crate) struct Order {
+pub(crate) struct ReadOptions {
     /// Random numbers for it; as they stand in the file without.
     pub shuffle: Option<Stream>,
     /// How many rows are drawn among where there is no index.
@@ -38,7 +38,7 @@ pub(crate) struct Order {
 }
 
 /// How rows are written.
-enum Writing {
+enum FileFormat {
     /// JSON, one object a line.
     Lines,
     /// JSON, one list of objects.
@@ -47,7 +47,7 @@ enum Writing {
 }
 
 /// How a file is stored, which its first bytes tell: how rows are written, and whether it is gzipped.
-fn encoding(path: &Path) -> std::io::Result<(Writing, bool)> {
+fn encoding(path: &Path) -> std::io::Result<(FileFormat, bool)> {
     let begin = |input: &mut dyn Read| {
         let mut bytes = Vec::new();
         input.take(256).read_to_end(&mut bytes)?;
@@ -59,14 +59,14 @@ fn encoding(path: &Path) -> std::io::Result<(Writing, bool)> {
         bytes = begin(&mut unzipped(File::open(path)?))?;
     }
     let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes).trim_ascii_start();
-    let writing = if bytes.starts_with(parquet::MAGIC) {
-        Writing::Parquet
+    let format = if bytes.starts_with(parquet::MAGIC) {
+        FileFormat::Parquet
     } else if text.starts_with(b"[") {
-        Writing::List
+        FileFormat::List
     } else {
-        Writing::Lines
+        FileFormat::Lines
     };
-    Ok((writing, is_gzipped))
+    Ok((format, is_gzipped))
 }
 
 fn unzipped(file: File) -> MultiGzDecoder<BufReader<File>> {
@@ -74,30 +74,30 @@ fn unzipped(file: File) -> MultiGzDecoder<BufReader<File>> {
 }
 
 /// Opens a file. Of a plain file of JSON lines, a shuffled order is drawn among all of its rows, by an
-/// index of their places; else among [`Order::buffer`] rows at a time.
-pub(crate) fn open(path: &Path, order: Order) -> Result<Reader, DataError> {
+/// index of their places; else among [`ReadOptions::buffer`] rows at a time.
+pub(crate) fn open(path: &Path, order: ReadOptions) -> Result<Reader, DataError> {
     let failed = |cause| DataError::Unreadable { path: path.to_path_buf(), cause };
     let file = File::open(path).map_err(failed)?;
     let max = order.max_row_bytes;
     let reader = match (encoding(path).map_err(failed)?, order.shuffle) {
-        ((Writing::Lines, false), Some(mut stream)) => {
+        ((FileFormat::Lines, false), Some(mut stream)) => {
             let shuffle = |places: &mut [(u64, u64)]| stream.shuffle(places);
-            found(path, IndexedLines::new(file, max, shuffle).map_err(failed)?)
+            raw_rows(path, IndexedLines::new(file, max, shuffle).map_err(failed)?)
         }
-        ((Writing::Parquet, is_gzipped), shuffle) => {
+        ((FileFormat::Parquet, is_gzipped), shuffle) => {
             // Parquet is read from its end, which a stream has not: it is unpacked on disk, without a name.
             let file = if is_gzipped { unpacked(file).map_err(failed)? } else { file };
             shuffled(parquet::rows(path, file, max)?, shuffle, order.buffer)
         }
-        ((writing, is_gzipped), shuffle) => {
+        ((format, is_gzipped), shuffle) => {
             let text: Box<dyn BufRead + Send> = if is_gzipped {
                 Box::new(BufReader::new(unzipped(file)))
             } else {
                 Box::new(BufReader::new(file))
             };
-            let rows = match writing {
-                Writing::List => found(path, Elements::new(text, max)),
-                _ => found(path, Lines::new(text, max)),
+            let rows = match format {
+                FileFormat::List => raw_rows(path, Elements::new(text, max)),
+                _ => raw_rows(path, Lines::new(text, max)),
             };
             shuffled(rows, shuffle, order.buffer)
         }
@@ -119,11 +119,11 @@ fn shuffled(reader: Reader, stream: Option<Stream>, buffer: usize) -> Reader {
     }
 }
 
-fn found(path: &Path, lines: impl Iterator<Item = std::io::Result<Line>> + Send + 'static) -> Reader {
+fn raw_rows(path: &Path, lines: impl Iterator<Item = std::io::Result<Line>> + Send + 'static) -> Reader {
     let path = path.to_path_buf();
     Box::new(lines.map(move |line| match line {
         Ok(Line { number, bytes, .. }) => {
-            Ok(Found { number, fields: bytes.and_then(|bytes| json_row(&bytes)) })
+            Ok(RawRow { number, fields: bytes.and_then(|bytes| json_row(&bytes)) })
         }
         Err(cause) => Err(DataError::Unreadable { path: path.clone(), cause }),
     }))

@@ -17,10 +17,10 @@ use arriero_policy::scoring::response_logps;
 use arriero_policy::snapshot::Snapshot;
 use arriero_policy::tokenizer::Tokenizer;
 
-use crate::asking::Question;
 use crate::config::{Kind, SuiteConfig};
 use crate::error::EvalError;
-use crate::rows::{Refusals, Rows};
+use crate::question::Question;
+use crate::rows::{Rows, SkippedRows};
 use crate::suites::{self, Context, Reply, Suite, Task, winrate};
 use arriero_results::Outcome;
 use arriero_results::Report;
@@ -36,7 +36,7 @@ const BATCH_TOKENS: usize = 4096;
 
 /// The model that is measured.
 #[derive(Debug, Clone)]
-pub struct Subject {
+pub struct EvaluatedModel {
     /// Its weights, in the precision that they are used in.
     pub weights: Arc<Snapshot>,
     /// Its context, in tokens.
@@ -47,7 +47,7 @@ pub struct Subject {
     pub compute: Compute,
 }
 
-impl Subject {
+impl EvaluatedModel {
     /// Reads a model: a reward model for the suites of reward models, else a language model.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl Subject {
             true => Checkpoint::open_reward_model(path)?,
             false => Checkpoint::open(path)?,
         };
-        Ok(Subject::new(checkpoint, compute))
+        Ok(EvaluatedModel::new(checkpoint, compute))
     }
 
     /// Of a model in memory.
@@ -66,7 +66,7 @@ impl Subject {
         let max_positions = config.max_positions;
         let host = Compute::CPU_F32;
         let weights = Snapshot::new(0, config, host, weights).in_precision(compute);
-        Subject { weights, max_positions, tokenizer, compute }
+        EvaluatedModel { weights, max_positions, tokenizer, compute }
     }
 }
 
@@ -80,7 +80,7 @@ struct Item {
 /// What is still to be done with the items.
 enum Work {
     /// The other's answers come first.
-    OtherAnswers(Box<GroupSampler>),
+    OpponentAnswers(Box<GroupSampler>),
     Answers(Box<GroupSampler>),
     Score {
         model: Box<Model>,
@@ -97,39 +97,39 @@ enum Work {
 }
 
 /// A suite whose rows were read.
-struct Asked {
+struct LoadedSuite {
     suite: Box<dyn Suite>,
     items: Vec<Item>,
     trees: VecDeque<Tree>,
     /// Trees of each item.
     missing: HashMap<u64, usize>,
     pairs: VecDeque<Conversations>,
-    refusals: Refusals,
+    skipped_rows: SkippedRows,
 }
 
-impl Asked {
+impl LoadedSuite {
     fn read(config: &SuiteConfig, context: &Context) -> Result<Self, EvalError> {
         let wrong = |message: String| EvalError::Config { suite: config.name().to_string(), message };
         config.validate().map_err(wrong)?;
         let mut suite = suites::build(config, context)?;
-        let mut refusals = Refusals::new(config);
+        let mut skipped_rows = SkippedRows::new(config);
         let path = config.source().unwrap_or_default();
         let mut rows = Rows::open(config, path)?;
         let examples = config.shots.unwrap_or(0);
         if let Some(path) = config.shots_path.as_deref().filter(|_| examples > 0) {
-            take_examples(&mut *suite, &mut Rows::open(config, path)?, examples, &mut refusals, config)?;
+            take_examples(&mut *suite, &mut Rows::open(config, path)?, examples, &mut skipped_rows, config)?;
         } else if examples > 0 {
-            take_examples(&mut *suite, &mut rows, examples, &mut refusals, config)?;
+            take_examples(&mut *suite, &mut rows, examples, &mut skipped_rows, config)?;
         }
         let mut items: Vec<Item> = Vec::new();
         let (mut trees, mut missing, mut pairs) = (VecDeque::new(), HashMap::new(), VecDeque::new());
         while config.limit.is_none_or(|limit| items.len() < limit) {
-            let Some((place, fields)) = rows.next(&mut refusals)? else { break };
+            let Some((place, fields)) = rows.next(&mut skipped_rows)? else { break };
             let id = items.len() as u64;
             let mut item = Item { place, question: None, checks: serde_json::Value::Null };
             match suite.task(id, &fields) {
                 Err(cause) => {
-                    refusals.refuse(&item.place, cause)?;
+                    skipped_rows.skip(&item.place, cause)?;
                     continue;
                 }
                 Ok(Task::Answer { question, checks }) => {
@@ -144,27 +144,27 @@ impl Asked {
             items.push(item);
         }
         if items.is_empty() {
-            refusals.check()?;
+            skipped_rows.check()?;
             return Err(EvalError::NothingToAsk {
                 suite: config.name().to_string(),
                 path: path.to_string(),
-                read: refusals.read,
+                read: skipped_rows.read,
                 examples: examples as u64,
             });
         }
-        Ok(Asked { suite, items, trees, missing, pairs, refusals })
+        Ok(LoadedSuite { suite, items, trees, missing, pairs, skipped_rows })
     }
 }
 
 /// A suite at work.
 pub struct Evaluation {
     config: SuiteConfig,
-    subject: Subject,
+    evaluated: EvaluatedModel,
     seed: u64,
     suite: Box<dyn Suite>,
     items: Vec<Item>,
     work: Work,
-    refusals: Refusals,
+    skipped_rows: SkippedRows,
     outcomes: Vec<Outcome>,
     judged: usize,
     tokens: u64,
@@ -179,43 +179,46 @@ impl Evaluation {
     /// As [`Evaluation::new`], but of the model's weights.
     pub fn check(config: &SuiteConfig, tokenizer: &Tokenizer, max_positions: usize) -> Result<(), EvalError> {
         let context = Context { tokenizer: tokenizer.clone(), max_positions };
-        Asked::read(config, &context).map(drop)
+        LoadedSuite::read(config, &context).map(drop)
     }
 
     /// Reads the rows and prepares the model. `seed` is that of the answers' random numbers.
     ///
     /// # Errors
     /// If an option is wrong, the rows cannot be read or asked, or the model cannot do what the suite needs.
-    pub fn new(config: &SuiteConfig, subject: &Subject, seed: u64) -> Result<Self, EvalError> {
+    pub fn new(config: &SuiteConfig, evaluated: &EvaluatedModel, seed: u64) -> Result<Self, EvalError> {
         let began = Instant::now();
-        let context = Context { tokenizer: subject.tokenizer.clone(), max_positions: subject.max_positions };
-        let Asked { suite, items, trees, missing, pairs, mut refusals } = Asked::read(config, &context)?;
+        let context =
+            Context { tokenizer: evaluated.tokenizer.clone(), max_positions: evaluated.max_positions };
+        let LoadedSuite { suite, items, trees, missing, pairs, mut skipped_rows } =
+            LoadedSuite::read(config, &context)?;
         let policy = |cause| EvalError::Policy { suite: config.name().to_string(), cause };
         let other = config.against.as_deref().filter(|against| winrate::is_model(against));
         let work = match (config.kind, other) {
             (Kind::Preference, _) => {
-                Work::Rank { model: Box::new(subject.weights.model().map_err(policy)?.packed()), pairs }
+                Work::Rank { model: Box::new(evaluated.weights.model().map_err(policy)?.packed()), pairs }
             }
             (kind, Some(path)) if kind.is_generated() => {
-                let other = Subject::open(Path::new(path), subject.compute, false).map_err(policy)?;
-                Work::OtherAnswers(generator(config, &other, seed, &items, &mut refusals)?)
+                let other =
+                    EvaluatedModel::open(Path::new(path), evaluated.compute, false).map_err(policy)?;
+                Work::OpponentAnswers(generator(config, &other, seed, &items, &mut skipped_rows)?)
             }
             (kind, _) if kind.is_generated() => {
-                Work::Answers(generator(config, subject, seed, &items, &mut refusals)?)
+                Work::Answers(generator(config, evaluated, seed, &items, &mut skipped_rows)?)
             }
             _ => {
-                let model = Box::new(subject.weights.model().map_err(policy)?.packed());
+                let model = Box::new(evaluated.weights.model().map_err(policy)?.packed());
                 Work::Score { model, trees, replies: HashMap::new(), missing }
             }
         };
         Ok(Evaluation {
             config: config.clone(),
-            subject: subject.clone(),
+            evaluated: evaluated.clone(),
             seed,
             suite,
             items,
             work,
-            refusals,
+            skipped_rows,
             outcomes: Vec::new(),
             judged: 0,
             tokens: 0,
@@ -240,7 +243,7 @@ impl Evaluation {
 
     /// True while the model that this one is compared with answers.
     pub fn is_preparing(&self) -> bool {
-        matches!(self.work, Work::OtherAnswers(_))
+        matches!(self.work, Work::OpponentAnswers(_))
     }
 
     /// Does a little of what is left: some tokens of each answer, or one batch of the rest. False when nothing is
@@ -252,11 +255,11 @@ impl Evaluation {
         let suite = self.config.name().to_string();
         let policy = |cause| EvalError::Policy { suite: suite.clone(), cause };
         match &mut self.work {
-            Work::OtherAnswers(generator) => {
+            Work::OpponentAnswers(generator) => {
                 for _ in 0..DECODE_STEPS {
                     for group in generator.step().map_err(policy)? {
                         if let Some(completion) = group.completions.into_iter().next() {
-                            self.suite.other_answers(group.prompt.id, completion);
+                            self.suite.opponent_answer(group.prompt.id, completion);
                         }
                     }
                 }
@@ -276,9 +279,9 @@ impl Evaluation {
                 if is_over {
                     self.tokens += generator.sampled_tokens();
                 }
-                self.suite.announce(&groups);
+                self.suite.prefetch(&groups);
                 for group in &groups {
-                    self.judge(group.prompt.id, Reply::Answers(group))?;
+                    self.grade(group.prompt.id, Reply::Answers(group))?;
                 }
                 Ok(!is_over)
             }
@@ -304,7 +307,7 @@ impl Evaluation {
                 }
                 let is_over = trees.is_empty();
                 for (id, reply) in ready {
-                    self.judge(id, Reply::Logps(&reply))?;
+                    self.grade(id, Reply::Logps(&reply))?;
                 }
                 Ok(!is_over)
             }
@@ -321,19 +324,19 @@ impl Evaluation {
                 let found = scores(model, &batch, budget).map_err(policy)?;
                 for (pair, scores) in batch.iter().zip(found) {
                     self.tokens += pair.sequences.iter().map(|sequence| sequence.len() as u64).sum::<u64>();
-                    self.judge(pair.prompt_id, Reply::Scores(&scores))?;
+                    self.grade(pair.prompt_id, Reply::Scores(&scores))?;
                 }
                 Ok(!is_over)
             }
         }
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<(), EvalError> {
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<(), EvalError> {
         let place = self.items.get(id as usize).map(|item| item.place.clone()).unwrap_or_default();
         self.judged += 1;
-        match self.suite.judge(id, reply) {
+        match self.suite.grade(id, reply) {
             Ok(outcome) => self.outcomes.push(Outcome { place, ..outcome }),
-            Err(cause) => self.refusals.refuse(&place, cause)?,
+            Err(cause) => self.skipped_rows.skip(&place, cause)?,
         }
         Ok(())
     }
@@ -343,10 +346,10 @@ impl Evaluation {
     /// # Errors
     /// If more rows were left out than may be.
     pub fn finish(mut self) -> Result<(Report, Vec<Outcome>), EvalError> {
-        self.refusals.check()?;
+        self.skipped_rows.check()?;
         self.outcomes.sort_by_key(|outcome| outcome.id);
         let is_complete = match &self.work {
-            Work::OtherAnswers(_) => false,
+            Work::OpponentAnswers(_) => false,
             Work::Answers(generator) => generator.is_idle(),
             Work::Score { trees, .. } => trees.is_empty(),
             Work::Rank { pairs, .. } => pairs.is_empty(),
@@ -364,12 +367,12 @@ impl Evaluation {
             })?,
             seed: self.seed,
             is_complete,
-            rows: self.refusals.read,
+            rows: self.skipped_rows.read,
             items: self.items.len(),
             examples: config.shots.unwrap_or(0),
             judged: self.outcomes.len(),
-            skipped: self.refusals.skipped,
-            skipped_rows: self.refusals.examples.clone(),
+            skipped: self.skipped_rows.skipped,
+            skipped_rows: self.skipped_rows.examples.clone(),
             tokens: self.tokens,
             seconds: self.began.elapsed().as_secs_f64(),
             figures: self.suite.figures(&self.outcomes),
@@ -379,26 +382,26 @@ impl Evaluation {
 }
 
 fn generator_of(evaluation: &mut Evaluation) -> Result<Box<GroupSampler>, EvalError> {
-    let Evaluation { config, subject, seed, items, refusals, .. } = evaluation;
-    generator(config, subject, *seed, items, refusals)
+    let Evaluation { config, evaluated, seed, items, skipped_rows, .. } = evaluation;
+    generator(config, evaluated, *seed, items, skipped_rows)
 }
 
 fn take_examples(
     suite: &mut dyn Suite,
     rows: &mut Rows,
     count: usize,
-    refusals: &mut Refusals,
+    skipped_rows: &mut SkippedRows,
     config: &SuiteConfig,
 ) -> Result<(), EvalError> {
     let mut taken = 0;
     while taken < count {
-        let Some((place, fields)) = rows.next(refusals)? else {
+        let Some((place, fields)) = rows.next(skipped_rows)? else {
             let message = format!("shots is {count}, but there are only {taken} rows to take examples from");
             return Err(EvalError::Config { suite: config.name().to_string(), message });
         };
         match suite.example(&fields) {
             Ok(()) => taken += 1,
-            Err(cause) => refusals.refuse(&place, cause)?,
+            Err(cause) => skipped_rows.skip(&place, cause)?,
         }
     }
     Ok(())
@@ -407,22 +410,22 @@ fn take_examples(
 /// A generator that was asked all items. Those that do not fit the model are refused.
 fn generator(
     config: &SuiteConfig,
-    subject: &Subject,
+    evaluated: &EvaluatedModel,
     seed: u64,
     items: &[Item],
-    refusals: &mut Refusals,
+    skipped_rows: &mut SkippedRows,
 ) -> Result<Box<GroupSampler>, EvalError> {
     let policy = |cause| EvalError::Policy { suite: config.name().to_string(), cause };
     let sampling = config.sampling(suites::stops(config.kind));
     let (samples, batch) = (config.samples.unwrap_or(1), config.batch.unwrap_or(BATCH));
-    let model = subject.weights.model().map_err(policy)?;
+    let model = evaluated.weights.model().map_err(policy)?;
     let options = GenerationConfig { sampling, samples, batch, seed };
-    let mut generator = GroupSampler::new(model, 0, subject.tokenizer.clone(), options);
+    let mut generator = GroupSampler::new(model, 0, evaluated.tokenizer.clone(), options);
     for (id, item) in items.iter().enumerate() {
         let Some(question) = &item.question else { continue };
         let prompt = Prompt { id: id as u64, messages: question.messages(), checks: item.checks.clone() };
         let asked = question
-            .tokens(&subject.tokenizer)
+            .tokens(&evaluated.tokenizer)
             .and_then(|tokens| generator.submit_tokens(Arc::new(prompt), tokens));
         match asked {
             Ok(()) => {}
@@ -431,7 +434,7 @@ fn generator(
                 | PolicyError::EmptyPrompt { .. }
                 | PolicyError::Template { .. }
                 | PolicyError::Tokenizer { .. }),
-            ) => refusals.refuse(&item.place, error.to_string())?,
+            ) => skipped_rows.skip(&item.place, error.to_string())?,
             Err(error) => return Err(policy(error)),
         }
     }

@@ -5,7 +5,7 @@
 //! - [`config`]: which suite, from which file, with which options ([`SuiteConfig`], [`Kind`]);
 //!   [`assign`]: the same from a command line;
 //! - `rows`: the rows of the file, each of which is an item, an example, or refused by name;
-//! - `asking`: an item as the tokens that a model is given;
+//! - `question`: an item as the tokens that a model is given;
 //! - `suites`, with a module a kind: from a row to what the model is asked, and from its answer to an
 //!   [`Outcome`];
 //! - [`evaluation`]: the work in small steps ([`Evaluation`]): generation, log-probabilities or scores in packed
@@ -17,12 +17,12 @@
 //! Nothing is scored silently: what cannot be read, asked or judged is named, and stops the suite or is left out
 //! and counted.
 
-mod asking;
 pub mod assign;
 pub mod config;
 pub mod error;
 pub mod evaluation;
 mod parts;
+mod question;
 pub mod record;
 mod rows;
 mod suites;
@@ -30,4 +30,4 @@ mod suites;
 pub use arriero_results::{Figure, Form, Outcome, Report, Sample};
 pub use config::{Kind, SuiteConfig};
 pub use error::EvalError;
-pub use evaluation::{Evaluation, Subject};
+pub use evaluation::{EvaluatedModel, Evaluation};

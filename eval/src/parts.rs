@@ -10,12 +10,12 @@ pub(crate) fn scores<const N: usize>(scores: [(&str, f64); N]) -> BTreeMap<Strin
 }
 
 /// 1 or 0.
-pub(crate) fn number(is_so: bool) -> f64 {
+pub(crate) fn indicator(is_so: bool) -> f64 {
     f64::from(u8::from(is_so))
 }
 
 /// A text that the policy did not draw, without its tokens.
-pub(crate) fn given(text: String) -> Completion {
+pub(crate) fn fixed_completion(text: String) -> Completion {
     Completion::given(0, Vec::new(), text, Finish::EndOfTurn)
 }
 

@@ -11,7 +11,7 @@ const EXAMPLES: usize = 20;
 
 /// What was left out, and whether that stops the suite.
 #[derive(Debug, Clone)]
-pub(crate) struct Refusals {
+pub(crate) struct SkippedRows {
     suite: String,
     on_error: OnError,
     max_skipped: f64,
@@ -23,9 +23,9 @@ pub(crate) struct Refusals {
     pub examples: Vec<String>,
 }
 
-impl Refusals {
+impl SkippedRows {
     pub fn new(config: &SuiteConfig) -> Self {
-        Refusals {
+        SkippedRows {
             suite: config.name().to_string(),
             on_error: config.on_error,
             max_skipped: config.max_skipped,
@@ -36,7 +36,7 @@ impl Refusals {
     }
 
     /// Leaves a row out, or stops the suite.
-    pub fn refuse(&mut self, place: &str, cause: String) -> Result<(), EvalError> {
+    pub fn skip(&mut self, place: &str, cause: String) -> Result<(), EvalError> {
         if self.on_error == OnError::Stop {
             return Err(EvalError::Row { suite: self.suite.clone(), place: place.to_string(), cause });
         }
@@ -91,18 +91,18 @@ impl Rows {
     }
 
     /// The next row and where it stands. Broken ones are refused.
-    pub fn next(&mut self, refusals: &mut Refusals) -> Result<Option<Placed>, EvalError> {
+    pub fn next(&mut self, skipped_rows: &mut SkippedRows) -> Result<Option<Placed>, EvalError> {
         loop {
             let object = match self.objects.next() {
                 None => return Ok(None),
                 Some(Ok(object)) => object,
                 Some(Err(cause)) => return Err(self.failed(cause)),
             };
-            refusals.read += 1;
+            skipped_rows.read += 1;
             let place = object.place();
             match object.fields {
                 Ok(fields) => return Ok(Some((place, fields))),
-                Err(error) => refusals.refuse(&place, error.to_string())?,
+                Err(error) => skipped_rows.skip(&place, error.to_string())?,
             }
         }
     }

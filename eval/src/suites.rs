@@ -19,9 +19,9 @@ use arriero_policy::tokenizer::Tokenizer;
 use arriero_reward::RewardError;
 use serde_json::{Map, Value};
 
-use crate::asking::{Asking, Question};
 use crate::config::{Kind, SuiteConfig};
 use crate::error::EvalError;
+use crate::question::{PromptFormat, Question};
 use arriero_results::Figure;
 use arriero_results::Outcome;
 
@@ -71,17 +71,17 @@ pub(crate) trait Suite: Send {
     /// As [`Suite::example`].
     fn task(&mut self, id: u64, fields: &Fields) -> Result<Task, String>;
 
-    /// Takes the answer of the model that this one is compared with.
-    fn other_answers(&mut self, _id: u64, _completion: Completion) {}
+    /// Takes the answer of the opponent: the model that this one is compared with.
+    fn opponent_answer(&mut self, _id: u64, _completion: Completion) {}
 
-    /// Shows the answers that are judged next, for suites that would rather see several at once.
-    fn announce(&mut self, _groups: &[Group]) {}
+    /// Is given the answers that are graded next, for suites that would rather have several at once.
+    fn prefetch(&mut self, _groups: &[Group]) {}
 
     /// What came of an item. Its place is filled in by the caller.
     ///
     /// # Errors
-    /// With a sentence that says why it cannot be judged.
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String>;
+    /// With a sentence that says why it cannot be graded.
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String>;
 
     /// The figures of the outcomes.
     fn figures(&self, outcomes: &[Outcome]) -> Vec<Figure>;
@@ -110,16 +110,16 @@ pub(crate) fn build(config: &SuiteConfig, context: &Context) -> Result<Box<dyn S
             "system is given, but nothing goes through the chat template; set chat=true".to_string(),
         ));
     }
-    let asking = Asking { chat, system: config.system.clone() };
+    let format = PromptFormat { chat, system: config.system.clone() };
     Ok(match config.kind {
-        Kind::Ifeval => Box::new(rewarded::Rewarded::ifeval(config, asking).map_err(refused)?),
-        Kind::Gsm8k => Box::new(rewarded::Rewarded::gsm8k(config, asking).map_err(refused)?),
-        Kind::Humaneval => Box::new(rewarded::Rewarded::humaneval(config, asking).map_err(refused)?),
+        Kind::Ifeval => Box::new(rewarded::Rewarded::ifeval(config, format).map_err(refused)?),
+        Kind::Gsm8k => Box::new(rewarded::Rewarded::gsm8k(config, format).map_err(refused)?),
+        Kind::Humaneval => Box::new(rewarded::Rewarded::humaneval(config, format).map_err(refused)?),
         Kind::Arc | Kind::Hellaswag | Kind::Mmlu => {
-            Box::new(choice::Choice::new(config.kind, asking, context.clone()))
+            Box::new(choice::Choice::new(config.kind, format, context.clone()))
         }
         Kind::Perplexity => Box::new(perplexity::Perplexity::new(config, context.clone()).map_err(wrong)?),
-        Kind::Winrate => Box::new(winrate::Winrate::new(config, asking).map_err(refused)?),
+        Kind::Winrate => Box::new(winrate::Winrate::new(config, format).map_err(refused)?),
         Kind::Preference => Box::new(preference::Preference::new(config, context.clone())),
     })
 }

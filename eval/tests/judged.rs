@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use arriero_buffers::Message;
-use arriero_eval::{Evaluation, Kind, Subject, SuiteConfig};
+use arriero_eval::{EvaluatedModel, Evaluation, Kind, SuiteConfig};
 use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
 use arriero_policy::model::Model;
@@ -21,7 +21,7 @@ fn a_pair_is_seen_in_both_orders_and_a_judge_that_leans_is_found_out() {
     let Checkpoint { config, weights, tokenizer } = Checkpoint::open(&path).expect("the fixture");
     let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
     let server = Server::bind(ServeConfig::local("tiny"), model, tokenizer).expect("it starts");
-    let (base_url, stopper) = (format!("http://{}/v1", server.address()), server.stopper());
+    let (base_url, shutdown) = (format!("http://{}/v1", server.address()), server.shutdown_handle());
     let serving = std::thread::spawn(|| server.run());
 
     // The tiny model never says a verdict in so many words; the last of the letters a, b and c in what it says is one.
@@ -48,8 +48,8 @@ fn a_pair_is_seen_in_both_orders_and_a_judge_that_leans_is_found_out() {
         max_skipped: 0.9,
         ..SuiteConfig::new(Kind::Winrate)
     };
-    let subject = Subject::open(&path, Compute::CPU_F32, false).expect("the fixture");
-    let mut evaluation = Evaluation::new(&suite, &subject, 3).expect("it is valid");
+    let evaluated = EvaluatedModel::open(&path, Compute::CPU_F32, false).expect("the fixture");
+    let mut evaluation = Evaluation::new(&suite, &evaluated, 3).expect("it is valid");
     while evaluation.step().expect("it works") {}
     let (report, outcomes) = evaluation.finish().expect("enough pairs were judged");
 
@@ -99,6 +99,6 @@ fn a_pair_is_seen_in_both_orders_and_a_judge_that_leans_is_found_out() {
         let found = report.figure(name).unwrap_or_else(|| panic!("no {name}")).value;
         assert!((found - expected).abs() < 1e-9, "{name}: {found}, expected {expected}");
     }
-    stopper.stop();
+    shutdown.shut_down();
     serving.join().expect("it ends").expect("it served");
 }

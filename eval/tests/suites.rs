@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use arriero_buffers::{Branch, Tree};
 use arriero_data::OnError;
-use arriero_eval::{EvalError, Evaluation, Kind, Outcome, Report, Subject, SuiteConfig};
+use arriero_eval::{EvalError, EvaluatedModel, Evaluation, Kind, Outcome, Report, SuiteConfig};
 use arriero_policy::device::Compute;
 use arriero_policy::scoring::response_logps;
 use serde_json::{Value, json};
@@ -14,8 +14,8 @@ fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-fn tiny() -> Subject {
-    Subject::open(&repository("tests/fixtures/tiny"), Compute::CPU_F32, false).expect("the fixture")
+fn tiny() -> EvaluatedModel {
+    EvaluatedModel::open(&repository("tests/fixtures/tiny"), Compute::CPU_F32, false).expect("the fixture")
 }
 
 /// A file of these rows, in a folder that goes with the first value.
@@ -27,20 +27,20 @@ fn file(rows: &[Value]) -> (tempfile::TempDir, String) {
     (folder, path.display().to_string())
 }
 
-fn evaluate(config: &SuiteConfig, subject: &Subject) -> Result<(Report, Vec<Outcome>), EvalError> {
-    let mut evaluation = Evaluation::new(config, subject, 3)?;
+fn evaluate(config: &SuiteConfig, evaluated: &EvaluatedModel) -> Result<(Report, Vec<Outcome>), EvalError> {
+    let mut evaluation = Evaluation::new(config, evaluated, 3)?;
     while evaluation.step()? {}
     evaluation.finish()
 }
 
 /// The log-probability of `answer` behind `question`, computed on its own.
-fn logp(subject: &Subject, question: &str, answer: &str) -> f64 {
-    let encode = |text: &str| subject.tokenizer.text_tokens(text).expect("it encodes");
+fn logp(evaluated: &EvaluatedModel, question: &str, answer: &str) -> f64 {
+    let encode = |text: &str| evaluated.tokenizer.text_tokens(text).expect("it encodes");
     let (question, whole) = (encode(question), encode(&format!("{question}{answer}")));
     assert_eq!(whole[..question.len()], question, "nothing merges");
     let branch = Branch { tokens: whole[question.len()..].to_vec(), ..Branch::default() };
     let tree = Tree { prompt: question, branches: vec![branch], ..Tree::default() };
-    let model = subject.weights.model().expect("it fits");
+    let model = evaluated.weights.model().expect("it fits");
     response_logps(&model, &[&tree]).expect("it fits").iter().map(|&logp| f64::from(logp)).sum()
 }
 
@@ -51,7 +51,7 @@ fn arc(question: &str, choices: &[&str], answer: &str) -> Value {
 
 #[test]
 fn choices_that_share_a_tree_score_as_each_alone() {
-    let subject = tiny();
+    let evaluated = tiny();
     let rows = [
         arc("Which is wet?", &["rain", "a stone", "dust and sand"], "A"),
         arc("Which is hard?", &["rain", "a stone"], "B"),
@@ -67,7 +67,7 @@ fn choices_that_share_a_tree_score_as_each_alone() {
             batch_tokens: Some(40),
             ..SuiteConfig::new(Kind::Arc)
         };
-        let (report, outcomes) = evaluate(&config, &subject).expect("it works");
+        let (report, outcomes) = evaluate(&config, &evaluated).expect("it works");
         assert!(report.is_complete);
         assert_eq!(outcomes.len(), 3 - shots);
         let mut right = [0.0, 0.0];
@@ -78,7 +78,7 @@ fn choices_that_share_a_tree_score_as_each_alone() {
             let choices = row["choices"]["text"].as_array().expect("a list");
             let expected: Vec<f64> = choices
                 .iter()
-                .map(|choice| logp(&subject, &question, &format!(" {}", choice.as_str().expect("a text"))))
+                .map(|choice| logp(&evaluated, &question, &format!(" {}", choice.as_str().expect("a text"))))
                 .collect();
             let found: Vec<f64> =
                 serde_json::from_value(outcome.samples[0].details["logps"].clone()).expect("numbers");
@@ -103,7 +103,7 @@ fn choices_that_share_a_tree_score_as_each_alone() {
 
 #[test]
 fn perplexity_predicts_each_token_once_with_the_context_it_says() {
-    let subject = tiny();
+    let evaluated = tiny();
     let text = "The rain in the hills feeds the river, and the river feeds the mill below the town.";
     let (_folder, path) = file(&[json!({"text": text}), json!({"text": "Two words."})]);
     let config = SuiteConfig {
@@ -113,11 +113,11 @@ fn perplexity_predicts_each_token_once_with_the_context_it_says() {
         stride: Some(5),
         ..SuiteConfig::new(Kind::Perplexity)
     };
-    let (report, outcomes) = evaluate(&config, &subject).expect("it works");
-    let first = subject.tokenizer.bos_id().unwrap_or(subject.tokenizer.eos_ids()[0]);
-    let tokens = [&[first][..], &subject.tokenizer.encode(text).expect("it encodes")].concat();
+    let (report, outcomes) = evaluate(&config, &evaluated).expect("it works");
+    let first = evaluated.tokenizer.bos_id().unwrap_or(evaluated.tokenizer.eos_ids()[0]);
+    let tokens = [&[first][..], &evaluated.tokenizer.encode(text).expect("it encodes")].concat();
     assert!(tokens.len() > 20, "several windows");
-    let model = subject.weights.model().expect("it fits");
+    let model = evaluated.weights.model().expect("it fits");
     let mut sum = 0.0;
     for index in 1..tokens.len() {
         // The window that predicts it ends at 12, 17, 22, …
@@ -151,11 +151,11 @@ fn ifeval_rows() -> Vec<Value> {
 
 #[test]
 fn answers_are_judged_and_a_stopped_suite_says_so() {
-    let subject = tiny();
+    let evaluated = tiny();
     let (_folder, path) = file(&ifeval_rows());
     let config =
         SuiteConfig { path, max_new_tokens: Some(12), batch: Some(2), ..SuiteConfig::new(Kind::Ifeval) };
-    let (report, outcomes) = evaluate(&config, &subject).expect("it works");
+    let (report, outcomes) = evaluate(&config, &evaluated).expect("it works");
     assert_eq!((report.judged, report.skipped, outcomes.len()), (5, 0, 5));
     let value = |name: &str| report.figure(name).expect("it is there").value;
     assert_eq!(value("prompt_strict"), 0.0);
@@ -164,12 +164,12 @@ fn answers_are_judged_and_a_stopped_suite_says_so() {
     assert!((value("instruction_strict") - no_commas as f64 / 10.0).abs() < 1e-9);
     assert!(report.tokens > 0 && outcomes[3].place.ends_with("rows.jsonl:4"));
     // The same again, whatever the batch; stopped after two steps, it is a part.
-    let again = evaluate(&SuiteConfig { batch: Some(5), ..config.clone() }, &subject).expect("it works").1;
+    let again = evaluate(&SuiteConfig { batch: Some(5), ..config.clone() }, &evaluated).expect("it works").1;
     let texts = |outcomes: &[Outcome]| {
         outcomes.iter().map(|outcome| outcome.samples[0].completion.text.clone()).collect::<Vec<_>>()
     };
     assert_eq!(texts(&outcomes), texts(&again));
-    let mut evaluation = Evaluation::new(&config, &subject, 3).expect("it works");
+    let mut evaluation = Evaluation::new(&config, &evaluated, 3).expect("it works");
     for _ in 0..2 {
         assert!(evaluation.step().expect("it works"));
     }
@@ -179,7 +179,7 @@ fn answers_are_judged_and_a_stopped_suite_says_so() {
 
 #[test]
 fn several_samples_of_a_question_are_one_item() {
-    let subject = tiny();
+    let evaluated = tiny();
     let rows = [
         json!({"question": "2+2?", "answer": "2+2=4\n#### 4"}),
         json!({"question": "1?", "answer": "#### 1"}),
@@ -195,7 +195,7 @@ fn several_samples_of_a_question_are_one_item() {
             max_new_tokens: Some(4),
             ..SuiteConfig::new(Kind::Gsm8k)
         };
-        let (report, outcomes) = evaluate(&config, &subject).expect("it works");
+        let (report, outcomes) = evaluate(&config, &evaluated).expect("it works");
         assert_eq!((outcomes.len(), outcomes[0].samples.len(), report.examples), (1, 3, 1));
         let expected = match chat {
             true => "2+2?\n2+2=4\n#### 4\n1?",
@@ -208,7 +208,7 @@ fn several_samples_of_a_question_are_one_item() {
 #[test]
 fn a_reward_model_orders_pairs() {
     let path = repository("policy/tests/vectors/reward_model");
-    let subject = Subject::open(&path, Compute::CPU_F32, true).expect("the vectors");
+    let evaluated = EvaluatedModel::open(&path, Compute::CPU_F32, true).expect("the vectors");
     let text = fs::read_to_string(repository("policy/tests/vectors/values.json")).expect("the vectors");
     let vectors: Value = serde_json::from_str(&text).expect("JSON");
     // The first two conversations that transformers scored, as a pair of whole conversations would not share a
@@ -224,7 +224,7 @@ fn a_reward_model_orders_pairs() {
     ];
     let (_folder, path) = file(&rows);
     let config = SuiteConfig { path, ..SuiteConfig::new(Kind::Preference) };
-    let (report, outcomes) = evaluate(&config, &subject).expect("it works");
+    let (report, outcomes) = evaluate(&config, &evaluated).expect("it works");
     let score = |item: usize, side: usize| outcomes[item].samples[side].scores["score"];
     let expected = vectors["scores"][0].as_f64().expect("a number");
     assert!((score(0, 0) - expected).abs() < 1e-4 && (score(1, 1) - expected).abs() < 1e-4);
@@ -239,7 +239,7 @@ fn a_reward_model_orders_pairs() {
 
 #[test]
 fn answers_are_compared_with_a_files() {
-    let subject = tiny();
+    let evaluated = tiny();
     let prompts = ["Say a.", "Say b."].map(|prompt| json!({"prompt": prompt}));
     let (_folder, path) = file(&prompts);
     let theirs = ["Say b.", "Say a."].map(|prompt| json!({"prompt": prompt, "completion": "qqqq"}));
@@ -254,7 +254,7 @@ fn answers_are_compared_with_a_files() {
             max_new_tokens: Some(3),
             ..SuiteConfig::new(Kind::Winrate)
         };
-        let (report, outcomes) = evaluate(&config, &subject).expect("it works");
+        let (report, outcomes) = evaluate(&config, &evaluated).expect("it works");
         assert_eq!(report.figure("win_rate").map(|figure| figure.value), Some(wins));
         assert_eq!(outcomes[0].samples[0].details["theirs"], "qqqq");
     }
@@ -266,13 +266,13 @@ fn answers_are_compared_with_a_files() {
         max_new_tokens: Some(3),
         ..SuiteConfig::new(Kind::Winrate)
     };
-    let (report, _) = evaluate(&config, &subject).expect("it works");
+    let (report, _) = evaluate(&config, &evaluated).expect("it works");
     assert_eq!(report.figure("tie").map(|figure| figure.value), Some(1.0));
 }
 
 #[test]
 fn what_cannot_be_asked_is_named_and_counted() {
-    let subject = tiny();
+    let evaluated = tiny();
     let mut rows = ifeval_rows();
     rows[2] = json!({"prompt": "no instructions", "instruction_id_list": [], "kwargs": []});
     rows.push(
@@ -281,22 +281,22 @@ fn what_cannot_be_asked_is_named_and_counted() {
     let (folder, path) = file(&rows);
     let config =
         SuiteConfig { path: path.clone(), max_new_tokens: Some(3), ..SuiteConfig::new(Kind::Ifeval) };
-    let error = evaluate(&config, &subject).expect_err("line 3 is wrong").to_string();
+    let error = evaluate(&config, &evaluated).expect_err("line 3 is wrong").to_string();
     assert!(
         error.starts_with(&format!("ifeval: {path}:3: ")) && error.contains("instruction_id_list"),
         "{error}"
     );
     let skip = SuiteConfig { on_error: OnError::Skip, max_skipped: 0.5, ..config.clone() };
-    let (report, outcomes) = evaluate(&skip, &subject).expect("two of six may be left out");
+    let (report, outcomes) = evaluate(&skip, &evaluated).expect("two of six may be left out");
     assert_eq!((report.skipped, report.judged, outcomes.len()), (2, 4, 4));
     assert!(report.skipped_rows[1].contains(":6: "), "{:?}", report.skipped_rows);
     let error =
-        evaluate(&SuiteConfig { max_skipped: 0.1, ..skip }, &subject).expect_err("too many").to_string();
+        evaluate(&SuiteConfig { max_skipped: 0.1, ..skip }, &evaluated).expect_err("too many").to_string();
     assert!(error.contains("2 of 6 rows were left out"), "{error}");
     fs::write(folder.path().join("rows.jsonl"), "{\"prompt\": \n").expect("it can be written");
-    let error = evaluate(&config, &subject).expect_err("broken").to_string();
+    let error = evaluate(&config, &evaluated).expect_err("broken").to_string();
     assert!(error.contains("rows.jsonl:1: broken JSON"), "{error}");
     let missing = SuiteConfig { path: "no/such/file.jsonl".into(), ..config };
-    let error = evaluate(&missing, &subject).expect_err("nothing there").to_string();
+    let error = evaluate(&missing, &evaluated).expect_err("nothing there").to_string();
     assert!(error.contains("no/such/file.jsonl"), "{error}");
 }

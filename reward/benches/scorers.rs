@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use arriero_reward::code::{Case, Tests};
+use arriero_reward::code::{TestCase, Tests};
 use arriero_reward::ifeval::{self, Instruction};
 use arriero_reward::math::{equivalent, final_answer};
 use arriero_reward::scorer::code::{CodeConfig, Confinement};
@@ -111,13 +111,13 @@ fn benchmarks(criterion: &mut Criterion) {
 fn code(criterion: &mut Criterion) {
     let completion = "```python\ndef double(x):\n    return 2 * x\nprint(double(int(input() or 1)))\n```";
     let asserts = Tests { asserts: vec!["assert double(2) == 4".to_string()], ..Tests::default() };
-    let case = Case { stdin: "2\n".to_string(), stdout: "4".to_string() };
+    let case = TestCase { stdin: "2\n".to_string(), stdout: "4".to_string() };
     let cases = Tests { cases: vec![case], ..Tests::default() };
     let mut group = criterion.benchmark_group("code");
     group.throughput(Throughput::Elements(1));
     group.sample_size(20);
     for (place, sandbox) in [("in the sandbox", Confinement::Kernel), ("without it", Confinement::None)] {
-        let judge = match (CodeConfig { sandbox, ..CodeConfig::default() }).judge() {
+        let runner = match (CodeConfig { sandbox, ..CodeConfig::default() }).runner() {
             Ok(judge) => judge,
             Err(error) => {
                 eprintln!("skipped: {error}");
@@ -126,7 +126,7 @@ fn code(criterion: &mut Criterion) {
         };
         for (name, tests) in [("a program", &cases), ("tests in Python", &asserts)] {
             group.bench_function(format!("{name}, {place}"), |bencher| {
-                bencher.iter(|| judge.judge(completion, tests).expect("it runs"))
+                bencher.iter(|| runner.run(completion, tests).expect("it runs"))
             });
         }
     }

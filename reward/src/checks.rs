@@ -1,10 +1,22 @@
 //! What a prompt gives scorers to check: the members of its `checks`.
 
 use arriero_buffers::Prompt;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::RewardError;
+
+/// Input, and the output that is expected.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestCase {
+    /// What the program reads.
+    #[serde(default, alias = "input")]
+    pub stdin: String,
+    /// What it must write; white space at the ends of lines and empty lines at the end do not count.
+    #[serde(alias = "output")]
+    pub stdout: String,
+}
 
 /// The members of [`Prompt::checks`], each for the scorers that read it. Null stands for none.
 #[derive(Debug, Default, Deserialize)]
@@ -31,7 +43,7 @@ pub(crate) struct Checks {
     /// What runs before that.
     pub test_imports: Vec<String>,
     /// For `code`: inputs of a program, and the outputs that it must have.
-    pub cases: Vec<crate::code::Case>,
+    pub cases: Vec<TestCase>,
     /// For `code`: what stands before the completion's code.
     pub prefix: Option<String>,
 }

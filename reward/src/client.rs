@@ -14,17 +14,17 @@ use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response};
 use ureq::tls::{RootCerts, TlsConfig};
 
-use crate::scorer::exchange::quoted;
-use crate::watch::{Waited, Watch};
+use crate::cancellation::{CancellationToken, WaitError};
+use crate::error::quoted;
 
 /// Bytes of an answer.
-const MOST_BYTES: u64 = 16 << 20;
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
 /// What the second try waits for; each one after it waits twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause between two tries, unless the server asks for more.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause that a server can ask for; one that wants more is taken for one that refuses.
-const LONGEST_ASKED: Duration = Duration::from_secs(600);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// How requests are made.
 #[derive(Debug, Clone)]
@@ -112,13 +112,13 @@ pub enum RequestError {
     /// The request failed, for this reason.
     #[error("{0}")]
     Failed(String),
-    /// [`Watch::stop`] was called.
+    /// [`CancellationToken::cancel`] was called.
     #[error("interrupted")]
     Interrupted,
 }
 
-impl From<Waited> for RequestError {
-    fn from(_: Waited) -> Self {
+impl From<WaitError> for RequestError {
+    fn from(_: WaitError) -> Self {
         RequestError::Interrupted
     }
 }
@@ -137,7 +137,7 @@ struct Shared {
 }
 
 /// What one try came to.
-enum Try {
+enum Attempt {
     Answer(Value),
     /// It may go better later; not before the pause that the server asked for.
     Later {
@@ -165,7 +165,11 @@ impl Client {
     }
 
     /// Posts every body, some at a time; the answers are in their order.
-    pub fn post_all(&self, bodies: Vec<Value>, watch: &Watch) -> Vec<Result<Value, RequestError>> {
+    pub fn post_all(
+        &self,
+        bodies: Vec<Value>,
+        cancellation: &CancellationToken,
+    ) -> Vec<Result<Value, RequestError>> {
         let count = bodies.len();
         let bodies = Arc::new(bodies);
         let next = Arc::new(AtomicUsize::new(0));
@@ -173,12 +177,12 @@ impl Client {
         // The threads are not waited for: one that hangs in a request would hold up whoever wants to stop.
         for _ in 0..self.0.options.in_flight.min(count) {
             let (shared, bodies, next) = (Arc::clone(&self.0), Arc::clone(&bodies), Arc::clone(&next));
-            let (found, watch) = (found.clone(), watch.clone());
+            let (found, cancellation) = (found.clone(), cancellation.clone());
             std::thread::spawn(move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(body) = bodies.get(index) else { return };
-                    if found.send((index, shared.post(body, &watch))).is_err() {
+                    if found.send((index, shared.post(body, &cancellation))).is_err() {
                         return;
                     }
                 }
@@ -190,7 +194,7 @@ impl Client {
         // Every request ends by itself: there is no deadline.
         let never = Instant::now() + Duration::from_secs(1 << 32);
         while missing > 0 {
-            match watch.wait(never, |slice| answers.recv_timeout(slice).ok()) {
+            match cancellation.wait(never, |slice| answers.recv_timeout(slice).ok()) {
                 Ok((index, answer)) => {
                     outcomes[index] = Some(answer);
                     missing -= 1;
@@ -203,36 +207,36 @@ impl Client {
 }
 
 impl Shared {
-    fn post(&self, body: &Value, watch: &Watch) -> Result<Value, RequestError> {
+    fn post(&self, body: &Value, cancellation: &CancellationToken) -> Result<Value, RequestError> {
         let body = body.to_string();
         let mut pause = FIRST_PAUSE;
         for tries in 1.. {
-            watch.sleep_until(self.turn())?;
+            cancellation.sleep_until(self.next_slot())?;
             let tried = self.try_once(&body);
-            watch.tick();
+            cancellation.tick();
             let (cause, asked) = match tried {
-                Try::Answer(answer) => return Ok(answer),
-                Try::Refused(cause) => {
+                Attempt::Answer(answer) => return Ok(answer),
+                Attempt::Refused(cause) => {
                     return Err(RequestError::Failed(format!("{}: {cause}", self.options.url)));
                 }
-                Try::Later { cause, pause } => (cause, pause),
+                Attempt::Later { cause, pause } => (cause, pause),
             };
-            let too_long = asked.is_some_and(|asked| asked > LONGEST_ASKED);
+            let too_long = asked.is_some_and(|asked| asked > MAX_RETRY_AFTER);
             if tries > self.options.retries || too_long {
                 let times = if tries == 1 { "once" } else { &format!("{tries} times") };
                 return Err(RequestError::Failed(format!("{}: {cause} (tried {times})", self.options.url)));
             }
             if let Some(asked) = asked {
-                self.hold(asked);
+                self.pause_all(asked);
             }
-            watch.sleep_until(Instant::now() + asked.unwrap_or(pause))?;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            cancellation.sleep_until(Instant::now() + asked.unwrap_or(pause))?;
+            pause = (pause * 2).min(MAX_PAUSE);
         }
         Err(RequestError::Interrupted)
     }
 
     /// Takes a place in the order of tries: when it may begin.
-    fn turn(&self) -> Instant {
+    fn next_slot(&self) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = (*next).max(Instant::now());
         let gap = self.options.per_minute.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate));
@@ -241,12 +245,12 @@ impl Shared {
     }
 
     /// Nobody begins before that.
-    fn hold(&self, pause: Duration) {
+    fn pause_all(&self, pause: Duration) {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         *next = (*next).max(Instant::now() + pause);
     }
 
-    fn try_once(&self, body: &str) -> Try {
+    fn try_once(&self, body: &str) -> Attempt {
         let mut request = self.agent.post(&self.options.url).header("content-type", "application/json");
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -257,24 +261,25 @@ impl Shared {
         };
         let status = response.status().as_u16();
         let asked = retry_after(&response);
-        let text = response.body_mut().with_config().limit(MOST_BYTES).lossy_utf8(true).read_to_string();
+        let text =
+            response.body_mut().with_config().limit(MAX_ANSWER_BYTES).lossy_utf8(true).read_to_string();
         let text = match text {
             Ok(text) => text,
             Err(error) => return self.broken(error),
         };
         match status {
             200..=299 => match serde_json::from_str(&text) {
-                Ok(answer) => Try::Answer(answer),
-                Err(_) => Try::Refused(format!("the answer is no JSON: {}", quoted(&text))),
+                Ok(answer) => Attempt::Answer(answer),
+                Err(_) => Attempt::Refused(format!("the answer is no JSON: {}", quoted(&text))),
             },
             408 | 425 | 429 | 500.. => {
-                Try::Later { cause: format!("status {status}: {}", quoted(&text)), pause: asked }
+                Attempt::Later { cause: format!("status {status}: {}", quoted(&text)), pause: asked }
             }
-            _ => Try::Refused(format!("status {status}: {}", quoted(&text))),
+            _ => Attempt::Refused(format!("status {status}: {}", quoted(&text))),
         }
     }
 
-    fn broken(&self, error: ureq::Error) -> Try {
+    fn broken(&self, error: ureq::Error) -> Attempt {
         let cause = match &error {
             ureq::Error::Timeout(_) => {
                 format!("no answer within {} s", self.options.timeout.as_secs_f64())
@@ -285,8 +290,8 @@ impl Shared {
             ureq::Error::BadUri(_)
             | ureq::Error::Http(_)
             | ureq::Error::BodyExceedsLimit(_)
-            | ureq::Error::Tls(_) => Try::Refused(cause),
-            _ => Try::Later { cause, pause: None },
+            | ureq::Error::Tls(_) => Attempt::Refused(cause),
+            _ => Attempt::Later { cause, pause: None },
         }
     }
 }

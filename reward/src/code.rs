@@ -2,38 +2,26 @@
 //!
 //! - [`extract`](mod@extract): the code in a completion;
 //! - [`Tests`]: what a prompt's `checks` ask of it;
-//! - [`Judge`]: runs both, in a sandbox, and gives a verdict for each test.
+//! - [`TestRunner`]: runs both, in a sandbox, and gives a verdict for each test.
 //!
-//! Tests in Python never meet the code that they judge. The judge, `code/judge.py`, runs them in process 1 of the
-//! sandbox. It starts a second process, `code/candidate.py`, which alone loads the code, and asks it to call the
-//! code's functions: arguments and results travel as plain values (`code/wire.py`). So code that ends its process,
-//! prints what a passed test prints, changes Python's own functions, or returns objects that equal everything, gains
-//! nothing: the comparison is made where it has no say. It cannot read the tests either.
+//! Tests in Python never meet the code that they judge. `code/runner.py` runs them in process 1 of the sandbox. It
+//! starts a second process, `code/candidate.py`, which alone loads the code, and asks it to call the code's functions:
+//! arguments and results travel as plain values (`code/wire.py`). So code that ends its process, prints what a passed
+//! test prints, changes Python's own functions, or returns objects that equal everything, gains nothing: the comparison
+//! is made where it has no say. It cannot read the tests either.
 
 pub mod extract;
-mod judge;
+mod runner;
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::checks::Checks;
+pub use crate::checks::TestCase;
 use crate::error::RewardError;
 use arriero_buffers::{Prompt, Role};
 
 pub use extract::extract;
-pub use judge::{Judge, Judged};
-
-/// Input, and the output that is expected.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Case {
-    /// What the program reads.
-    #[serde(default, alias = "input")]
-    pub stdin: String,
-    /// What it must write; white space at the ends of lines and empty lines at the end do not count.
-    #[serde(alias = "output")]
-    pub stdout: String,
-}
+pub use runner::{TestReport, TestRunner};
 
 /// What code must do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,7 +35,7 @@ pub struct Tests {
     /// The name of the function that is asked for.
     pub entry_point: Option<String>,
     /// Runs of the whole program.
-    pub cases: Vec<Case>,
+    pub cases: Vec<TestCase>,
     /// Code that stands before the completion, such as HumanEval's prompt.
     pub prefix: Option<String>,
 }

@@ -1,5 +1,8 @@
 //! What can go wrong.
 
+/// Bytes of foreign text in an error message.
+const QUOTED: usize = 300;
+
 /// Why a completion could not be scored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RewardError {
@@ -78,4 +81,13 @@ impl RewardError {
             RewardError::Completion { cause, .. } => cause.clone(),
         }
     }
+}
+
+/// The beginning of a foreign text, on one line.
+pub(crate) fn quoted(text: &str) -> String {
+    if text.len() <= QUOTED {
+        return format!("{text:?}");
+    }
+    let end = (0..=QUOTED).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    format!("{:?}… ({} bytes)", &text[..end], text.len())
 }

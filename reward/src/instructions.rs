@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::constraint::Constraint;
-use draw::{Draws, constraints, nearest};
+use draw::{Rng, constraints, nearest};
 
 /// Every kind of constraint that is drawn.
 pub const KINDS: &[&str] = Constraint::KINDS;
@@ -150,13 +150,13 @@ fn compose(config: &InstructionsConfig, split: Split, count: usize) -> Vec<(Stri
     let mut seen = HashSet::new();
     let mut made = Vec::with_capacity(count);
     for index in 0..count {
-        let mut draws = Draws::new(config.seed, split, index as u64);
-        let mut prompt = compose_one(config, &topics, &kinds, &mut draws);
+        let mut rng = Rng::new(config.seed, split, index as u64);
+        let mut prompt = compose_one(config, &topics, &kinds, &mut rng);
         for _ in 1..ATTEMPTS {
             if prompt.1.len() >= config.min_constraints && !seen.contains(&prompt.0) {
                 break;
             }
-            prompt = compose_one(config, &topics, &kinds, &mut draws);
+            prompt = compose_one(config, &topics, &kinds, &mut rng);
         }
         seen.insert(prompt.0.clone());
         made.push(prompt);
@@ -169,15 +169,15 @@ fn compose_one(
     config: &InstructionsConfig,
     topics: &[topics::Topic],
     kinds: &[&'static str],
-    draws: &mut Draws,
+    rng: &mut Rng,
 ) -> (String, Vec<Constraint>) {
-    let topic = draws.pick(topics);
-    let count = config.min_constraints + draws.below(config.max_constraints - config.min_constraints + 1);
-    let constraints = constraints(kinds, count, topic.words, draws);
-    let mut text = draws.pick(&tasks::admitting(&constraints)).text.replace("{}", topic.name);
+    let topic = rng.pick(topics);
+    let count = config.min_constraints + rng.below(config.max_constraints - config.min_constraints + 1);
+    let constraints = constraints(kinds, count, topic.words, rng);
+    let mut text = rng.pick(&tasks::admitting(&constraints)).text.replace("{}", topic.name);
     for constraint in &constraints {
         text.push(' ');
-        text.push_str(&constraint.instruction(draws.below(Constraint::PHRASINGS)));
+        text.push_str(&constraint.instruction(rng.below(Constraint::PHRASINGS)));
     }
     (text, constraints)
 }

@@ -11,7 +11,7 @@
 //! - [`scorer`]: what makes [`Score`](arriero_buffers::Score)s of a group's completions (the
 //!   [`Scorer`] trait, [`RewardConfig`] that chooses one), with a module for each scorer;
 //! - [`rows`], [`mod@score_file`]: rows of a file of completions, and scoring the whole file;
-//! - [`watch`]: ends a scorer's waiting; `client`: JSON over HTTP;
+//! - [`cancellation`]: ends a scorer's waiting; `client`: JSON over HTTP;
 //! - [`instructions`]: the built-in generator of prompts with verifiable instructions;
 //! - [`error`]: what can go wrong ([`RewardError`]).
 //!
@@ -19,6 +19,7 @@
 //! Large Language Models", arXiv:2311.07911), cut down to what a small model can do in a short
 //! answer. They judge the form of an answer and never its content.
 
+pub mod cancellation;
 mod checks;
 mod client;
 pub mod code;
@@ -30,14 +31,13 @@ pub mod math;
 pub mod rows;
 pub mod score_file;
 pub mod scorer;
-pub mod watch;
 
+pub use cancellation::CancellationToken;
 pub use constraint::{Constraint, Relation};
 pub use error::RewardError;
 pub use instructions::{InstructionsConfig, Split, generate};
 pub use score_file::{FileError, FileOptions, FileReport, OnError, score_file};
-pub use scorer::constraints::{ConstraintsConfig, Verdict, verdicts};
+pub use scorer::constraints::{ConstraintVerdict, ConstraintsConfig, verdicts};
 pub use scorer::contains::ContainsConfig;
 pub use scorer::judge::Judge;
 pub use scorer::{Outcomes, RewardConfig, Scorer};
-pub use watch::Watch;

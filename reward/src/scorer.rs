@@ -9,7 +9,7 @@
 //!   repeats itself;
 //! - [`code`]: whether its code passes tests;
 //! - [`reward_model`]: a trained model's score;
-//! - [`program`], [`http`]: a program or an endpoint of the user's (`exchange` is what they are told and answer);
+//! - [`program`], [`http`]: a program or an endpoint of the user's (`protocol`: requests and answers);
 //! - [`judge`]: an LLM that rates or compares;
 //! - [`composite`]: several of these, weighted.
 //!
@@ -21,7 +21,6 @@ pub mod composite;
 pub mod constraints;
 pub mod contains;
 pub mod exact;
-pub mod exchange;
 pub mod format;
 pub mod http;
 pub mod ifeval;
@@ -32,6 +31,7 @@ pub mod math;
 pub mod pattern;
 pub mod per_completion;
 pub mod program;
+pub mod protocol;
 pub mod repetition;
 pub mod reward_model;
 
@@ -40,8 +40,8 @@ use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
 use serde_json::{Map, Value};
 
+use crate::cancellation::CancellationToken;
 use crate::error::RewardError;
-use crate::watch::Watch;
 
 /// A score for each completion of a group, in their order, or why it has none.
 pub type Outcomes = Vec<Result<Score, RewardError>>;
@@ -72,8 +72,8 @@ pub trait Scorer: Send {
         1
     }
 
-    /// Lets others end its waiting, if it waits. By default it does not.
-    fn heed(&mut self, _watch: &Watch) {}
+    /// Takes the token that ends its waiting, if it waits. By default it does not.
+    fn set_cancellation(&mut self, _cancellation: &CancellationToken) {}
 
     /// What the scorer can say of each completion beyond numbers, for people to read; nothing by
     /// default.

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use arriero_buffers::{Completion, Finish, Group, Message, Prompt, Score};
 use arriero_reward::code::Verdict::{Crashed, Failed, Passed, Timeout};
-use arriero_reward::code::{Judge, Judged, Tests, Verdict};
+use arriero_reward::code::{TestReport, TestRunner, Tests, Verdict};
 use arriero_reward::scorer::code::CodeConfig;
 use arriero_reward::{RewardConfig, RewardError};
 use serde_json::{Value, json};
@@ -16,9 +16,9 @@ fn config() -> CodeConfig {
     CodeConfig { memory: 512, ..CodeConfig::default() }
 }
 
-fn judge_with(config: &CodeConfig) -> Option<Judge> {
-    match config.judge() {
-        Ok(judge) => Some(judge),
+fn runner_with(config: &CodeConfig) -> Option<TestRunner> {
+    match config.runner() {
+        Ok(runner) => Some(runner),
         Err(RewardError::Sandbox(error @ arriero_sandbox::SandboxError::Unavailable { .. })) => {
             eprintln!("skipped: {error}");
             None
@@ -31,18 +31,18 @@ fn prompt(asked: &str, checks: Value) -> Prompt {
     Prompt { id: 1, messages: vec![Message::user(asked)], checks }
 }
 
-fn judged(completion: &str, checks: Value) -> Option<Judged> {
-    static JUDGE: OnceLock<Option<Judge>> = OnceLock::new();
-    let judge = JUDGE.get_or_init(|| judge_with(&config())).as_ref()?;
+fn report(completion: &str, checks: Value) -> Option<TestReport> {
+    static RUNNER: OnceLock<Option<TestRunner>> = OnceLock::new();
+    let runner = RUNNER.get_or_init(|| runner_with(&config())).as_ref()?;
     let tests = Tests::of(&prompt("Write a function.", checks)).expect("tests");
-    Some(judge.judge(completion, &tests).expect("the sandbox works"))
+    Some(runner.run(completion, &tests).expect("the sandbox works"))
 }
 
 #[track_caller]
 fn verdicts(completion: &str, tests: &[&str], expected: &[Verdict]) {
-    let Some(judged) = judged(completion, json!({"test_list": tests})) else { return };
-    let found: Vec<Verdict> = judged.results.iter().map(|result| result.verdict).collect();
-    assert_eq!(found, expected, "{completion}: {:?}", judged.results);
+    let Some(report) = report(completion, json!({"test_list": tests})) else { return };
+    let found: Vec<Verdict> = report.results.iter().map(|result| result.verdict).collect();
+    assert_eq!(found, expected, "{completion}: {:?}", report.results);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn humaneval_rows_are_judged() {
                 assert abs(candidate([0.1, 0.2]) - 0.15) < 1e-9\n";
     let checks = json!({"test": test, "entry_point": "mean"});
     let tests = Tests::of(&prompt(asked, checks)).expect("tests");
-    let Some(judge) = judge_with(&config()) else { return };
+    let Some(runner) = runner_with(&config()) else { return };
     for (completion, expected) in [
         ("    return sum(values) / len(values)\n", Passed),
         ("    return sum(values) / len(values)\n\nprint(mean([1]))\n\ndef more(x):\n    return (", Passed),
@@ -156,8 +156,8 @@ fn humaneval_rows_are_judged() {
         ("    return values.mean()\n", Crashed),
         ("    pass\n", Failed),
     ] {
-        let judged = judge.judge(completion, &tests).expect("the sandbox works");
-        assert_eq!(judged.results[0].verdict, expected, "{completion}: {:?}", judged.results);
+        let report = runner.run(completion, &tests).expect("the sandbox works");
+        assert_eq!(report.results[0].verdict, expected, "{completion}: {:?}", report.results);
     }
 }
 
@@ -171,29 +171,29 @@ fn programs_are_judged_by_their_output() {
         ("print(5)\nraise ValueError", [Crashed, Crashed]),
         ("import ctypes\nprint(5, flush=True)\nctypes.string_at(0)", [Crashed, Crashed]),
     ] {
-        let Some(judged) = judged(completion, cases.clone()) else { return };
-        let found: Vec<Verdict> = judged.results.iter().map(|result| result.verdict).collect();
-        assert_eq!(found, expected, "{completion}: {:?}", judged.results);
+        let Some(report) = report(completion, cases.clone()) else { return };
+        let found: Vec<Verdict> = report.results.iter().map(|result| result.verdict).collect();
+        assert_eq!(found, expected, "{completion}: {:?}", report.results);
     }
 }
 
 #[test]
 fn other_languages_are_run_by_a_command() {
     let config = CodeConfig { command: vec!["sh".to_string(), "{file}".to_string()], ..config() };
-    let Some(judge) = judge_with(&config) else { return };
+    let Some(runner) = runner_with(&config) else { return };
     let checks = json!({"cases": [{"stdin": "a b\n", "stdout": "b a"}]});
     let tests = Tests::of(&prompt("Swap.", checks)).expect("tests");
-    let judged = judge.judge("```bash\nread x y\necho $y $x\n```", &tests).expect("the sandbox works");
-    assert!(judged.all_passed(), "{:?}", judged.results);
+    let report = runner.run("```bash\nread x y\necho $y $x\n```", &tests).expect("the sandbox works");
+    assert!(report.all_passed(), "{:?}", report.results);
 }
 
 #[test]
 fn a_completion_without_code_says_so() {
     for completion in ["I cannot do that, sorry.", "```sh\nls\n```", "```python\n```"] {
         for checks in [json!({"test_list": ["assert f(1)"]}), json!({"cases": [{"stdout": "x"}]})] {
-            let Some(judged) = judged(completion, checks) else { return };
-            assert_eq!(judged, Judged { code_found: false, results: Vec::new() }, "{completion}");
-            assert!(!judged.all_passed());
+            let Some(report) = report(completion, checks) else { return };
+            assert_eq!(report, TestReport { code_found: false, results: Vec::new() }, "{completion}");
+            assert!(!report.all_passed());
         }
     }
 }
@@ -201,13 +201,13 @@ fn a_completion_without_code_says_so() {
 #[test]
 fn time_is_for_all_tests_together() {
     let config = CodeConfig { time_limit: 3.0, ..config() };
-    let Some(judge) = judge_with(&config) else { return };
+    let Some(runner) = runner_with(&config) else { return };
     let tests = ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3"];
     let tests = Tests::of(&prompt("", json!({"test_list": tests}))).expect("tests");
     for stuck in ["while True: pass", "__import__('time').sleep(1000)"] {
         let code = format!("def f(x):\n    if x == 2:\n        {stuck}\n    return x");
-        let judged = judge.judge(&code, &tests).expect("the sandbox works");
-        let found: Vec<Verdict> = judged.results.iter().map(|result| result.verdict).collect();
+        let report = runner.run(&code, &tests).expect("the sandbox works");
+        let found: Vec<Verdict> = report.results.iter().map(|result| result.verdict).collect();
         assert_eq!(found, [Passed, Timeout, Timeout]);
     }
 }
@@ -271,9 +271,9 @@ fn a_pass_cannot_be_forged() {
         let check =
             "def check(candidate):\n    assert candidate(5) == 7341\n    assert len([candidate(5)]) == 1\n";
         let checks = json!({"test_list": tests, "test": check, "entry_point": "f"});
-        let Some(judged) = judged(&fenced, checks) else { return };
-        assert_eq!((judged.code_found, judged.results.len()), (true, 4));
-        assert_eq!(judged.count(Passed), 0, "{attempt}: {:?}", judged.results);
+        let Some(report) = report(&fenced, checks) else { return };
+        assert_eq!((report.code_found, report.results.len()), (true, 4));
+        assert_eq!(report.count(Passed), 0, "{attempt}: {:?}", report.results);
     }
 }
 
@@ -285,8 +285,8 @@ fn who_knows_the_answer_passes() {
         "test": "def check(candidate):\n    assert candidate(5) == 7341\n    assert len([candidate(5)]) == 1\n",
         "entry_point": "f",
     });
-    let Some(judged) = judged("def f(x): return 7000 + 341", checks) else { return };
-    assert_eq!(judged.count(Passed), 3, "{:?}", judged.results);
+    let Some(report) = report("def f(x): return 7000 + 341", checks) else { return };
+    assert_eq!(report.count(Passed), 3, "{:?}", report.results);
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn a_function_with_a_name_of_pythons_can_be_asked_for() {
 
 #[test]
 fn a_group_has_scores_with_components_and_details() {
-    let Some(_) = judge_with(&config()) else { return };
+    let Some(_) = runner_with(&config()) else { return };
     let texts =
         ["def f(x): return x", "def f(x): return 1", "no code", "def f(x):\n  while x > 1: pass\n  return x"];
     let completion =

@@ -60,7 +60,7 @@ fn swapped(winner: Winner) -> Winner {
 fn the_judge_hears_what_our_own_server_says() {
     let (model, tokenizer) = load();
     let server = Server::bind(ServeConfig::local("tiny"), model, tokenizer).expect("it starts");
-    let (base_url, stopper) = (format!("http://{}/v1", server.address()), server.stopper());
+    let (base_url, shutdown) = (format!("http://{}/v1", server.address()), server.shutdown_handle());
     let serving = std::thread::spawn(|| server.run());
 
     let judge = |options: Value| {
@@ -107,7 +107,7 @@ fn the_judge_hears_what_our_own_server_says() {
     let other = judge(json!({"request": {"top_p": 7}}));
     let error = other.rate(questions[0]).expect_err("top_p is out of range").to_string();
     assert!(error.contains("status 400"), "{error}");
-    stopper.stop();
+    shutdown.shut_down();
     serving.join().expect("no panic").expect("a good end");
     let error = pointwise.rate(questions[0]).expect_err("it is gone").to_string();
     assert!(error.contains(&base_url) && error.contains("(tried once)"), "{error}");

@@ -175,32 +175,32 @@ fn last_error() -> Errno {
 extern "C" fn enter(shared: *mut c_void) -> c_int {
     // SAFETY: `start` hands a `Shared` over, and waits.
     let shared = unsafe { &mut *shared.cast::<Shared<'_>>() };
-    shared.failure = become_the_program(shared.setup).err();
+    shared.failure = exec_program(shared.setup).err();
     // SAFETY: ends this process and nothing else; no destructor of ours may run.
     unsafe { libc::_exit(if shared.failure.is_some() { 127 } else { 0 }) }
 }
 
-fn become_the_program(setup: &Setup<'_>) -> Result<(), Failure> {
-    forget_signals();
+fn exec_program(setup: &Setup<'_>) -> Result<(), Failure> {
+    reset_signals();
     umask(Mode::from_raw_mode(0o022));
     // Where the machine runs out of memory, this goes before us. Where it may not be said, nothing is lost.
     let _ = write_file(c"/proc/self/oom_score_adj", b"1000", OFlags::empty());
     if let Identity::Namespace { uid, gid } = setup.plan.identity {
-        name_users(uid, gid)?;
+        write_id_maps(uid, gid)?;
     }
-    new_root(setup)?;
+    enter_new_root(setup)?;
     // Its own session: no terminal to write to.
     setsid().at("starting a session")?;
     for (resource, most) in &setup.limits {
         let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
         setrlimit(*resource, limit).at("limiting what the program may use")?;
     }
-    give_up_rights(setup)?;
+    drop_privileges(setup)?;
     chdir(c"/tmp").at("entering the working folder")?;
     for (name, content) in &setup.files {
         write_file(name, content, OFlags::CREATE | OFlags::EXCL).at(WRITING)?;
     }
-    standard_files(setup)?;
+    redirect_standard_streams(setup)?;
     // Killed with the thread that started us; unless that has ended by now.
     set_parent_process_death_signal(Some(Signal::KILL)).at("tying the program's life to ours")?;
     // SAFETY: our copy of the writer, in a table of files that is our own and has no owner here.
@@ -209,7 +209,7 @@ fn become_the_program(setup: &Setup<'_>) -> Result<(), Failure> {
     if rustix::event::poll(&mut ended, Some(&NOW)).at("looking whether we live")? > 0 {
         return Err(Failure { step: "outliving the process that asks for the program", errno: Errno::PIPE });
     }
-    close_others()?;
+    close_inherited_fds()?;
     set_no_new_privs(true).at("forbidding the program to gain rights")?;
     let Some(program) = &setup.program else {
         return apply_filter(setup);
@@ -228,7 +228,7 @@ pub(crate) const WRITING: &str = "writing a file for the program";
 const NOW: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Our handlers are no code of the program, and what we ignore it need not; none is left blocked.
-fn forget_signals() {
+fn reset_signals() {
     // SAFETY: the default handler needs nothing. Signals that nobody may handle are refused, which does no harm.
     unsafe {
         let mut default: libc::sigaction = std::mem::zeroed();
@@ -253,7 +253,7 @@ fn write_file(path: &CStr, content: &[u8], flags: OFlags) -> Result<(), Errno> {
 }
 
 /// Says who we are in our user namespace.
-fn name_users(uid: Uid, gid: Gid) -> Result<(), Failure> {
+fn write_id_maps(uid: Uid, gid: Gid) -> Result<(), Failure> {
     write_file(c"/proc/self/setgroups", b"deny", OFlags::empty()).at("writing /proc/self/setgroups")?;
     for (path, id) in [(c"/proc/self/uid_map", uid.as_raw()), (c"/proc/self/gid_map", gid.as_raw())] {
         let mut line = Line::default();
@@ -293,7 +293,7 @@ impl Line {
 }
 
 /// An empty file system as root, with what the plan shows of the old one, and a working folder.
-fn new_root(setup: &Setup<'_>) -> Result<(), Failure> {
+fn enter_new_root(setup: &Setup<'_>) -> Result<(), Failure> {
     let secret = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", secret).at("making mounts private")?;
     mount(
@@ -359,7 +359,7 @@ fn read_only(path: &CStr, more: u64, recursive: bool) -> Result<(), Failure> {
 }
 
 /// From here on the process has the rights of nobody in particular.
-fn give_up_rights(setup: &Setup<'_>) -> Result<(), Failure> {
+fn drop_privileges(setup: &Setup<'_>) -> Result<(), Failure> {
     if setup.plan.identity == Identity::Fresh {
         let (uid, gid) = (Uid::from_raw(setup.fresh), Gid::from_raw(setup.fresh));
         set_thread_groups(&[]).at("leaving groups")?;
@@ -371,7 +371,7 @@ fn give_up_rights(setup: &Setup<'_>) -> Result<(), Failure> {
         .at("giving up capabilities")
 }
 
-fn standard_files(setup: &Setup<'_>) -> Result<(), Failure> {
+fn redirect_standard_streams(setup: &Setup<'_>) -> Result<(), Failure> {
     let step = "handing over the standard files";
     rustix::stdio::dup2_stdin(&setup.stdin).at(step)?;
     rustix::stdio::dup2_stdout(&setup.stdout).at(step)?;
@@ -379,7 +379,7 @@ fn standard_files(setup: &Setup<'_>) -> Result<(), Failure> {
 }
 
 /// Whatever else is open here closes when the program starts.
-fn close_others() -> Result<(), Failure> {
+fn close_inherited_fds() -> Result<(), Failure> {
     // SAFETY: the kernel's numbers; nothing is closed before `execve`.
     let closed =
         unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as c_int) };

@@ -19,7 +19,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-use crate::SandboxError;
+use crate::error::SandboxError;
 
 /// A compiled filter.
 #[derive(Clone)]

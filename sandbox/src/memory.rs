@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::process::Pid;
 
-use crate::SandboxError;
+use crate::error::SandboxError;
 
 /// Checks that the kernel tells which processes a process has started.
 pub(crate) fn probe() -> Result<(), SandboxError> {

@@ -8,8 +8,9 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::process::{Gid, Uid};
 
+use crate::error::SandboxError;
 use crate::filter::Filter;
-use crate::{SCRATCH, SandboxError};
+use crate::job::SCRATCH;
 
 /// Programs and libraries, where they are there. What is a symbolic link stays one.
 const SYSTEM: &[&str] =

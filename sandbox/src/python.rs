@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::{Job, SandboxError, resolve};
+use crate::error::SandboxError;
+use crate::job::{Job, resolve};
 
 /// Tells its own path and the folders of its installation and virtual environment, each on a line.
 const ASK: &str = "import sys; print(sys.executable, sys.prefix, sys.exec_prefix, sys.base_prefix, \

@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Ending, Job, Limits, Outcome, SandboxError, resolve};
+use crate::error::SandboxError;
+use crate::job::{ExitReason, Job, Limits, Outcome, resolve};
 
 fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> SandboxError {
     move |cause| SandboxError::System { step, cause: cause.to_string() }
@@ -43,15 +44,15 @@ pub(crate) fn run(job: &Job, limits: &Limits) -> Result<Outcome, SandboxError> {
     let (full, fulls) = mpsc::channel();
     let stdout = child.stdout.take().map(|pipe| collect(pipe, limits.output, full.clone()));
     let stderr = child.stderr.take().map(|pipe| collect(pipe, limits.output, full));
-    let ending = loop {
+    let exit = loop {
         if let Some(status) = child.try_wait().map_err(system("waiting for the program"))? {
-            break ending(status);
+            break exit_reason(status);
         }
         if fulls.try_recv().is_ok() {
-            break Ending::TooMuchOutput;
+            break ExitReason::TooMuchOutput;
         }
         if start.elapsed() >= limits.time {
-            break Ending::TimedOut;
+            break ExitReason::TimedOut;
         }
         thread::sleep(PAUSE);
     };
@@ -65,16 +66,16 @@ pub(crate) fn run(job: &Job, limits: &Limits) -> Result<Outcome, SandboxError> {
     };
     let (stdout, stderr) = (take(stdout), take(stderr));
     // A closed pipe may have ended the program before it was seen that it writes too much.
-    let ending = if fulls.try_recv().is_ok() { Ending::TooMuchOutput } else { ending };
-    Ok(Outcome { ending, stdout, stderr, time })
+    let exit = if fulls.try_recv().is_ok() { ExitReason::TooMuchOutput } else { exit };
+    Ok(Outcome { exit, stdout, stderr, time })
 }
 
-fn ending(status: ExitStatus) -> Ending {
+fn exit_reason(status: ExitStatus) -> ExitReason {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-        return Ending::Signalled(signal);
+        return ExitReason::Signalled(signal);
     }
-    Ending::Exited(status.code().unwrap_or(-1))
+    ExitReason::Exited(status.code().unwrap_or(-1))
 }
 
 /// Ends the program and its process group.

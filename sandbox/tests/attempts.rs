@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use arriero_sandbox::{Ending, Job, Limits, Outcome, Python, Sandbox, SandboxError};
+use arriero_sandbox::{ExitReason, Job, Limits, Outcome, Python, Sandbox, SandboxError};
 
 struct Ready {
     sandbox: Sandbox,
@@ -67,7 +67,7 @@ fn nothing_works_beside(readable: &[PathBuf], program: &str) {
     let outcome = sandbox.run(&job, &limits()).expect("the sandbox works");
     let said = String::from_utf8_lossy(&outcome.stdout);
     let complaints = String::from_utf8_lossy(&outcome.stderr);
-    assert_eq!((outcome.ending, &*said), (Ending::Exited(0), "done\n"), "{complaints}");
+    assert_eq!((outcome.exit, &*said), (ExitReason::Exited(0), "done\n"), "{complaints}");
 }
 
 /// That these attempts of a program do work without the sandbox.
@@ -101,7 +101,7 @@ fn a_program_runs_with_input_files_and_a_status() {
     job.stdin = "olleh\n".into();
     job.files.push(("a".to_string(), "there".into()));
     let outcome = ready.sandbox.run(&job, &limits()).expect("the sandbox works");
-    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Exited(3), "hello there\n"));
+    assert_eq!((outcome.exit, stdout(&outcome).as_str()), (ExitReason::Exited(3), "hello there\n"));
 }
 
 #[test]
@@ -121,8 +121,8 @@ print(time.time() > 1e9)
     };
     let complaints = String::from_utf8_lossy(&outcome.stderr);
     assert_eq!(
-        (outcome.ending, stdout(&outcome).as_str()),
-        (Ending::Exited(0), "42\nthread\nTrue\n"),
+        (outcome.exit, stdout(&outcome).as_str()),
+        (ExitReason::Exited(0), "42\nthread\nTrue\n"),
         "{complaints}"
     );
 }
@@ -289,14 +289,14 @@ except OSError as error:
         return;
     };
     // Seven beside the first: eight.
-    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Exited(0), "7 11\n"));
+    assert_eq!((outcome.exit, stdout(&outcome).as_str()), (ExitReason::Exited(0), "7 11\n"));
     let limits = Limits { time: Duration::from_secs(1), ..limits() };
     let Some(outcome) =
         run_with(&limits, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass")
     else {
         return;
     };
-    assert_eq!(outcome.ending, Ending::TimedOut);
+    assert_eq!(outcome.exit, ExitReason::TimedOut);
 }
 
 #[test]
@@ -358,7 +358,7 @@ while True: data.append(b'x' * (1 << 20) + bytes([len(data) % 256]))
         return;
     };
     assert_eq!(stdout(&outcome), "refused\n");
-    assert_eq!(outcome.ending, Ending::Exited(1));
+    assert_eq!(outcome.exit, ExitReason::Exited(1));
     assert!(String::from_utf8_lossy(&outcome.stderr).contains("MemoryError"));
 }
 
@@ -380,10 +380,10 @@ print('all')
         )
     };
     let Some(outcome) = run(&fork("own = bytearray(b'y') * (100 << 20)")) else { return };
-    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::TooMuchMemory, ""));
+    assert_eq!((outcome.exit, stdout(&outcome).as_str()), (ExitReason::TooMuchMemory, ""));
     // What they share counts once.
     let Some(outcome) = run(&fork("pass")) else { return };
-    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Exited(0), "all\n"));
+    assert_eq!((outcome.exit, stdout(&outcome).as_str()), (ExitReason::Exited(0), "all\n"));
 }
 
 #[test]
@@ -415,7 +415,7 @@ fn endless_loops_end() {
         "import threading\nthreading.Event().wait()",
     ] {
         let Some(outcome) = run_with(&limits, program) else { return };
-        assert_eq!(outcome.ending, Ending::TimedOut, "{program}");
+        assert_eq!(outcome.exit, ExitReason::TimedOut, "{program}");
         assert!(outcome.time >= limits.time);
     }
 }
@@ -425,14 +425,14 @@ fn giant_output_is_cut_off() {
     for stream in ["stdout", "stderr"] {
         let program = format!("import sys\nwhile True: sys.{stream}.write('x' * 100000)");
         let Some(outcome) = run(&program) else { return };
-        assert_eq!(outcome.ending, Ending::TooMuchOutput);
+        assert_eq!(outcome.exit, ExitReason::TooMuchOutput);
         let kept = if stream == "stdout" { &outcome.stdout } else { &outcome.stderr };
         assert_eq!(kept.len(), 64 << 10);
     }
     let Some(outcome) = run("print('x' * 65535)") else { return };
-    assert_eq!((outcome.ending, outcome.stdout.len()), (Ending::Exited(0), 65536));
+    assert_eq!((outcome.exit, outcome.stdout.len()), (ExitReason::Exited(0), 65536));
     let Some(outcome) = run("print('x' * 65536)") else { return };
-    assert_eq!(outcome.ending, Ending::TooMuchOutput);
+    assert_eq!(outcome.exit, ExitReason::TooMuchOutput);
 }
 
 #[test]
@@ -538,7 +538,7 @@ print(function())
     else {
         return;
     };
-    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Signalled(31), ""));
+    assert_eq!((outcome.exit, stdout(&outcome).as_str()), (ExitReason::Signalled(31), ""));
 }
 
 #[test]
@@ -563,7 +563,7 @@ time.sleep(0.3)
     let mut job = ready.python.job(["-c", program]);
     job.stdin = Vec::new();
     let outcome = ready.sandbox.run(&job, &limits()).expect("the sandbox works");
-    assert_eq!(outcome.ending, Ending::Exited(0));
+    assert_eq!(outcome.exit, ExitReason::Exited(0));
     // It ran, and the output has an end: the run returned although the daemon never closed it.
     assert!(stdout(&outcome).starts_with("daemon\nalive\n"), "{}", stdout(&outcome));
 }
@@ -603,9 +603,9 @@ fn without_a_sandbox_time_and_output_are_limited() {
         Sandbox::none().run(&job, &limits).expect("it runs")
     };
     let outcome = run("import sys; print(input()); sys.exit(2)", 60_000);
-    assert_eq!((outcome.ending, stdout(&outcome).as_str()), (Ending::Exited(2), "in\n"));
-    assert_eq!(run("while True: pass", 300).ending, Ending::TimedOut);
+    assert_eq!((outcome.exit, stdout(&outcome).as_str()), (ExitReason::Exited(2), "in\n"));
+    assert_eq!(run("while True: pass", 300).exit, ExitReason::TimedOut);
     let outcome = run("while True: print('x' * 1000)", 60_000);
-    assert_eq!((outcome.ending, outcome.stdout.len()), (Ending::TooMuchOutput, 64 << 10));
-    assert_eq!(run("import os; os.kill(os.getpid(), 9)", 60_000).ending, Ending::Signalled(9));
+    assert_eq!((outcome.exit, outcome.stdout.len()), (ExitReason::TooMuchOutput, 64 << 10));
+    assert_eq!(run("import os; os.kill(os.getpid(), 9)", 60_000).exit, ExitReason::Signalled(9));
 }

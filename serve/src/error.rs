@@ -1,4 +1,4 @@
-//! Refusals, as OpenAI's JSON, and why a server does not start.
+//! Errors of a request, as OpenAI's JSON, and why a server does not start.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -30,9 +30,9 @@ pub enum ServeError {
     },
 }
 
-/// A request that is not answered.
+/// Why a request is not answered.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Refusal {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
     kind: &'static str,
@@ -40,50 +40,50 @@ pub(crate) struct Refusal {
     code: Option<&'static str>,
 }
 
-impl Refusal {
+impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Refusal { status, message: message.into(), kind: "invalid_request_error", param: None, code: None }
+        ApiError { status, message: message.into(), kind: "invalid_request_error", param: None, code: None }
     }
 
     /// The request is wrong.
-    pub fn wrong(message: impl Into<String>) -> Self {
-        Refusal::new(StatusCode::BAD_REQUEST, message)
+    pub fn invalid_request(message: impl Into<String>) -> Self {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
     }
 
     /// A field is wrong; `message` goes on after its name.
-    pub fn field(name: &str, message: impl std::fmt::Display) -> Self {
-        let refusal = Refusal::wrong(format!("{name} {message}"));
-        Refusal { param: Some(name.to_string()), ..refusal }
+    pub fn invalid_field(name: &str, message: impl std::fmt::Display) -> Self {
+        let error = ApiError::invalid_request(format!("{name} {message}"));
+        ApiError { param: Some(name.to_string()), ..error }
     }
 
     /// Prompt and answer exceed the context.
-    pub fn too_long(param: &str, message: String) -> Self {
+    pub fn context_length_exceeded(param: &str, message: String) -> Self {
         let code = Some("context_length_exceeded");
-        Refusal { code, param: Some(param.to_string()), ..Refusal::wrong(message) }
+        ApiError { code, param: Some(param.to_string()), ..ApiError::invalid_request(message) }
     }
 
     /// There is no such model.
-    pub fn no_model(asked: &str, served: &str) -> Self {
-        let message = format!("the model \"{asked}\" is not here; this server has \"{served}\"");
-        let refusal = Refusal::new(StatusCode::NOT_FOUND, message);
-        Refusal { param: Some("model".to_string()), code: Some("model_not_found"), ..refusal }
+    pub fn model_not_found(requested: &str, served: &str) -> Self {
+        let message = format!("the model \"{requested}\" is not here; this server has \"{served}\"");
+        let error = ApiError::new(StatusCode::NOT_FOUND, message);
+        ApiError { param: Some("model".to_string()), code: Some("model_not_found"), ..error }
     }
 
     /// What HTTP itself refuses: a path, a method, a body.
     pub fn http(status: StatusCode, message: String) -> Self {
-        Refusal::new(status, message)
+        ApiError::new(status, message)
     }
 
     /// Too many sequences wait.
-    pub fn full(message: String) -> Self {
-        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, message);
-        Refusal { kind: "rate_limit_error", code: Some("queue_full"), ..refusal }
+    pub fn queue_full(message: String) -> Self {
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
+        ApiError { kind: "rate_limit_error", code: Some("queue_full"), ..error }
     }
 
     /// Not the client's fault.
-    pub fn broken(message: impl Into<String>) -> Self {
-        let refusal = Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message);
-        Refusal { kind: "server_error", ..refusal }
+    pub fn internal(message: impl Into<String>) -> Self {
+        let error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message);
+        ApiError { kind: "server_error", ..error }
     }
 
     /// OpenAI's error object.
@@ -94,7 +94,7 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response =
             (self.status, [(header::CONTENT_TYPE, "application/json")], self.json().to_string())

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::error::Refusal;
+use crate::error::ApiError;
 
 /// Characters of a wrong value that its error shows.
 const SHOWN: usize = 60;
@@ -19,20 +19,23 @@ pub(crate) struct Fields {
 
 impl Fields {
     /// A body.
-    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let value: Value = serde_json::from_slice(body)
-            .map_err(|error| Refusal::wrong(format!("the body is not valid JSON: {error}")))?;
+            .map_err(|error| ApiError::invalid_request(format!("the body is not valid JSON: {error}")))?;
         match value {
             Value::Object(values) => Ok(Fields { prefix: String::new(), values }),
-            other => Err(Refusal::wrong(format!("the body is {}; expected a JSON object", shown(&other)))),
+            other => Err(ApiError::invalid_request(format!(
+                "the body is {}; expected a JSON object",
+                shown(&other)
+            ))),
         }
     }
 
     /// An object inside of another.
-    pub fn inner(name: &str, value: Value) -> Result<Self, Refusal> {
+    pub fn nested(name: &str, value: Value) -> Result<Self, ApiError> {
         match value {
             Value::Object(values) => Ok(Fields { prefix: format!("{name}."), values }),
-            other => Err(Refusal::field(name, format!("is {}; expected an object", shown(&other)))),
+            other => Err(ApiError::invalid_field(name, format!("is {}; expected an object", shown(&other)))),
         }
     }
 
@@ -42,8 +45,8 @@ impl Fields {
     }
 
     /// An error about a field; `message` goes on after its name.
-    pub fn fail(&self, name: &str, message: impl std::fmt::Display) -> Refusal {
-        Refusal::field(&self.name(name), message)
+    pub fn error(&self, name: &str, message: impl std::fmt::Display) -> ApiError {
+        ApiError::invalid_field(&self.name(name), message)
     }
 
     /// A value as it stands.
@@ -52,35 +55,35 @@ impl Fields {
     }
 
     /// A value that is `expected`.
-    pub fn take<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<Option<T>, Refusal> {
+    pub fn take<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let wrong = shown(&value);
         let value = serde_json::from_value(value);
-        value.map(Some).map_err(|_| self.fail(name, format!("is {wrong}; expected {expected}")))
+        value.map(Some).map_err(|_| self.error(name, format!("is {wrong}; expected {expected}")))
     }
 
     /// A value that must be there.
-    pub fn need<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<T, Refusal> {
-        self.take(name, expected)?.ok_or_else(|| self.fail(name, format!("is missing; expected {expected}")))
+    pub fn require<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<T, ApiError> {
+        self.take(name, expected)?.ok_or_else(|| self.error(name, format!("is missing; expected {expected}")))
     }
 
     /// Accepts fields that change nothing here, as clients send them: those with a neutral value, or
     /// with any value where it only labels the request.
-    pub fn ignore(&mut self, neutral: &[(&str, Neutral)]) -> Result<(), Refusal> {
+    pub fn ignore(&mut self, neutral: &[(&str, Neutral)]) -> Result<(), ApiError> {
         for (name, neutral) in neutral {
             let Some(value) = self.value(name) else { continue };
             if !neutral.accepts(&value) {
                 let message = format!("is {}, which this server cannot do; leave it out", shown(&value));
-                return Err(self.fail(name, message));
+                return Err(self.error(name, message));
             }
         }
         Ok(())
     }
 
     /// Complains about the first field that nobody read.
-    pub fn finish(self) -> Result<(), Refusal> {
+    pub fn finish(self) -> Result<(), ApiError> {
         match self.values.iter().find(|(_, value)| !value.is_null()) {
-            Some((name, _)) => Err(self.fail(name, "is not a parameter of this server; leave it out")),
+            Some((name, _)) => Err(self.error(name, "is not a parameter of this server; leave it out")),
             None => Ok(()),
         }
     }

@@ -11,17 +11,17 @@ use arriero_policy::tokenizer::Tokenizer;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::asked::Limits;
 use crate::error::ServeError;
-use crate::house::House;
-use crate::routes::{self, App};
-use crate::told::now;
+use crate::request::Limits;
+use crate::response::now;
+use crate::routes::{self, AppState};
+use crate::scheduler::Scheduler;
 
 /// Threads for HTTP, JSON and tokenising: the engine wants the cores.
 const HTTP_THREADS: usize = 2;
 
 /// How long the end waits for threads that tokenise.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Options of a server.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,11 +63,11 @@ impl ServeConfig {
 
 /// Tells a server to end.
 #[derive(Debug, Clone)]
-pub struct Stopper(mpsc::Sender<()>);
+pub struct ShutdownHandle(mpsc::Sender<()>);
 
-impl Stopper {
+impl ShutdownHandle {
     /// The first call lets answers in progress finish, the second one does not.
-    pub fn stop(&self) {
+    pub fn shut_down(&self) {
         // A full channel has been told twice.
         let _ = self.0.try_send(());
     }
@@ -79,10 +79,10 @@ pub struct Server {
     runtime: Runtime,
     listener: TcpListener,
     address: SocketAddr,
-    app: Arc<App>,
+    app: Arc<AppState>,
     engine: JoinHandle<()>,
     engine_ended: oneshot::Receiver<()>,
-    stopper: Stopper,
+    shutdown_handle: ShutdownHandle,
     stops: mpsc::Receiver<()>,
     grace: Duration,
     handle_signals: bool,
@@ -102,12 +102,13 @@ impl Server {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(HTTP_THREADS).enable_all().build()?;
         let (context, vocabulary) = (model.config().max_positions, model.config().vocab_size);
-        let places = config.batch.saturating_add(config.queue);
+        let slots = config.batch.saturating_add(config.queue);
         let engine = Engine::new(model, 0, tokenizer.clone(), config.batch);
-        let (house, engine, engine_ended) = House::open(engine, places)?;
-        let limits = Limits { model: config.model_name, vocabulary, batch: config.batch, places };
-        let app = App { house, tokenizer, limits, context, max_tokens: config.max_tokens, began: now() };
-        let (stopper, stops) = mpsc::channel(2);
+        let (scheduler, engine, engine_ended) = Scheduler::start(engine, slots)?;
+        let limits = Limits { model: config.model_name, vocabulary, batch: config.batch, slots };
+        let app =
+            AppState { scheduler, tokenizer, limits, context, max_tokens: config.max_tokens, began: now() };
+        let (shutdown_handle, stops) = mpsc::channel(2);
         Ok(Server {
             runtime,
             listener,
@@ -115,7 +116,7 @@ impl Server {
             app: Arc::new(app),
             engine,
             engine_ended,
-            stopper: Stopper(stopper),
+            shutdown_handle: ShutdownHandle(shutdown_handle),
             stops,
             grace: config.grace,
             handle_signals: config.handle_signals,
@@ -128,8 +129,8 @@ impl Server {
     }
 
     /// A handle to end it with.
-    pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.shutdown_handle.clone()
     }
 
     /// Answers requests until it is told to end.
@@ -137,11 +138,11 @@ impl Server {
     /// # Errors
     /// If the system refuses sockets or signals, or the engine's thread dies.
     pub fn run(self) -> Result<(), ServeError> {
-        let Server { runtime, listener, app, engine, engine_ended, stopper, mut stops, .. } = self;
+        let Server { runtime, listener, app, engine, engine_ended, shutdown_handle, mut stops, .. } = self;
         let router = routes::router(app);
         let served = runtime.block_on(async {
             if self.handle_signals {
-                signals(stopper.clone())?;
+                signals(shutdown_handle.clone())?;
             }
             let (begin, begun) = oneshot::channel::<()>();
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -162,7 +163,7 @@ impl Server {
             }
         });
         // Connections end with the runtime, their requests with them, and then the engine.
-        runtime.shutdown_timeout(LAST_WORDS);
+        runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
         let cause = |panic: Box<dyn std::any::Any + Send>| {
             let text = panic.downcast_ref::<String>().cloned();
             text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
@@ -173,7 +174,7 @@ impl Server {
 }
 
 /// Has signals stop the server.
-fn signals(stopper: Stopper) -> std::io::Result<()> {
+fn signals(shutdown_handle: ShutdownHandle) -> std::io::Result<()> {
     #[cfg(unix)]
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::spawn(async move {
@@ -185,7 +186,7 @@ fn signals(stopper: Stopper) -> std::io::Result<()> {
             }
             #[cfg(not(unix))]
             let _ = tokio::signal::ctrl_c().await;
-            stopper.stop();
+            shutdown_handle.shut_down();
         }
     });
     Ok(())

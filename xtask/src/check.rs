@@ -1,6 +1,6 @@
 //! `cargo xtask test` and `cargo xtask ci`.
 
-use crate::{process, setup, workspace::Workspace};
+use crate::{process, setup, structure, workspace::Workspace};
 use anyhow::{Result, ensure};
 use std::fs;
 
@@ -24,6 +24,7 @@ pub fn ci(workspace: &Workspace) -> Result<()> {
             "`cargo {tool}` is missing: run `rustup component add rustfmt clippy`"
         );
     }
+    structure::check(workspace)?;
     // Macros declare the modules of the algorithms and of the selection rules, so that rustfmt must be told of them.
     let mut registered = Vec::new();
     for folder in ["policy/src/objective", "buffers/src/selection"] {

@@ -1,9 +1,10 @@
-//! `cargo xtask setup | demo | test | bench | ci`: everything that a checkout needs besides cargo itself.
+//! `cargo xtask setup | demo | test | bench | structure | ci`: everything that a checkout needs besides cargo itself.
 //!
 //! - [`workspace`]: where things lie
 //! - [`setup`]: libtorch and the default model, from pinned wheels
 //! - [`prerequisites`]: what the machine must bring, and how to get it
 //! - [`demo`], [`check`]: the other commands, each of which starts with the set-up
+//! - [`structure`]: crates and modules import in one direction
 //! - [`mod@bench`]: the comparison with other toolkits
 //! - [`venv`]: virtual environments of Python
 //! - [`process`]: running programs and timing them
@@ -17,6 +18,7 @@ mod demo;
 mod prerequisites;
 mod process;
 mod setup;
+mod structure;
 mod venv;
 mod workspace;
 
@@ -51,7 +53,9 @@ enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
-    /// Check format, lints and documentation, then do what `test` does
+    /// Check that crates and modules import in one direction, as ARCHITECTURE.md says
+    Structure,
+    /// Check structure, format, lints and documentation, then do what `test` does
     Ci,
 }
 
@@ -84,6 +88,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Demo { args } => demo::demo(&workspace, args),
         Command::Test { args, test_args } => check::test(&workspace, args, test_args),
         Command::Bench(Bench::Peers(options)) => bench::peers(&workspace, options),
+        Command::Structure => structure::check(&workspace),
         Command::Ci => check::ci(&workspace),
     }
 }

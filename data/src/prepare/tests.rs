@@ -4,7 +4,7 @@ use crate::config::{DataConfig, OnError};
 /// Embeds texts by whether they are about numbers, and scores by length.
 struct Plain;
 
-impl Helpers for Plain {
+impl Annotator for Plain {
     fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, String> {
         let vector = |text: &String| match text.chars().any(|character| character.is_ascii_digit()) {
             true => vec![1.0, 0.0],
@@ -13,8 +13,8 @@ impl Helpers for Plain {
         Ok(texts.iter().map(vector).collect())
     }
 
-    fn score(&mut self, _rule: usize, exchanges: &[Exchange]) -> Result<Vec<f64>, String> {
-        Ok(exchanges.iter().map(|exchange| exchange.completion.len() as f64).collect())
+    fn score(&mut self, _rule: usize, pairs: &[PromptCompletion]) -> Result<Vec<f64>, String> {
+        Ok(pairs.iter().map(|pair| pair.completion.len() as f64).collect())
     }
 }
 

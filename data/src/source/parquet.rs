@@ -7,7 +7,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::SerializedFileReader;
 use serde_json::Value;
 
-use super::{Found, Reader};
+use super::{RawRow, Reader};
 use crate::error::{DataError, RowError};
 use crate::lines::too_long;
 
@@ -31,7 +31,7 @@ pub(super) fn rows(path: &Path, file: File, max_row_bytes: usize) -> Result<Read
         let length: usize = fields.values().map(bytes).sum();
         let fields: Result<_, RowError> =
             if length > max_row_bytes { Err(too_long(length as u64, max_row_bytes)) } else { Ok(fields) };
-        Ok(Found { number, fields })
+        Ok(RawRow { number, fields })
     });
     Ok(Box::new(found))
 }

@@ -11,13 +11,13 @@ use serde_json::{Map, json};
 
 use super::formats::{Item, item};
 use super::{Context, Fields, Reply, Suite, Task};
-use crate::asking::{Asking, Question};
 use crate::config::Kind;
-use crate::parts::{self, number, scores};
+use crate::parts::{self, indicator, scores};
+use crate::question::{PromptFormat, Question};
 use arriero_results::{Figure, Form, Outcome, Sample};
 
 /// Questions that were asked and not judged yet.
-struct Asked {
+struct PendingQuestion {
     item: Item,
     shown: String,
     branches: Vec<Branch>,
@@ -25,21 +25,21 @@ struct Asked {
 
 pub(crate) struct Choice {
     kind: Kind,
-    asking: Asking,
+    format: PromptFormat,
     context: Context,
     examples: Vec<Item>,
-    asked: HashMap<u64, Asked>,
+    pending: HashMap<u64, PendingQuestion>,
 }
 
 impl Choice {
-    pub fn new(kind: Kind, asking: Asking, context: Context) -> Self {
-        Choice { kind, asking, context, examples: Vec::new(), asked: HashMap::new() }
+    pub fn new(kind: Kind, format: PromptFormat, context: Context) -> Self {
+        Choice { kind, format, context, examples: Vec::new(), pending: HashMap::new() }
     }
 
     fn question(&self, item: &Item) -> Question {
-        if self.asking.chat {
+        if self.format.chat {
             let mut messages: Vec<Message> = Vec::new();
-            messages.extend(self.asking.system.iter().map(|text| Message::new(Role::System, text.as_str())));
+            messages.extend(self.format.system.iter().map(|text| Message::new(Role::System, text.as_str())));
             let mut preface = item.preface.as_str();
             for example in &self.examples {
                 messages.push(Message::user(format!("{preface}{}", example.question)));
@@ -83,7 +83,7 @@ impl Suite for Choice {
         let item = item(self.kind, fields)?;
         let question = self.question(&item);
         // The assistant's turn begins with the choice itself.
-        let delimiter = if self.asking.chat { "" } else { " " };
+        let delimiter = if self.format.chat { "" } else { " " };
         let tree = question.tree(id, &self.context.tokenizer, delimiter, &item.choices);
         let tree = tree.map_err(|error| error.to_string())?;
         let (tokens, limit) = (tree.longest_sequence(), self.context.max_positions);
@@ -93,12 +93,13 @@ impl Suite for Choice {
             ));
         }
         let branches = tree.branches.clone();
-        self.asked.insert(id, Asked { item, shown: question.shown(), branches });
+        self.pending.insert(id, PendingQuestion { item, shown: question.shown(), branches });
         Ok(Task::Score(vec![tree]))
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
-        let (Reply::Logps(logps), Some(Asked { item, shown, branches })) = (reply, self.asked.remove(&id))
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+        let (Reply::Logps(logps), Some(PendingQuestion { item, shown, branches })) =
+            (reply, self.pending.remove(&id))
         else {
             return Err("it was not asked".to_string());
         };
@@ -110,7 +111,7 @@ impl Suite for Choice {
         let length = |index: usize| item.choices[index].chars().count() as f64;
         let chosen = best(sums.iter().copied());
         let chosen_by_length = best(sums.iter().enumerate().map(|(index, sum)| sum / length(index)));
-        let (acc, acc_norm) = (number(chosen == item.right), number(chosen_by_length == item.right));
+        let (acc, acc_norm) = (indicator(chosen == item.right), indicator(chosen_by_length == item.right));
         let scores = scores([("acc", acc), ("acc_norm", acc_norm)]);
         let branch = &branches[chosen];
         let tokens = (0..branch.tokens.len()).filter(|&index| branch.carries_loss(index));

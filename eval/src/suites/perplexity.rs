@@ -10,9 +10,9 @@ use arriero_policy::written;
 use serde_json::Map;
 
 use super::{Context, Fields, Reply, Suite, Task};
-use crate::asking::first_token;
 use crate::config::SuiteConfig;
-use crate::parts::{given, scores};
+use crate::parts::{fixed_completion, scores};
+use crate::question::first_token;
 use arriero_results::{Figure, Form};
 use arriero_results::{Outcome, Sample};
 
@@ -95,7 +95,7 @@ impl Suite for Perplexity {
         Ok(Task::Score(trees))
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
         let text = self.texts.get_mut(id as usize).map(std::mem::take);
         let (Reply::Logps(logps), Some(text)) = (reply, text) else {
             return Err("it was not asked".to_string());
@@ -112,7 +112,7 @@ impl Suite for Perplexity {
             ("bytes", text.len() as f64),
         ]);
         // The tokens are the text's, and a text may be long: they are not written down again.
-        let completion = given(text);
+        let completion = fixed_completion(text);
         let samples = vec![Sample { completion, scores: scores.clone(), details: Map::new() }];
         Ok(Outcome { place: String::new(), id, prompt: String::new(), scores, samples })
     }

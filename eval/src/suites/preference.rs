@@ -7,7 +7,7 @@ use serde_json::Map;
 
 use super::{Context, Fields, Reply, Suite, Task};
 use crate::config::SuiteConfig;
-use crate::parts::{given, number, scores};
+use crate::parts::{fixed_completion, indicator, scores};
 use arriero_results::{Figure, Form};
 use arriero_results::{Outcome, Sample};
 
@@ -55,7 +55,7 @@ impl Suite for Preference {
         Ok(Task::Rank(Conversations { prompt_id: id, sequences }))
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
         let pair = self.pairs.get_mut(id as usize).map(std::mem::take);
         let (Reply::Scores(&[chosen, rejected]), Some([prompt, chosen_text, rejected_text])) = (reply, pair)
         else {
@@ -67,15 +67,15 @@ impl Suite for Preference {
             return Err(format!("its scores are {chosen} and {rejected}"));
         }
         let numbers = scores([
-            ("accuracy", number(margin > 0.0)),
-            ("tie", number(margin == 0.0)),
+            ("accuracy", indicator(margin > 0.0)),
+            ("tie", indicator(margin == 0.0)),
             ("margin", margin),
             // −log σ(margin), where exp cannot overflow.
             ("loss", (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()),
         ]);
         let samples = [(chosen_text, chosen), (rejected_text, rejected)].into_iter().zip(0..).map(
             |((text, score), sample)| Sample {
-                completion: arriero_buffers::Completion { sample, ..given(text) },
+                completion: arriero_buffers::Completion { sample, ..fixed_completion(text) },
                 scores: scores([("score", score)]),
                 details: Map::new(),
             },
@@ -122,7 +122,7 @@ fn calibration_error(margins: impl Iterator<Item = f64>) -> Option<f64> {
         count += 1.0;
         bin[0] += 1.0;
         bin[1] += confidence;
-        bin[2] += number(margin > 0.0);
+        bin[2] += indicator(margin > 0.0);
     }
     (count > 0.0)
         .then(|| bins.iter().map(|[_, confidence, right]| (confidence - right).abs()).sum::<f64>() / count)

@@ -10,16 +10,16 @@ use arriero_reward::{RewardConfig, RewardError, Scorer};
 use serde_json::{Map, Value, json};
 
 use super::{Fields, Reply, Suite, Task};
-use crate::asking::{Asking, Question};
 use crate::config::{Kind, SuiteConfig};
-use crate::parts::number;
+use crate::parts::indicator;
+use crate::question::{PromptFormat, Question};
 use arriero_results::figure::pass_at;
 use arriero_results::{Figure, Form};
 use arriero_results::{Outcome, Sample};
 
 pub(crate) struct Rewarded {
     kind: Kind,
-    asking: Asking,
+    format: PromptFormat,
     data: DataConfig,
     reward: RewardConfig,
     scorer: Box<dyn Scorer>,
@@ -28,26 +28,26 @@ pub(crate) struct Rewarded {
 }
 
 impl Rewarded {
-    pub fn ifeval(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
-        Rewarded::new(config, asking, RewardConfig::Ifeval(IfevalConfig::default()))
+    pub fn ifeval(config: &SuiteConfig, format: PromptFormat) -> Result<Self, RewardError> {
+        Rewarded::new(config, format, RewardConfig::Ifeval(IfevalConfig::default()))
     }
 
-    pub fn gsm8k(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
-        Rewarded::new(config, asking, RewardConfig::Math(MathConfig::default()))
+    pub fn gsm8k(config: &SuiteConfig, format: PromptFormat) -> Result<Self, RewardError> {
+        Rewarded::new(config, format, RewardConfig::Math(MathConfig::default()))
     }
 
-    pub fn humaneval(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
+    pub fn humaneval(config: &SuiteConfig, format: PromptFormat) -> Result<Self, RewardError> {
         let code = || serde_json::from_value(json!({"kind": "code"}));
         let reward = match &config.judge {
             Some(judge) => judge.clone(),
             None => code().map_err(|error| RewardError::Config(error.to_string()))?,
         };
-        Rewarded::new(config, asking, reward)
+        Rewarded::new(config, format, reward)
     }
 
-    fn new(config: &SuiteConfig, asking: Asking, reward: RewardConfig) -> Result<Self, RewardError> {
+    fn new(config: &SuiteConfig, format: PromptFormat, reward: RewardConfig) -> Result<Self, RewardError> {
         let (kind, data, scorer) = (config.kind, config.data(&config.path), reward.build()?);
-        Ok(Rewarded { kind, asking, data, reward, scorer, examples: Vec::new() })
+        Ok(Rewarded { kind, format, data, reward, scorer, examples: Vec::new() })
     }
 
     /// A row of HumanEval: the function's beginning, its name, and the tests that it must pass.
@@ -58,7 +58,7 @@ impl Rewarded {
         };
         let beginning = text("prompt")?;
         let checks = json!({"test": text("test")?, "entry_point": text("entry_point")?, "prefix": beginning});
-        let asked = match self.asking.chat {
+        let asked = match self.format.chat {
             true => format!(
                 "Complete this function. Answer with the whole function in a block of code.\n\n```python\n{beginning}\n```"
             ),
@@ -81,18 +81,18 @@ impl Rewarded {
 
     fn question(&self, messages: &[Message]) -> Result<Question, String> {
         if self.kind != Kind::Gsm8k {
-            return self.asking.question(messages);
+            return self.format.question(messages);
         }
-        if self.asking.chat {
+        if self.format.chat {
             let turn = |role, text: &String| Message::new(role, text.as_str());
             let shown = self
                 .examples
                 .iter()
                 .flat_map(|(question, answer)| [turn(Role::User, question), turn(Role::Assistant, answer)]);
             let all: Vec<Message> = shown.chain(messages.iter().cloned()).collect();
-            return self.asking.question(&all);
+            return self.format.question(&all);
         }
-        let Question::Text(question) = self.asking.question(messages)? else {
+        let Question::Text(question) = self.format.question(messages)? else {
             return Err("a text was expected".to_string());
         };
         let shown = self.examples.iter();
@@ -124,7 +124,7 @@ impl Suite for Rewarded {
         Ok(Task::Answer { question, checks: prompt.checks })
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
         let Reply::Answers(group) = reply else { return Err("it was not answered".to_string()) };
         let scored = self.scorer.score(group).map_err(|error| error.to_string())?;
         let details = self.scorer.details(group).map_err(|error| error.to_string())?;
@@ -206,7 +206,7 @@ pub(crate) fn outcome(id: u64, group: &Group, samples: Vec<Sample>) -> Outcome {
     for sample in &samples {
         sample.scores.iter().for_each(|(name, value)| add(name, *value));
         add("tokens", sample.completion.drawn_len() as f64);
-        add("truncated", number(sample.completion.finish == Finish::Length));
+        add("truncated", indicator(sample.completion.finish == Finish::Length));
     }
     let contents: Vec<&str> = group.prompt.messages.iter().map(|message| message.content.as_str()).collect();
     Outcome { place: String::new(), id, prompt: contents.join("\n"), scores, samples }
@@ -247,8 +247,8 @@ mod tests {
     #[test]
     fn functions_pass_their_tests_or_do_not() {
         let config = SuiteConfig { path: "rows.jsonl".to_string(), ..SuiteConfig::new(Kind::Humaneval) };
-        let asking = Asking { chat: true, system: None };
-        let mut suite = Rewarded::humaneval(&config, asking).expect("this machine runs Python in a sandbox");
+        let format = PromptFormat { chat: true, system: None };
+        let mut suite = Rewarded::humaneval(&config, format).expect("this machine runs Python in a sandbox");
         let whole = |code: &str| format!("Here it is:\n```python\n{code}\n```\nIt works.");
         let answers = [
             [
@@ -278,7 +278,7 @@ mod tests {
                 prompt_tokens: vec![1],
                 completions: completions.collect(),
             };
-            let outcome = suite.judge(id as u64, Reply::Answers(&group)).expect("it is judged");
+            let outcome = suite.grade(id as u64, Reply::Answers(&group)).expect("it is judged");
             for (sample, (text, passes)) in outcome.samples.iter().zip(answers) {
                 assert_eq!(sample.scores["all_passed"], f64::from(u8::from(*passes)), "{text}");
             }
@@ -297,7 +297,7 @@ mod tests {
     fn a_problem_without_tests_is_refused() {
         let config = SuiteConfig { path: "rows.jsonl".to_string(), ..SuiteConfig::new(Kind::Humaneval) };
         let mut suite =
-            Rewarded::humaneval(&config, Asking { chat: false, system: None }).expect("a sandbox");
+            Rewarded::humaneval(&config, PromptFormat { chat: false, system: None }).expect("a sandbox");
         for missing in ["prompt", "test", "entry_point"] {
             let [mut problem, _] = problems();
             problem.remove(missing);

@@ -15,14 +15,14 @@ use serde_json::{Map, Value, json};
 
 use super::rewarded::{of_answers, outcome};
 use super::{Fields, Reply, Suite, Task};
-use crate::asking::Asking;
 use crate::config::SuiteConfig;
-use crate::parts::{given, number, scores};
+use crate::parts::{fixed_completion, indicator, scores};
+use crate::question::PromptFormat;
 use arriero_results::{Figure, Form};
 use arriero_results::{Outcome, Sample};
 
 /// What says which of two answers is better.
-enum Comparer {
+enum Comparator {
     /// By their scores.
     Scores(Box<dyn Scorer>),
     /// An LLM that sees both.
@@ -33,9 +33,9 @@ enum Comparer {
 type Verdicts = [f64; 2];
 
 pub(crate) struct Winrate {
-    asking: Asking,
+    format: PromptFormat,
     data: DataConfig,
-    comparer: Comparer,
+    comparator: Comparator,
     compares: bool,
     reward: RewardConfig,
     /// Answers of a file, by the prompt that they answer; none where a model answers.
@@ -48,19 +48,19 @@ pub(crate) struct Winrate {
 }
 
 impl Winrate {
-    pub fn new(config: &SuiteConfig, asking: Asking) -> Result<Self, RewardError> {
+    pub fn new(config: &SuiteConfig, format: PromptFormat) -> Result<Self, RewardError> {
         let reward = config.judge.clone().unwrap_or_default();
-        let comparer = match &reward {
+        let comparator = match &reward {
             RewardConfig::Judge(judge) if judge.mode == JudgeMode::Pairwise => {
-                Comparer::Judge(Box::new(Judge::new(judge)?))
+                Comparator::Judge(Box::new(Judge::new(judge)?))
             }
-            reward => Comparer::Scores(reward.build()?),
+            reward => Comparator::Scores(reward.build()?),
         };
-        let compares = matches!(comparer, Comparer::Judge(_)) || reward.compares_completions();
+        let compares = matches!(comparator, Comparator::Judge(_)) || reward.compares_completions();
         Ok(Winrate {
-            asking,
+            format,
             data: config.data(&config.path),
-            comparer,
+            comparator,
             compares,
             reward,
             written: None,
@@ -93,7 +93,7 @@ impl Winrate {
             prompt_tokens: group.prompt_tokens.clone(),
             completions: vec![place(0, first), place(1, second)],
         };
-        let Comparer::Scores(scorer) = &mut self.comparer else {
+        let Comparator::Scores(scorer) = &mut self.comparator else {
             return Err("the judge was not asked".to_string());
         };
         let scored = scorer.score(&pair).map_err(|error| error.to_string())?;
@@ -153,21 +153,21 @@ impl Suite for Winrate {
         if let Some(written) = &self.written {
             let answer = written.get(&key(&messages));
             let answer = answer.ok_or_else(|| format!("{} has no answer to this prompt", self.against))?;
-            self.theirs.insert(id, given(answer.clone()));
+            self.theirs.insert(id, fixed_completion(answer.clone()));
         }
-        let question = self.asking.question(&messages)?;
+        let question = self.format.question(&messages)?;
         let prompt = arriero_buffers::Prompt { id, messages, checks };
         self.reward.check_prompt(&prompt).map_err(|error| error.to_string())?;
         Ok(Task::Answer { question, checks: prompt.checks })
     }
 
-    fn other_answers(&mut self, id: u64, completion: Completion) {
+    fn opponent_answer(&mut self, id: u64, completion: Completion) {
         self.theirs.insert(id, completion);
     }
 
     /// An LLM is asked about all pairs at once: its server works on several at a time.
-    fn announce(&mut self, groups: &[Group]) {
-        let Comparer::Judge(judge) = &self.comparer else { return };
+    fn prefetch(&mut self, groups: &[Group]) {
+        let Comparator::Judge(judge) = &self.comparator else { return };
         let pairs = || {
             groups
                 .iter()
@@ -196,7 +196,7 @@ impl Suite for Winrate {
         self.said = by_item;
     }
 
-    fn judge(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
+    fn grade(&mut self, id: u64, reply: Reply<'_>) -> Result<Outcome, String> {
         let Reply::Answers(group) = reply else { return Err("it was not answered".to_string()) };
         let theirs = self.theirs.remove(&id).ok_or("there is no answer to compare with")?;
         let mut samples = Vec::new();
@@ -205,9 +205,9 @@ impl Suite for Winrate {
             let is_consistent = sign(first) == sign(second);
             let verdict = if is_consistent { sign(first) } else { 0.0 };
             let mut numbers = scores([
-                ("win", number(verdict > 0.0)),
-                ("tie", number(verdict == 0.0)),
-                ("loss", number(verdict < 0.0)),
+                ("win", indicator(verdict > 0.0)),
+                ("tie", indicator(verdict == 0.0)),
+                ("loss", indicator(verdict < 0.0)),
                 ("win_rate", 0.5 + 0.5 * verdict),
             ]);
             if self.compares {
@@ -215,7 +215,7 @@ impl Suite for Winrate {
                 let decided = places.iter().filter(|place| **place != 0.0).count() as f64;
                 let first_won = places.iter().filter(|place| **place > 0.0).count() as f64;
                 numbers.extend(scores([
-                    ("consistent", number(is_consistent)),
+                    ("consistent", indicator(is_consistent)),
                     ("decided", decided),
                     ("first_won", first_won),
                 ]));

@@ -1,4 +1,4 @@
-# The candidate's side: runs the code that is judged, and calls its functions when the judge asks. The judge
+# The candidate's side: runs the code that is tested, and calls its functions when the runner asks. The runner
 # believes nothing of what happens here but that some process gave these answers.
 import types
 

@@ -1,4 +1,4 @@
-# How values travel between the judge and the candidate: JSON, with a name for what JSON does not have.
+# How values travel between the runner and the candidate: JSON, with a name for what JSON does not have.
 import sys
 sys.path[:] = [path for path in sys.path if path]  # No modules from the working folder, which programs write to.
 import json

@@ -50,15 +50,15 @@ const ENDINGS: &[&str] = &[
 /// Letters that are neither rare nor in every word.
 const LETTERS: &[char] = &['b', 'c', 'd', 'f', 'g', 'm', 'p', 'w'];
 
-/// The numbers of one prompt, in order.
-pub(super) struct Draws {
+/// The random numbers of one prompt, in order.
+pub(super) struct Rng {
     stream: Stream,
     position: u64,
 }
 
-impl Draws {
+impl Rng {
     pub(super) fn new(seed: u64, split: Split, index: u64) -> Self {
-        Draws { stream: Stream::new(seed, Purpose::Prompts, split as u64, index), position: 0 }
+        Rng { stream: Stream::new(seed, Purpose::Prompts, split as u64, index), position: 0 }
     }
 
     /// A number of [0, bound).
@@ -92,13 +92,13 @@ pub(super) fn constraints(
     kinds: &[&'static str],
     count: usize,
     words: &[&str],
-    draws: &mut Draws,
+    rng: &mut Rng,
 ) -> Vec<Constraint> {
     let mut left = kinds.to_vec();
     let mut drawn: Vec<Constraint> = Vec::new();
     while drawn.len() < count && !left.is_empty() {
-        let kind = left.swap_remove(draws.below(left.len()));
-        let constraint = constraint(kind, words, draws);
+        let kind = left.swap_remove(rng.below(left.len()));
+        let constraint = constraint(kind, words, rng);
         if !drawn.iter().any(|other| other.conflicts_with(&constraint)) {
             drawn.push(constraint);
         }
@@ -107,41 +107,40 @@ pub(super) fn constraints(
 }
 
 /// A constraint of the kind.
-pub(super) fn constraint(kind: &str, words: &[&str], draws: &mut Draws) -> Constraint {
+pub(super) fn constraint(kind: &str, words: &[&str], rng: &mut Rng) -> Constraint {
     match kind {
         "all_lowercase" => Constraint::AllLowercase {},
         "all_uppercase" => Constraint::AllUppercase {},
         "no_comma" => Constraint::NoComma {},
-        "keywords" => Constraint::Keywords { words: draws.one_or_two(words) },
-        "forbidden_words" => Constraint::ForbiddenWords { words: draws.one_or_two(COMMON_WORDS) },
-        "keyword_frequency" => Constraint::KeywordFrequency {
-            word: draws.pick(words).to_string(),
-            at_least: draws.between(2, 3),
+        "keywords" => Constraint::Keywords { words: rng.one_or_two(words) },
+        "forbidden_words" => Constraint::ForbiddenWords { words: rng.one_or_two(COMMON_WORDS) },
+        "keyword_frequency" => {
+            Constraint::KeywordFrequency { word: rng.pick(words).to_string(), at_least: rng.between(2, 3) }
+        }
+        "min_words" => Constraint::MinWords { at_least: *rng.pick(&[15, 20, 25]) },
+        "max_words" => Constraint::MaxWords { at_most: *rng.pick(&[30, 35, 40, 50, 60]) },
+        "sentences" => match rng.pick(&[Relation::Exactly, Relation::AtLeast, Relation::AtMost]) {
+            Relation::Exactly => sentences(Relation::Exactly, rng.between(1, 3)),
+            relation => sentences(*relation, rng.between(2, 3)),
         },
-        "min_words" => Constraint::MinWords { at_least: *draws.pick(&[15, 20, 25]) },
-        "max_words" => Constraint::MaxWords { at_most: *draws.pick(&[30, 35, 40, 50, 60]) },
-        "sentences" => match draws.pick(&[Relation::Exactly, Relation::AtLeast, Relation::AtMost]) {
-            Relation::Exactly => sentences(Relation::Exactly, draws.between(1, 3)),
-            relation => sentences(*relation, draws.between(2, 3)),
-        },
-        "paragraphs" => Constraint::Paragraphs { count: draws.between(2, 3) },
-        "bullets" => Constraint::Bullets { count: draws.between(2, 4) },
-        "numbered_list" => Constraint::NumberedList { count: draws.between(2, 4) },
-        "start_with" => Constraint::StartWith { phrase: draws.pick(OPENINGS).to_string() },
-        "end_with" => Constraint::EndWith { phrase: draws.pick(ENDINGS).to_string() },
+        "paragraphs" => Constraint::Paragraphs { count: rng.between(2, 3) },
+        "bullets" => Constraint::Bullets { count: rng.between(2, 4) },
+        "numbered_list" => Constraint::NumberedList { count: rng.between(2, 4) },
+        "start_with" => Constraint::StartWith { phrase: rng.pick(OPENINGS).to_string() },
+        "end_with" => Constraint::EndWith { phrase: rng.pick(ENDINGS).to_string() },
         "json" => Constraint::Json {},
         "title" => Constraint::Title {},
-        "highlighted" => Constraint::Highlighted { count: draws.between(1, 2) },
+        "highlighted" => Constraint::Highlighted { count: rng.between(1, 2) },
         "quotation" => Constraint::Quotation {},
-        "placeholders" => Constraint::Placeholders { count: draws.between(1, 2) },
+        "placeholders" => Constraint::Placeholders { count: rng.between(1, 2) },
         "question" => Constraint::Question {},
         "exclamation" => Constraint::Exclamation {},
         "postscript" => Constraint::Postscript {},
         "no_digits" => Constraint::NoDigits {},
-        "digits" => Constraint::Digits { at_least: draws.between(1, 4) },
-        "capital_words" => Constraint::CapitalWords { at_least: draws.between(1, 3) },
+        "digits" => Constraint::Digits { at_least: rng.between(1, 4) },
+        "capital_words" => Constraint::CapitalWords { at_least: rng.between(1, 3) },
         "letter_frequency" => {
-            Constraint::LetterFrequency { letter: *draws.pick(LETTERS), at_least: draws.between(2, 4) }
+            Constraint::LetterFrequency { letter: *rng.pick(LETTERS), at_least: rng.between(2, 4) }
         }
         _ => unreachable!("{kind} is not in the list of kinds"),
     }

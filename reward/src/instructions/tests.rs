@@ -262,9 +262,9 @@ proptest! {
     /// Also for the options that are drawn.
     #[test]
     fn conflicts_of_drawn_constraints_are_symmetric(seed: u64) {
-        let mut draws = Draws::new(seed, Split::Train, 0);
-        let topic = topics::all()[draws.below(200)];
-        let mut draw = |kind: &&'static str| draw::constraint(kind, topic.words, &mut draws);
+        let mut rng = Rng::new(seed, Split::Train, 0);
+        let topic = topics::all()[rng.below(200)];
+        let mut draw = |kind: &&'static str| draw::constraint(kind, topic.words, &mut rng);
         let drawn: Vec<Constraint> = KINDS.iter().map(&mut draw).collect();
         for (one, kind) in drawn.iter().zip(KINDS) {
             prop_assert_eq!(one.kind(), *kind);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Scorer, ScorerConfig};
-use crate::code::{Judge, Judged, Tests, Verdict};
+use crate::code::{TestReport, TestRunner, Tests, Verdict};
 use crate::error::RewardError;
 
 /// What this reward reads of a prompt's `checks`.
@@ -82,7 +82,7 @@ impl CodeConfig {
     ///
     /// # Errors
     /// If the options are not valid, the machine cannot confine programs, or there is no such interpreter.
-    pub fn judge(&self) -> Result<Judge, RewardError> {
+    pub fn runner(&self) -> Result<TestRunner, RewardError> {
         self.validate().map_err(RewardError::Config)?;
         let limits = Limits {
             time: Duration::from_secs_f64(self.time_limit),
@@ -92,7 +92,7 @@ impl CodeConfig {
             output: self.output << 10,
         };
         let confined = self.sandbox == Confinement::Kernel;
-        Ok(Judge::new(&self.python, &self.command, &self.readable, limits, confined)?)
+        Ok(TestRunner::new(&self.python, &self.command, &self.readable, limits, confined)?)
     }
 }
 
@@ -135,36 +135,36 @@ impl ScorerConfig for CodeConfig {
     }
 
     fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
-        let judge = self.judge()?;
+        let runner = self.runner()?;
         let workers = match self.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        Ok(Box::new(CodeScorer { config: self.clone(), judge, workers, last: None }))
+        Ok(Box::new(CodeScorer { config: self.clone(), runner, workers, last: None }))
     }
 }
 
 struct CodeScorer {
     config: CodeConfig,
-    judge: Judge,
+    runner: TestRunner,
     workers: usize,
     /// What came of the last group: whoever asks for details has asked for scores.
-    last: Option<(Group, Vec<Judged>)>,
+    last: Option<(Group, Vec<TestReport>)>,
 }
 
 impl CodeScorer {
-    /// Judges a group's completions, several at a time.
-    fn judge(&mut self, group: &Group) -> Result<&[Judged], RewardError> {
+    /// Tests a group's completions, several at a time.
+    fn reports(&mut self, group: &Group) -> Result<&[TestReport], RewardError> {
         if self.last.as_ref().is_none_or(|(last, _)| last != group) {
             self.config.check_prompt(&group.prompt)?;
-            let judged = judge_all(&self.judge, group, self.workers)?;
-            self.last = Some((group.clone(), judged));
+            let reports = run_all(&self.runner, group, self.workers)?;
+            self.last = Some((group.clone(), reports));
         }
-        Ok(self.last.as_ref().map_or(&[], |(_, judged)| judged))
+        Ok(self.last.as_ref().map_or(&[], |(_, reports)| reports))
     }
 }
 
-fn judge_all(judge: &Judge, group: &Group, workers: usize) -> Result<Vec<Judged>, RewardError> {
+fn run_all(runner: &TestRunner, group: &Group, workers: usize) -> Result<Vec<TestReport>, RewardError> {
     let tests = Tests::of(&group.prompt)?;
     let next = AtomicUsize::new(0);
     let work = || {
@@ -173,11 +173,11 @@ fn judge_all(judge: &Judge, group: &Group, workers: usize) -> Result<Vec<Judged>
             let index = next.fetch_add(1, Ordering::Relaxed);
             group.completions.get(index).map(|completion| (index, completion))
         } {
-            done.push((index, judge.judge(&completion.text, &tests)));
+            done.push((index, runner.run(&completion.text, &tests)));
         }
         done
     };
-    let mut judged = thread::scope(|scope| {
+    let mut reports = thread::scope(|scope| {
         let others: Vec<_> = (1..workers.min(group.completions.len())).map(|_| scope.spawn(work)).collect();
         let mut all = work();
         for other in others {
@@ -188,8 +188,8 @@ fn judge_all(judge: &Judge, group: &Group, workers: usize) -> Result<Vec<Judged>
         }
         all
     });
-    judged.sort_by_key(|(index, _)| *index);
-    Ok(judged.into_iter().map(|(_, judged)| judged).collect::<Result<_, _>>()?)
+    reports.sort_by_key(|(index, _)| *index);
+    Ok(reports.into_iter().map(|(_, reports)| reports).collect::<Result<_, _>>()?)
 }
 
 impl Scorer for CodeScorer {
@@ -199,12 +199,12 @@ impl Scorer for CodeScorer {
 
     fn score(&mut self, group: &Group) -> Result<Vec<Score>, RewardError> {
         let partial = self.config.partial_credit;
-        let score = |judged: &Judged| {
-            let tests = judged.results.len().max(1) as f32;
-            let share = |verdict| judged.count(verdict) as f32 / tests;
-            let all = f32::from(u8::from(judged.all_passed()));
+        let score = |report: &TestReport| {
+            let tests = report.results.len().max(1) as f32;
+            let share = |verdict| report.count(verdict) as f32 / tests;
+            let all = f32::from(u8::from(report.all_passed()));
             let components = [
-                ("code_found", f32::from(u8::from(judged.code_found))),
+                ("code_found", f32::from(u8::from(report.code_found))),
                 ("all_passed", all),
                 ("passed", share(Verdict::Passed)),
                 ("failed", share(Verdict::Failed)),
@@ -214,11 +214,11 @@ impl Scorer for CodeScorer {
             let components = BTreeMap::from(components.map(|(name, value)| (name.to_string(), value)));
             Score { reward: if partial { share(Verdict::Passed) } else { all }, components }
         };
-        Ok(self.judge(group)?.iter().map(score).collect())
+        Ok(self.reports(group)?.iter().map(score).collect())
     }
 
     fn details(&mut self, group: &Group) -> Result<Vec<Map<String, Value>>, RewardError> {
-        let detail = |judged: &Judged| Map::from_iter([("tests".to_string(), json!(judged.results))]);
-        Ok(self.judge(group)?.iter().map(detail).collect())
+        let detail = |report: &TestReport| Map::from_iter([("tests".to_string(), json!(report.results))]);
+        Ok(self.reports(group)?.iter().map(detail).collect())
     }
 }

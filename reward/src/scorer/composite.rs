@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Outcomes, RewardConfig, Scorer, ScorerConfig};
+use crate::cancellation::CancellationToken;
 use crate::error::RewardError;
-use crate::watch::Watch;
 
 /// What is added to a deviation before it divides.
 const EPSILON: f64 = 1e-4;
@@ -193,8 +193,8 @@ impl Scorer for Composite {
         self.parts.iter().map(|part| part.scorer.batch()).max().unwrap_or(1)
     }
 
-    fn heed(&mut self, watch: &Watch) {
-        self.parts.iter_mut().for_each(|part| part.scorer.heed(watch));
+    fn set_cancellation(&mut self, cancellation: &CancellationToken) {
+        self.parts.iter_mut().for_each(|part| part.scorer.set_cancellation(cancellation));
     }
 
     fn details(&mut self, group: &Group) -> Result<Vec<Map<String, Value>>, RewardError> {

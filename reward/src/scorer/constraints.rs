@@ -55,7 +55,7 @@ impl ScorerConfig for ConstraintsConfig {
 
 /// What became of one constraint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct ConstraintVerdict {
     /// The constraint.
     pub constraint: Constraint,
     /// True if the text follows it.
@@ -67,8 +67,8 @@ pub struct Verdict {
 ///
 /// # Errors
 /// If the prompt's `checks` cannot be read, or a constraint of theirs is not valid.
-pub fn verdicts(prompt: &Prompt, text: &str) -> Result<Vec<Verdict>, RewardError> {
-    let judge = |constraint: Constraint| Verdict { passed: constraint.check(text), constraint };
+pub fn verdicts(prompt: &Prompt, text: &str) -> Result<Vec<ConstraintVerdict>, RewardError> {
+    let judge = |constraint: Constraint| ConstraintVerdict { passed: constraint.check(text), constraint };
     Ok(constraints_of(prompt)?.into_iter().map(judge).collect())
 }
 

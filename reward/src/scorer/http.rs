@@ -7,12 +7,12 @@ use arriero_buffers::{Group, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::exchange::{Item, Unit, items, quoted, regroup};
 use super::program::check_seconds;
+use super::protocol::{Item, Unit, items, regroup};
 use super::{Outcomes, Scorer, ScorerConfig};
+use crate::cancellation::CancellationToken;
 use crate::client::{Client, ClientOptions, RequestError};
-use crate::error::RewardError;
-use crate::watch::Watch;
+use crate::error::{RewardError, quoted};
 
 /// The options of the `http` reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,14 +86,14 @@ impl ScorerConfig for HttpConfig {
 
     fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let client = Client::new(self.client()).map_err(RewardError::Config)?;
-        Ok(Box::new(HttpScorer { config: self.clone(), client, watch: Watch::default() }))
+        Ok(Box::new(HttpScorer { config: self.clone(), client, cancellation: CancellationToken::default() }))
     }
 }
 
 struct HttpScorer {
     config: HttpConfig,
     client: Client,
-    watch: Watch,
+    cancellation: CancellationToken,
 }
 
 impl HttpScorer {
@@ -136,7 +136,7 @@ impl Scorer for HttpScorer {
         let items = items(groups, self.config.unit);
         let batches = || items.chunks(self.config.batch);
         let body = |batch: &[Item]| json!({"items": batch.iter().map(|item| Value::Object(item.request.clone())).collect::<Vec<_>>()});
-        let answers = self.client.post_all(batches().map(body).collect(), &self.watch);
+        let answers = self.client.post_all(batches().map(body).collect(), &self.cancellation);
         let read = batches().zip(answers).flat_map(|(batch, answer)| self.read(batch, answer)).collect();
         regroup(groups.len(), &items, read)
     }
@@ -145,8 +145,8 @@ impl Scorer for HttpScorer {
         self.config.batch * self.config.max_in_flight
     }
 
-    fn heed(&mut self, watch: &Watch) {
-        self.watch = watch.clone();
+    fn set_cancellation(&mut self, cancellation: &CancellationToken) {
+        self.cancellation = cancellation.clone();
     }
 }
 

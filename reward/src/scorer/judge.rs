@@ -4,12 +4,13 @@
 //! - pairwise: it says which of two is better, is asked in both orders (Zheng et al., "Judging LLM-as-a-Judge with
 //!   MT-Bench and Chatbot Arena", arXiv:2306.05685), and a completion's reward is its win rate.
 //!
-//! `ask` asks and compares, and is of use without a scorer ([`Judge`]); `template` fills prompts in and reads
-//! answers; `cache` remembers answers.
+//! `ask` asks and compares, and is of use without a scorer ([`Judge`]); `verdict` is what a judge says of two
+//! completions; `template` fills prompts in and reads answers; `cache` remembers answers.
 
 mod ask;
 mod cache;
 mod template;
+mod verdict;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,12 +23,13 @@ use serde_json::{Map, Value};
 use super::per_completion::score;
 use super::program::check_seconds;
 use super::{Outcomes, Scorer, ScorerConfig};
+use crate::cancellation::CancellationToken;
 use crate::checks::Checks;
 use crate::client::{ClientOptions, RequestError};
 use crate::error::RewardError;
-use crate::watch::Watch;
-pub use ask::{Comparison, Judge, Question, Verdict, Winner};
-use template::Reading;
+pub use ask::{Comparison, Judge, Question};
+use template::VerdictParser;
+pub use verdict::{PairVerdict, Winner};
 
 /// How the judge is asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,7 +183,7 @@ impl ScorerConfig for JudgeConfig {
             return Err(format!("request has {name:?}, which is set otherwise; leave it out"));
         }
         template::check(self.template(), self.mode)?;
-        Reading::new(&self.pattern, self.mode).map(drop)
+        VerdictParser::new(&self.pattern, self.mode).map(drop)
     }
 
     fn check_prompt(&self, prompt: &Prompt) -> Result<(), RewardError> {
@@ -295,7 +297,7 @@ impl JudgeScorer {
 fn win_rate(
     group: &Group,
     index: usize,
-    verdicts: &[(Pair, Result<Verdict, RequestError>)],
+    verdicts: &[(Pair, Result<PairVerdict, RequestError>)],
 ) -> Result<Score, RewardError> {
     let sample = group.completions[index].sample;
     let (mut points, mut ties, mut swayed, mut all) = (0.0, 0.0, 0.0, 0.0);
@@ -341,8 +343,8 @@ impl Scorer for JudgeScorer {
         self.config.max_in_flight * 4
     }
 
-    fn heed(&mut self, watch: &Watch) {
-        self.judge.heed(watch);
+    fn set_cancellation(&mut self, cancellation: &CancellationToken) {
+        self.judge.set_cancellation(cancellation);
     }
 }
 

@@ -10,10 +10,10 @@ use arriero_buffers::{Group, Score};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::exchange::{Item, Unit, items, quoted, regroup};
+use super::protocol::{Item, Unit, items, regroup};
 use super::{Outcomes, Scorer, ScorerConfig};
-use crate::error::RewardError;
-use crate::watch::{Waited, Watch};
+use crate::cancellation::{CancellationToken, WaitError};
+use crate::error::{RewardError, quoted};
 use process::{Line, Process};
 
 /// The options of the `program` reward.
@@ -67,7 +67,7 @@ impl ScorerConfig for ProgramConfig {
             next_id: 0,
             deaths: 0,
             given_up: None,
-            watch: Watch::default(),
+            cancellation: CancellationToken::default(),
         }))
     }
 }
@@ -97,11 +97,11 @@ struct ProgramScorer {
     deaths: u32,
     /// Why the program is not started again.
     given_up: Option<String>,
-    watch: Watch,
+    cancellation: CancellationToken,
 }
 
 /// Why a window of lines was not answered to its end.
-enum Trouble {
+enum WindowError {
     /// The process is of no use any more.
     Process(String),
     Stopped,
@@ -125,16 +125,16 @@ impl ProgramScorer {
             }
             let window = if suspects > 0 { 1 } else { self.config.batch };
             let now: Vec<usize> = open.drain(..window.min(open.len())).collect();
-            let trouble = self.window(items, &now, &mut answers).err();
+            let error = self.window(items, &now, &mut answers).err();
             let left: Vec<usize> = now.into_iter().filter(|&index| answers[index].is_none()).collect();
-            match trouble {
+            match error {
                 None => suspects = suspects.saturating_sub(1),
-                Some(Trouble::Stopped) => {
+                Some(WindowError::Stopped) => {
                     for index in left.into_iter().chain(open.drain(..)) {
                         answers[index] = Some(items[index].interrupted());
                     }
                 }
-                Some(Trouble::Process(cause)) => {
+                Some(WindowError::Process(cause)) => {
                     self.deaths += 1;
                     if self.deaths > self.config.restarts {
                         self.given_up = Some(format!(
@@ -164,10 +164,10 @@ impl ProgramScorer {
         items: &[Item],
         now: &[usize],
         answers: &mut [Option<Outcomes>],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), WindowError> {
         let process = match self.process.take() {
             Some(process) => process,
-            None => Process::start(&self.config.command).map_err(Trouble::Process)?,
+            None => Process::start(&self.config.command).map_err(WindowError::Process)?,
         };
         let process = self.process.insert(process);
         let first_id = self.next_id;
@@ -181,7 +181,7 @@ impl ProgramScorer {
         let mut missing = now.len();
         let mut deadline = Instant::now() + timeout;
         while missing > 0 {
-            let problem = match self.watch.wait(deadline, |slice| process.read(slice)) {
+            let problem = match self.cancellation.wait(deadline, |slice| process.read(slice)) {
                 Ok(Line::Text(text)) => {
                     let read = read_answer(&text, first_id, now.len());
                     match read.map(|(place, answer)| (now[place], answer)) {
@@ -189,7 +189,7 @@ impl ProgramScorer {
                             answers[index] = Some(items[index].read("the program", &answer));
                             missing -= 1;
                             self.deaths = 0;
-                            self.watch.tick();
+                            self.cancellation.tick();
                             deadline = Instant::now() + timeout;
                             continue;
                         }
@@ -205,17 +205,17 @@ impl ProgramScorer {
                 Ok(Line::End) => {
                     format!("the program {} and left {missing} lines unanswered", process.ended())
                 }
-                Err(Waited::TooLong) => {
+                Err(WaitError::TimedOut) => {
                     format!("the program gave no answer for {} s", self.config.timeout)
                 }
-                Err(Waited::Stopped) => {
+                Err(WaitError::Cancelled) => {
                     self.process = None;
-                    return Err(Trouble::Stopped);
+                    return Err(WindowError::Stopped);
                 }
             };
             let problem = format!("{problem}; {}", process.complaints());
             self.process = None;
-            return Err(Trouble::Process(problem));
+            return Err(WindowError::Process(problem));
         }
         Ok(())
     }
@@ -252,8 +252,8 @@ impl Scorer for ProgramScorer {
         self.config.batch
     }
 
-    fn heed(&mut self, watch: &Watch) {
-        self.watch = watch.clone();
+    fn set_cancellation(&mut self, cancellation: &CancellationToken) {
+        self.cancellation = cancellation.clone();
     }
 }
 

@@ -64,7 +64,7 @@ impl ScorerConfig for RewardModelConfig {
         Ok(Box::new(RewardModelScorer {
             model,
             tokenizer,
-            reads: Reads::Text,
+            input: InputFormat::Text,
             batch_tokens: self.batch_tokens,
         }))
     }
@@ -75,7 +75,7 @@ const BATCH: usize = 64;
 
 /// What a reward model is given of a completion.
 #[derive(Debug)]
-enum Reads {
+enum InputFormat {
     /// Its text, under the reward model's own chat template.
     Text,
     /// Its tokens, which are the reward model's own; `closing` ends a conversation.
@@ -87,7 +87,7 @@ enum Reads {
 pub struct RewardModelScorer {
     model: Model,
     tokenizer: Tokenizer,
-    reads: Reads,
+    input: InputFormat,
     batch_tokens: usize,
 }
 
@@ -101,7 +101,7 @@ impl RewardModelScorer {
             return Err(RewardError::Config("the model has no head that scores".to_string()));
         }
         let closing = tokenizer.closing_tokens().map_err(|error| RewardError::Config(error.to_string()))?;
-        Ok(RewardModelScorer { model, tokenizer, reads: Reads::Tokens { closing }, batch_tokens })
+        Ok(RewardModelScorer { model, tokenizer, input: InputFormat::Tokens { closing }, batch_tokens })
     }
 
     fn tokens(&self, group: &Group, completion: &Completion) -> Result<Vec<u32>, RewardError> {
@@ -110,8 +110,8 @@ impl RewardModelScorer {
             sample: completion.sample,
             cause,
         };
-        let tokens: Vec<u32> = match &self.reads {
-            Reads::Text => {
+        let tokens: Vec<u32> = match &self.input {
+            InputFormat::Text => {
                 let answer = Message::assistant(completion.text.as_str());
                 let (prompt, marked) = written::completions(
                     &self.tokenizer,
@@ -122,7 +122,7 @@ impl RewardModelScorer {
                 .map_err(|error| refused(error.to_string()))?;
                 prompt.into_iter().chain(marked.into_iter().flat_map(|marked| marked.tokens)).collect()
             }
-            Reads::Tokens { closing } => {
+            InputFormat::Tokens { closing } => {
                 let mut tokens: Vec<u32> =
                     group.prompt_tokens.iter().copied().chain(completion.tokens()).collect();
                 close_tokens(&mut tokens, closing, self.tokenizer.eos_ids());
@@ -270,7 +270,7 @@ mod tests {
         let Checkpoint { config, weights, tokenizer } =
             Checkpoint::open_reward_model(Path::new(TINY_REWARD_MODEL)).expect("it loads");
         let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
-        let mut scorer = RewardModelScorer { model, tokenizer, reads: Reads::Text, batch_tokens: 1000 };
+        let mut scorer = RewardModelScorer { model, tokenizer, input: InputFormat::Text, batch_tokens: 1000 };
         // Beside it in its group, and in another.
         long.completions.push(groups[0].completions[0].clone());
         let found = scorer.score_groups(&[&long, &groups[1]]);

@@ -10,7 +10,7 @@ use arriero_policy::checkpoint::Checkpoint;
 use arriero_policy::device::Compute;
 use arriero_policy::model::Model;
 use arriero_policy::tokenizer::Tokenizer;
-use arriero_serve::{ServeConfig, ServeError, Server, Stopper};
+use arriero_serve::{ServeConfig, ServeError, Server, ShutdownHandle};
 use serde_json::Value;
 
 pub fn fixture() -> PathBuf {
@@ -25,7 +25,7 @@ pub fn load(path: &Path) -> (Model, Tokenizer) {
 /// A server that runs until it is dropped.
 pub struct TestServer {
     address: SocketAddr,
-    stopper: Stopper,
+    shutdown_handle: ShutdownHandle,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
 }
 
@@ -54,12 +54,12 @@ impl TestServer {
         let (model, tokenizer) = load(path);
         let config = ServeConfig { batch, queue, ..ServeConfig::local("tiny") };
         let server = Server::bind(config, model, tokenizer).expect("it starts");
-        let (address, stopper) = (server.address(), server.stopper());
-        TestServer { address, stopper, thread: Some(std::thread::spawn(|| server.run())) }
+        let (address, shutdown_handle) = (server.address(), server.shutdown_handle());
+        TestServer { address, shutdown_handle, thread: Some(std::thread::spawn(|| server.run())) }
     }
 
     pub fn stop(&self) {
-        self.stopper.stop();
+        self.shutdown_handle.shut_down();
     }
 
     /// Waits for its end.
@@ -73,8 +73,8 @@ impl TestServer {
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        self.stopper.stop();
-        self.stopper.stop();
+        self.shutdown_handle.shut_down();
+        self.shutdown_handle.shut_down();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

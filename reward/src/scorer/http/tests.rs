@@ -148,13 +148,13 @@ fn tries_keep_to_the_rate() {
 fn whoever_waits_can_stop_it() {
     let server = TestServer::start(|_, _| Reply::Hang);
     let mut scorer = scorer(&server, json!({"timeout": 500.0}));
-    let watch = Watch::default();
-    scorer.heed(&watch);
+    let cancellation = CancellationToken::default();
+    scorer.set_cancellation(&cancellation);
     let waiting = std::thread::spawn(move || scorer.score_groups(&[&texts(&["a", "b"])]).remove(0));
     while server.asked().is_empty() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    watch.stop();
+    cancellation.cancel();
     let found = waiting.join().expect("no panic");
     assert!(found.iter().all(|outcome| outcome == &Err(RewardError::Interrupted)), "{found:?}");
 }

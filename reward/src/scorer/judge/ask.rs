@@ -6,12 +6,13 @@ use arriero_buffers::Message;
 use serde_json::{Value, json};
 
 use super::cache::{Cache, key};
-use super::template::{Reading, conversation, fill};
+use super::template::{VerdictParser, conversation, fill};
+use super::verdict::{PairVerdict, Winner};
 use super::{JudgeConfig, JudgeMode, ScorerConfig};
+use crate::cancellation::CancellationToken;
 use crate::client::{Client, RequestError};
 use crate::error::RewardError;
-use crate::scorer::exchange::quoted;
-use crate::watch::Watch;
+use crate::error::quoted;
 
 /// A completion to be rated.
 #[derive(Debug, Clone, Copy)]
@@ -37,75 +38,14 @@ pub struct Comparison<'a> {
     pub b: &'a str,
 }
 
-/// Who is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Winner {
-    /// The first.
-    A,
-    /// The second.
-    B,
-    /// Neither.
-    Tie,
-}
-
-impl Winner {
-    fn swapped(self) -> Self {
-        match self {
-            Winner::A => Winner::B,
-            Winner::B => Winner::A,
-            Winner::Tie => Winner::Tie,
-        }
-    }
-}
-
-/// What a judge says of two completions, shown in both orders.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// The winner when `a` was shown first.
-    pub a_first: Winner,
-    /// The winner when `b` was shown first. `A` is `a` here as well.
-    pub b_first: Winner,
-}
-
-impl Verdict {
-    /// Who wins in both orders; else it is a tie.
-    pub fn winner(self) -> Winner {
-        if self.is_consistent() { self.a_first } else { Winner::Tie }
-    }
-
-    /// False if the order changed the verdict.
-    pub fn is_consistent(self) -> bool {
-        self.a_first == self.b_first
-    }
-
-    /// True if the completion that was shown first won both times: a bias for the first place.
-    pub fn prefers_first(self) -> bool {
-        (self.a_first, self.b_first) == (Winner::A, Winner::B)
-    }
-
-    /// True if the completion that was shown last won both times.
-    pub fn prefers_last(self) -> bool {
-        (self.a_first, self.b_first) == (Winner::B, Winner::A)
-    }
-
-    /// 1 if `a` wins, 0 if `b` does, ½ for a tie.
-    pub fn points(self) -> f64 {
-        match self.winner() {
-            Winner::A => 1.0,
-            Winner::B => 0.0,
-            Winner::Tie => 0.5,
-        }
-    }
-}
-
 /// A model on a server that rates or compares, as its [`JudgeConfig`] says.
 #[derive(Debug)]
 pub struct Judge {
     config: JudgeConfig,
     client: Client,
     cache: Cache,
-    reading: Reading,
-    watch: Watch,
+    reading: VerdictParser,
+    cancellation: CancellationToken,
 }
 
 impl Judge {
@@ -118,15 +58,15 @@ impl Judge {
         Ok(Judge {
             client: Client::new(config.client()).map_err(RewardError::Config)?,
             cache: Cache::open(config.cache.as_deref()).map_err(RewardError::Config)?,
-            reading: Reading::new(&config.pattern, config.mode).map_err(RewardError::Config)?,
+            reading: VerdictParser::new(&config.pattern, config.mode).map_err(RewardError::Config)?,
             config: config.clone(),
-            watch: Watch::default(),
+            cancellation: CancellationToken::default(),
         })
     }
 
-    /// Lets somebody else end the waiting.
-    pub fn heed(&mut self, watch: &Watch) {
-        self.watch = watch.clone();
+    /// Takes the token that ends its waiting.
+    pub fn set_cancellation(&mut self, cancellation: &CancellationToken) {
+        self.cancellation = cancellation.clone();
     }
 
     /// Rates one completion in mode pointwise: a number of the scale.
@@ -150,12 +90,12 @@ impl Judge {
     ///
     /// # Errors
     /// If the server gives no answer in one of the orders, or the judge none that says who wins.
-    pub fn compare(&self, prompt: &[Message], a: &str, b: &str) -> Result<Verdict, RequestError> {
+    pub fn compare(&self, prompt: &[Message], a: &str, b: &str) -> Result<PairVerdict, RequestError> {
         self.compare_all(&[Comparison { prompt, answer: None, a, b }]).remove(0)
     }
 
     /// Compares several pairs, as [`Judge::compare`], in their order.
-    pub fn compare_all(&self, pairs: &[Comparison<'_>]) -> Vec<Result<Verdict, RequestError>> {
+    pub fn compare_all(&self, pairs: &[Comparison<'_>]) -> Vec<Result<PairVerdict, RequestError>> {
         let bodies = pairs.iter().flat_map(|&Comparison { prompt, answer, a, b }| {
             [[("a", a), ("b", b)], [("a", b), ("b", a)]].map(|shown| self.body(prompt, answer, &shown))
         });
@@ -163,7 +103,7 @@ impl Judge {
             self.ask_all(bodies.collect(), JudgeMode::Pairwise, |answer| self.reading.winner(answer));
         let verdict = |pair: &[Result<Winner, RequestError>]| {
             let [a_first, b_first] = pair else { return Err(RequestError::Interrupted) };
-            Ok(Verdict { a_first: a_first.clone()?, b_first: b_first.clone()?.swapped() })
+            Ok(PairVerdict { a_first: a_first.clone()?, b_first: b_first.clone()?.swapped() })
         };
         winners.chunks(2).map(verdict).collect()
     }
@@ -215,7 +155,7 @@ impl Judge {
             }
         }
         let (asked, bodies): (Vec<&str>, Vec<Value>) = asked.into_iter().unzip();
-        for (key, answer) in asked.into_iter().zip(self.client.post_all(bodies, &self.watch)) {
+        for (key, answer) in asked.into_iter().zip(self.client.post_all(bodies, &self.cancellation)) {
             let outcome = answer.and_then(|answer| {
                 let text = content(&answer).map_err(RequestError::Failed)?;
                 let value = read(text).map_err(RequestError::Failed)?;

@@ -3,9 +3,10 @@
 use arriero_buffers::{Message, Role};
 use regex::Regex;
 
-use super::super::exchange::quoted;
 use super::super::pattern::compile;
-use super::{JudgeMode, Winner};
+use super::JudgeMode;
+use super::verdict::Winner;
+use crate::error::quoted;
 
 /// Asks for a rating.
 pub(super) const POINTWISE: &str = "\
@@ -111,23 +112,23 @@ pub(super) fn conversation(messages: &[Message]) -> String {
     }
 }
 
-/// Reads verdicts.
+/// Finds the verdict in a judge's answer.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct VerdictParser {
     pattern: Regex,
     /// Whether an answer that is nothing but the verdict will do.
     bare: bool,
     expected: &'static str,
 }
 
-impl Reading {
+impl VerdictParser {
     pub fn new(pattern: &str, mode: JudgeMode) -> Result<Self, String> {
         let (default, expected) = match mode {
             JudgeMode::Pointwise => (r"rating\W{0,9}?\s*(-?\d+(?:\.\d+)?)", "\"Rating: N\""),
             JudgeMode::Pairwise => (r"winner\W{0,9}?\s*\b(a|b|tie)\b", "\"Winner: A\", B or tie"),
         };
         if pattern.is_empty() {
-            return Ok(Reading { pattern: compile(default, false, true)?, bare: true, expected });
+            return Ok(VerdictParser { pattern: compile(default, false, true)?, bare: true, expected });
         }
         let pattern = compile(pattern, false, false)?;
         if pattern.captures_len() < 2 {
@@ -136,7 +137,7 @@ impl Reading {
                 pattern.as_str()
             ));
         }
-        Ok(Reading { pattern, bare: false, expected: "a match of its pattern" })
+        Ok(VerdictParser { pattern, bare: false, expected: "a match of its pattern" })
     }
 
     fn verdict<'a>(&self, answer: &'a str) -> Result<&'a str, String> {
@@ -144,10 +145,10 @@ impl Reading {
         let found = last.and_then(|captures| captures.get(1)).map(|group| group.as_str());
         let short = answer.trim().trim_matches(|c: char| "*[](){}.\"'".contains(c));
         let bare = (self.bare && !short.is_empty() && short.len() <= 8).then_some(short);
-        found.or(bare).ok_or_else(|| self.nonsense(answer))
+        found.or(bare).ok_or_else(|| self.unreadable(answer))
     }
 
-    fn nonsense(&self, answer: &str) -> String {
+    fn unreadable(&self, answer: &str) -> String {
         format!("the judge answered {}; expected {}", quoted(answer), self.expected)
     }
 
@@ -160,7 +161,7 @@ impl Reading {
                 "the judge's rating is {number}, which is not from {low} to {high}: {}",
                 quoted(answer)
             )),
-            Err(_) => Err(self.nonsense(answer)),
+            Err(_) => Err(self.unreadable(answer)),
         }
     }
 
@@ -170,7 +171,7 @@ impl Reading {
             "a" => Ok(Winner::A),
             "b" => Ok(Winner::B),
             "tie" | "c" | "draw" => Ok(Winner::Tie),
-            _ => Err(self.nonsense(answer)),
+            _ => Err(self.unreadable(answer)),
         }
     }
 }
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn ratings_are_found_or_nonsense() {
-        let reading = Reading::new("", JudgeMode::Pointwise).expect("our own");
+        let reading = VerdictParser::new("", JudgeMode::Pointwise).expect("our own");
         for (answer, expected) in [
             ("It is fine.\n\nRating: 7", 7.0),
             ("Rating: 3 at first, but\n**Rating:** 8.5", 8.5),
@@ -215,17 +216,17 @@ mod tests {
         ] {
             assert!(reading.rating(answer, [1.0, 10.0]).is_err(), "{answer}");
         }
-        let own = Reading::new(r"<score>(\d+)</score>", JudgeMode::Pointwise).expect("it has a group");
+        let own = VerdictParser::new(r"<score>(\d+)</score>", JudgeMode::Pointwise).expect("it has a group");
         assert_eq!(own.rating("<score>3</score>", [0.0, 5.0]), Ok(3.0));
         assert!(own.rating("3", [0.0, 5.0]).is_err());
         for wrong in ["(", r"\d+"] {
-            assert!(Reading::new(wrong, JudgeMode::Pointwise).is_err(), "{wrong}");
+            assert!(VerdictParser::new(wrong, JudgeMode::Pointwise).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn winners_are_found_or_nonsense() {
-        let reading = Reading::new("", JudgeMode::Pairwise).expect("our own");
+        let reading = VerdictParser::new("", JudgeMode::Pairwise).expect("our own");
         for (answer, expected) in [
             ("A is longer.\nWinner: B", Winner::B),
             ("**Winner: A**", Winner::A),

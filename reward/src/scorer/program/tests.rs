@@ -129,12 +129,12 @@ fn a_large_line_does_not_jam_the_pipes() {
 #[test]
 fn whoever_waits_can_stop_it() {
     let mut scorer = scorer("sleep 1000", json!({"timeout": 1000.0}));
-    let watch = Watch::default();
-    scorer.heed(&watch);
+    let cancellation = CancellationToken::default();
+    scorer.set_cancellation(&cancellation);
     let group = texts(&["a", "b"]);
     let waiting = std::thread::spawn(move || scorer.score_groups(&[&group]).remove(0));
     std::thread::sleep(Duration::from_millis(100));
-    watch.stop();
+    cancellation.cancel();
     let found = waiting.join().expect("no panic");
     assert!(found.iter().all(|outcome| outcome == &Err(RewardError::Interrupted)), "{found:?}");
 }

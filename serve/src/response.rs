@@ -1,4 +1,4 @@
-//! Tokens as OpenAI's JSON: a whole answer, or chunks of it.
+//! Responses as OpenAI's JSON, from the engine's tokens: whole, or as a stream of chunks.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,11 +13,11 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use crate::error::Refusal;
-use crate::house::Told;
+use crate::error::ApiError;
+use crate::scheduler::TokenEvent;
 
 /// What JSON has in place of an infinite log-probability, as OpenAI's.
-const LEAST_LOGPROB: f32 = -9999.0;
+const MIN_LOGPROB: f32 = -9999.0;
 
 /// Which endpoint answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub(crate) enum Endpoint {
     Completions,
 }
 
-/// What the answers of a request have in common.
-pub(crate) struct Answering {
+/// Makes the response to a request; what its choices have in common.
+pub(crate) struct ResponseBuilder {
     pub endpoint: Endpoint,
     /// Distinguishes answers; without the endpoint's prefix.
     pub id: u64,
@@ -63,19 +63,20 @@ struct TokenLogprobs {
     offset: usize,
 }
 
-/// A refusal while tokens are awaited.
-fn lost() -> Refusal {
-    Refusal::broken("the engine stopped before the answer was complete")
+/// The error when no more tokens come.
+fn engine_stopped() -> ApiError {
+    ApiError::internal("the engine stopped before the answer was complete")
 }
 
-impl Answering {
-    /// Awaits all tokens.
-    pub async fn whole(self, mut told: mpsc::Receiver<Told>) -> Result<Value, Refusal> {
+impl ResponseBuilder {
+    /// The whole response, when all tokens are there.
+    pub async fn whole(self, mut events: mpsc::Receiver<TokenEvent>) -> Result<Value, ApiError> {
         let mut choices = vec![Choice::default(); self.prompts * self.samples];
         let (mut open, mut completion_tokens) = (choices.len(), 0);
         let mut offsets = vec![0; choices.len()];
         while open > 0 {
-            let (prompt, drawn) = told.recv().await.ok_or_else(lost)?.map_err(Refusal::broken)?;
+            let (prompt, drawn) =
+                events.recv().await.ok_or_else(engine_stopped)?.map_err(ApiError::internal)?;
             let index = prompt * self.samples + drawn.sample as usize;
             completion_tokens += 1;
             if self.logprobs {
@@ -95,28 +96,28 @@ impl Answering {
         Ok(Value::Object(body))
     }
 
-    /// Tells tokens as they come.
-    pub fn stream(self, told: mpsc::Receiver<Told>) -> Response {
+    /// Server-sent events: a chunk for each token as it comes.
+    pub fn stream(self, events: mpsc::Receiver<TokenEvent>) -> Response {
         let choices = self.prompts * self.samples;
-        let mut streaming = Streaming {
-            told,
+        let mut chunks = ChunkStream {
+            events,
             ready: VecDeque::new(),
             open: choices,
             completion_tokens: 0,
             offsets: vec![0; choices],
-            answering: self,
+            builder: self,
         };
-        if streaming.answering.endpoint == Endpoint::Chat {
+        if chunks.builder.endpoint == Endpoint::Chat {
             for index in 0..choices {
                 let delta = json!({ "role": "assistant", "content": "" });
-                streaming.chunk(
+                chunks.chunk(
                     json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null }),
                 );
             }
         }
-        let events = stream::unfold(streaming, |mut streaming| async move {
-            let event = streaming.next().await?;
-            Some((Ok::<_, Infallible>(Event::default().data(event)), streaming))
+        let events = stream::unfold(chunks, |mut chunks| async move {
+            let event = chunks.next().await?;
+            Some((Ok::<_, Infallible>(Event::default().data(event)), chunks))
         });
         Sse::new(events).keep_alive(KeepAlive::default()).into_response()
     }
@@ -172,7 +173,7 @@ impl Answering {
 
     fn logprobs(&self, logprobs: &Logprobs) -> Value {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let number = |logprob: f32| logprob.max(LEAST_LOGPROB);
+        let number = |logprob: f32| logprob.max(MIN_LOGPROB);
         let tokens = &logprobs.tokens;
         match self.endpoint {
             Endpoint::Chat => {
@@ -207,10 +208,10 @@ impl Answering {
     }
 }
 
-/// An answer in chunks.
-struct Streaming {
-    answering: Answering,
-    told: mpsc::Receiver<Told>,
+/// A response as the chunks that are sent so far.
+struct ChunkStream {
+    builder: ResponseBuilder,
+    events: mpsc::Receiver<TokenEvent>,
     ready: VecDeque<String>,
     /// Choices that have not ended.
     open: usize,
@@ -219,7 +220,7 @@ struct Streaming {
     offsets: Vec<usize>,
 }
 
-impl Streaming {
+impl ChunkStream {
     /// The next event's data.
     async fn next(&mut self) -> Option<String> {
         loop {
@@ -229,30 +230,30 @@ impl Streaming {
             if self.open == 0 {
                 return None;
             }
-            match self.told.recv().await {
+            match self.events.recv().await {
                 Some(Ok((prompt, drawn))) => self.push(prompt, drawn),
-                Some(Err(message)) => self.fail(&Refusal::broken(message)),
-                None => self.fail(&lost()),
+                Some(Err(message)) => self.fail(&ApiError::internal(message)),
+                None => self.fail(&engine_stopped()),
             }
         }
     }
 
-    fn fail(&mut self, refusal: &Refusal) {
-        self.ready.push_back(refusal.json().to_string());
+    fn fail(&mut self, error: &ApiError) {
+        self.ready.push_back(error.json().to_string());
         self.open = 0;
     }
 
     fn push(&mut self, prompt: usize, drawn: DrawnToken) {
-        let answering = &self.answering;
-        let index = prompt * answering.samples + drawn.sample as usize;
+        let builder = &self.builder;
+        let index = prompt * builder.samples + drawn.sample as usize;
         self.completion_tokens += 1;
-        let logprobs = if answering.logprobs {
-            let tokens = vec![answering.token(&drawn, &mut self.offsets[index])];
-            answering.logprobs(&Logprobs { tokens })
+        let logprobs = if builder.logprobs {
+            let tokens = vec![builder.token(&drawn, &mut self.offsets[index])];
+            builder.logprobs(&Logprobs { tokens })
         } else {
             Value::Null
         };
-        let choice = |text: Option<&str>, logprobs: Value, finish: Option<&str>| match answering.endpoint {
+        let choice = |text: Option<&str>, logprobs: Value, finish: Option<&str>| match builder.endpoint {
             Endpoint::Chat => {
                 let delta = text.map_or(json!({}), |text| json!({ "content": text }));
                 json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish })
@@ -263,7 +264,7 @@ impl Streaming {
             }
         };
         let mut chunks = Vec::new();
-        if !drawn.text.is_empty() || answering.logprobs {
+        if !drawn.text.is_empty() || builder.logprobs {
             chunks.push(choice(Some(&drawn.text), logprobs, None));
         }
         if let Some(finish) = drawn.finish {
@@ -274,10 +275,10 @@ impl Streaming {
             self.chunk(chunk);
         }
         if self.open == 0 {
-            if self.answering.include_usage {
-                let mut body = self.answering.envelope(true);
+            if self.builder.include_usage {
+                let mut body = self.builder.envelope(true);
                 body.insert("choices".to_string(), json!([]));
-                body.insert("usage".to_string(), self.answering.usage(self.completion_tokens));
+                body.insert("usage".to_string(), self.builder.usage(self.completion_tokens));
                 self.ready.push_back(Value::Object(body).to_string());
             }
             self.ready.push_back("[DONE]".to_string());
@@ -285,9 +286,9 @@ impl Streaming {
     }
 
     fn chunk(&mut self, choice: Value) {
-        let mut body = self.answering.envelope(true);
+        let mut body = self.builder.envelope(true);
         body.insert("choices".to_string(), json!([choice]));
-        if self.answering.include_usage {
+        if self.builder.include_usage {
             body.insert("usage".to_string(), Value::Null);
         }
         self.ready.push_back(Value::Object(body).to_string());

@@ -1,4 +1,4 @@
-//! An item as the tokens that a model is given.
+//! A question: what a model is asked, as text and as tokens.
 
 use arriero_buffers::{Branch, Message, Role, Tree};
 use arriero_policy::PolicyError;
@@ -109,14 +109,14 @@ fn tree(id: u64, question: &[u32], wholes: &[Vec<u32>], first: Option<u32>) -> T
 
 /// How a suite's items become questions.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Asking {
+pub(crate) struct PromptFormat {
     /// Whether through the chat template.
     pub chat: bool,
     /// Standing instructions.
     pub system: Option<String>,
 }
 
-impl Asking {
+impl PromptFormat {
     /// A conversation with the standing instructions before it, or the text of its one message.
     ///
     /// # Errors
@@ -168,11 +168,11 @@ mod tests {
 
     #[test]
     fn a_text_is_one_message() {
-        let plain = Asking { chat: false, system: None };
+        let plain = PromptFormat { chat: false, system: None };
         let messages = [Message::user("a"), Message::assistant("b")];
         assert_eq!(plain.question(&messages[..1]), Ok(Question::Text("a".into())));
         assert!(plain.question(&messages).is_err());
-        let chat = Asking { chat: true, system: Some("s".into()) };
+        let chat = PromptFormat { chat: true, system: Some("s".into()) };
         let Ok(Question::Chat(asked)) = chat.question(&messages[..1]) else { panic!("a conversation") };
         assert_eq!((asked.len(), asked[0].role), (2, Role::System));
     }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use arriero_sandbox::{Ending, Job, Limits, Outcome, Python, Sandbox, SandboxError};
+use arriero_sandbox::{ExitReason, Job, Limits, Outcome, Python, Sandbox, SandboxError};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use super::extract::{Code, extract, sources};
 use super::{TestResult, Tests, Verdict};
 
 const WIRE: &str = include_str!("wire.py");
-const JUDGE: &str = include_str!("judge.py");
+const RUNNER: &str = include_str!("runner.py");
 const CANDIDATE: &str = include_str!("candidate.py");
 
 /// What blocks of Python call themselves.
@@ -25,14 +25,14 @@ const TOO_MUCH_MEMORY: &str = "its processes used too much memory together";
 
 /// What came of a completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Judged {
+pub struct TestReport {
     /// False if the completion has no code: no fence, and what it has is no Python.
     pub code_found: bool,
     /// One for each test, in the order asserts, check, cases; none if there is no code.
     pub results: Vec<TestResult>,
 }
 
-impl Judged {
+impl TestReport {
     /// True if every test passed, and there was one.
     pub fn all_passed(&self) -> bool {
         !self.results.is_empty() && self.count(Verdict::Passed) == self.results.len()
@@ -46,24 +46,24 @@ impl Judged {
 
 /// Runs code against tests.
 #[derive(Debug)]
-pub struct Judge {
+pub struct TestRunner {
     sandbox: Sandbox,
     python: Python,
     command: Vec<String>,
     limits: Limits,
 }
 
-/// A line that the judge's process writes.
+/// A line that `runner.py` writes.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Told {
+enum ReportLine {
     Test { test: usize, verdict: Verdict, message: String },
     Syntax { syntax: String },
     Load { load: String },
 }
 
-impl Judge {
-    /// A judge whose programs run with the interpreter `python` (a command, such as `python3`), or where there is a
+impl TestRunner {
+    /// A runner whose programs run with the interpreter `python` (a command, such as `python3`), or where there is a
     /// `command`, in which `{file}` stands for the code's file, with that. They can read the system's folders, the
     /// interpreter's and `readable`. Their `limits` hold for each completion, all tests together.
     ///
@@ -79,21 +79,21 @@ impl Judge {
         let python = Python::find(OsStr::new(python))?;
         let folders: Vec<PathBuf> = python.folders.iter().chain(readable).cloned().collect();
         let sandbox = if confined { Sandbox::new(&folders)? } else { Sandbox::none() };
-        Ok(Judge { sandbox, python, command: command.to_vec(), limits })
+        Ok(TestRunner { sandbox, python, command: command.to_vec(), limits })
     }
 
-    /// Judges a completion.
+    /// Runs the tests of a completion.
     ///
     /// # Errors
     /// If a program could not be run for a reason that is not its own.
-    pub fn judge(&self, completion: &str, tests: &Tests) -> Result<Judged, SandboxError> {
+    pub fn run(&self, completion: &str, tests: &Tests) -> Result<TestReport, SandboxError> {
         let languages = if self.command.is_empty() { PYTHON } else { &[] };
-        let none = Judged { code_found: false, results: Vec::new() };
+        let none = TestReport { code_found: false, results: Vec::new() };
         let Some(code) = extract(completion, languages, &tests.text()) else { return Ok(none) };
         let end = Instant::now() + self.limits.time;
         let mut results = Vec::new();
         if tests.count() > tests.cases.len() {
-            match self.call(&code, tests, end)? {
+            match self.run_python_tests(&code, tests, end)? {
                 Some(called) => results = called,
                 None => return Ok(none),
             }
@@ -110,7 +110,7 @@ impl Judge {
             }
             results.push(compare(&outcome, &case.stdout, self.limits.time));
         }
-        Ok(Judged { code_found: true, results })
+        Ok(TestReport { code_found: true, results })
     }
 
     /// The code as a program of its own.
@@ -134,7 +134,7 @@ impl Judge {
     }
 
     /// Verdicts of asserts and of a check; none if the code is none.
-    fn call(
+    fn run_python_tests(
         &self,
         code: &Code,
         tests: &Tests,
@@ -143,17 +143,17 @@ impl Judge {
         let asserts: Vec<&String> = tests.asserts.iter().collect();
         let mut results = Vec::new();
         if !asserts.is_empty() {
-            let Some(all) = self.call_some(code, tests, &asserts, end, false)? else { return Ok(None) };
+            let Some(all) = self.run_pieces(code, tests, &asserts, end, false)? else { return Ok(None) };
             results = all;
         }
         if let Some(check) = &tests.check {
-            let Some(one) = self.call_some(code, tests, &[check], end, true)? else { return Ok(None) };
+            let Some(one) = self.run_pieces(code, tests, &[check], end, true)? else { return Ok(None) };
             results.extend(one);
         }
         Ok(Some(results))
     }
 
-    fn call_some(
+    fn run_pieces(
         &self,
         code: &Code,
         tests: &Tests,
@@ -161,8 +161,8 @@ impl Judge {
         end: Instant,
         call: bool,
     ) -> Result<Option<Vec<TestResult>>, SandboxError> {
-        let judge = format!("{WIRE}\n{JUDGE}");
-        let mut job = self.python.job(["-c", &judge]);
+        let script = format!("{WIRE}\n{RUNNER}");
+        let mut job = self.python.job(["-c", &script]);
         let task = json!({
             "candidate": format!("{WIRE}\n{CANDIDATE}"),
             "sources": sources(code, tests.prefix.as_deref()),
@@ -175,23 +175,23 @@ impl Judge {
         let outcome = self.sandbox.run(&job, &self.limits_until(end))?;
         let mut results = Vec::new();
         for line in outcome.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            match serde_json::from_slice::<Told>(line) {
-                Ok(Told::Test { test, verdict, message }) if test == results.len() => {
+            match serde_json::from_slice::<ReportLine>(line) {
+                Ok(ReportLine::Test { test, verdict, message }) if test == results.len() => {
                     results.push(TestResult::new(verdict, message));
                 }
-                Ok(Told::Syntax { .. }) if !code.fenced => return Ok(None),
-                Ok(Told::Syntax { syntax: cause } | Told::Load { load: cause }) => {
+                Ok(ReportLine::Syntax { .. }) if !code.fenced => return Ok(None),
+                Ok(ReportLine::Syntax { syntax: cause } | ReportLine::Load { load: cause }) => {
                     results = vec![TestResult::new(Verdict::Crashed, cause); pieces.len()];
                 }
                 // A line that was cut off when the time was up.
-                Ok(Told::Test { .. }) | Err(_) => break,
+                Ok(ReportLine::Test { .. }) | Err(_) => break,
             }
         }
-        let rest = match outcome.ending {
-            Ending::TimedOut => timeout(self.limits.time),
-            Ending::TooMuchOutput => TestResult::new(Verdict::Crashed, "the tests wrote too much"),
-            Ending::TooMuchMemory => TestResult::new(Verdict::Crashed, TOO_MUCH_MEMORY),
-            Ending::Exited(_) | Ending::Signalled(_) => TestResult::new(
+        let rest = match outcome.exit {
+            ExitReason::TimedOut => timeout(self.limits.time),
+            ExitReason::TooMuchOutput => TestResult::new(Verdict::Crashed, "the tests wrote too much"),
+            ExitReason::TooMuchMemory => TestResult::new(Verdict::Crashed, TOO_MUCH_MEMORY),
+            ExitReason::Exited(_) | ExitReason::Signalled(_) => TestResult::new(
                 Verdict::Crashed,
                 format!("the tests ended early: {}", last_line(&outcome.stderr)),
             ),
@@ -215,20 +215,20 @@ fn is_no_python(outcome: &Outcome) -> bool {
     let said = last_line(&outcome.stderr);
     let refused =
         ["SyntaxError:", "IndentationError:", "TabError:"].iter().any(|name| said.starts_with(name));
-    outcome.ending == Ending::Exited(1) && refused && outcome.stdout.is_empty()
+    outcome.exit == ExitReason::Exited(1) && refused && outcome.stdout.is_empty()
 }
 
 fn compare(outcome: &Outcome, expected: &str, limit: Duration) -> TestResult {
-    match outcome.ending {
-        Ending::Exited(0) => {}
-        Ending::TimedOut => return timeout(limit),
-        Ending::TooMuchOutput => return TestResult::new(Verdict::Crashed, "it wrote too much"),
-        Ending::TooMuchMemory => return TestResult::new(Verdict::Crashed, TOO_MUCH_MEMORY),
-        Ending::Exited(status) => {
+    match outcome.exit {
+        ExitReason::Exited(0) => {}
+        ExitReason::TimedOut => return timeout(limit),
+        ExitReason::TooMuchOutput => return TestResult::new(Verdict::Crashed, "it wrote too much"),
+        ExitReason::TooMuchMemory => return TestResult::new(Verdict::Crashed, TOO_MUCH_MEMORY),
+        ExitReason::Exited(status) => {
             let said = last_line(&outcome.stderr);
             return TestResult::new(Verdict::Crashed, format!("it ended with status {status}: {said}"));
         }
-        Ending::Signalled(signal) => {
+        ExitReason::Signalled(signal) => {
             return TestResult::new(Verdict::Crashed, format!("it was ended by signal {signal}"));
         }
     }

@@ -1,4 +1,4 @@
-//! What scorers outside of this process are told, and how their answers are read.
+//! The protocol with scorers outside of this process: requests, and how their answers are read.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Outcomes;
-use crate::error::RewardError;
-
-/// Bytes of foreign text in an error message.
-const QUOTED: usize = 300;
+use crate::error::{RewardError, quoted};
 
 /// What one request is about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,15 +169,6 @@ fn number(name: &str, value: &Value) -> Result<f32, String> {
     };
     let number = number.map(|number| number as f32).filter(|number| number.is_finite());
     number.ok_or_else(|| format!("{name:?} must be a finite number"))
-}
-
-/// The beginning of a foreign text, on one line.
-pub(crate) fn quoted(text: &str) -> String {
-    if text.len() <= QUOTED {
-        return format!("{text:?}");
-    }
-    let end = (0..=QUOTED).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    format!("{:?}… ({} bytes)", &text[..end], text.len())
 }
 
 #[cfg(test)]

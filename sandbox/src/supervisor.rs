@@ -16,9 +16,10 @@ use rustix::process::{
 };
 
 use crate::child::{self, EXECUTING, Failure, Program, Setup, WRITING};
+use crate::error::SandboxError;
+use crate::job::{ExitReason, Job, Limits, Outcome, resolve};
 use crate::memory;
 use crate::plan::{Identity, Plan};
-use crate::{Ending, Job, Limits, Outcome, SandboxError, resolve};
 
 /// Files that a program can have open.
 const OPEN_FILES: u64 = 256;
@@ -36,9 +37,9 @@ pub(crate) fn probe(plan: &Plan) -> Result<(), SandboxError> {
     let job = Job::default();
     // On a machine that is busy, or that was asleep, the first try may take its time.
     let limits = Limits { time: Duration::from_secs(600), ..Limits::default() };
-    let outcome = watch(plan, &job, &limits, None)?;
-    match outcome.ending {
-        Ending::Exited(0) => Ok(()),
+    let outcome = supervise(plan, &job, &limits, None)?;
+    match outcome.exit {
+        ExitReason::Exited(0) => Ok(()),
         other => Err(SandboxError::System { step: "trying the sandbox", cause: format!("{other:?}") }),
     }
 }
@@ -50,7 +51,7 @@ pub(crate) fn run(plan: &Plan, job: &Job, limits: &Limits) -> Result<Outcome, Sa
     let arguments = texts(job.command.iter().map(|word| word.as_bytes().to_vec()).collect())?;
     let environment = texts(job.environment.iter().map(|(name, value)| pair(name, value)).collect())?;
     let program = Program::new(text(program.into_os_string().as_bytes().to_vec())?, arguments, environment);
-    watch(plan, job, limits, Some(program))
+    supervise(plan, job, limits, Some(program))
 }
 
 fn text(bytes: Vec<u8>) -> Result<CString, SandboxError> {
@@ -103,7 +104,7 @@ fn explain(failure: Failure, program: Option<&Program>) -> SandboxError {
 }
 
 /// A user id that no other program has: from our process id and a counter.
-fn fresh() -> u32 {
+fn fresh_uid() -> u32 {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let process = std::process::id() & 0x3f_ffff;
     0x4000_0000 | process << 7 | COUNTER.fetch_add(1, Ordering::Relaxed) & 0x7f
@@ -148,11 +149,16 @@ fn resource_limits(limits: &Limits) -> Vec<(Resource, u64)> {
         .into()
 }
 
-fn watch(plan: &Plan, job: &Job, limits: &Limits, program: Option<Program>) -> Result<Outcome, SandboxError> {
+fn supervise(
+    plan: &Plan,
+    job: &Job,
+    limits: &Limits,
+    program: Option<Program>,
+) -> Result<Outcome, SandboxError> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(system("making a pipe"));
     let (stdout, out) = pipe()?;
     let (stderr, err) = pipe()?;
-    let fresh = fresh();
+    let fresh = fresh_uid();
     let owner = match plan.identity {
         Identity::Fresh => fresh,
         Identity::Namespace { .. } => child::NOBODY,
@@ -203,7 +209,7 @@ impl Process {
         loop {
             let left = limits.time.saturating_sub(start.elapsed());
             if left.is_zero() {
-                reached = Some(Ending::TimedOut);
+                reached = Some(ExitReason::TimedOut);
                 break;
             }
             if self.wait(outputs, left.min(MEMORY_EVERY))? {
@@ -211,27 +217,27 @@ impl Process {
             }
             if looked.elapsed() >= MEMORY_EVERY {
                 if memory::is_over(self.id, limits.memory) {
-                    reached = Some(Ending::TooMuchMemory);
+                    reached = Some(ExitReason::TooMuchMemory);
                     break;
                 }
                 looked = Instant::now();
             }
             if outputs.iter().any(|output| output.full) {
-                reached = Some(Ending::TooMuchOutput);
+                reached = Some(ExitReason::TooMuchOutput);
                 break;
             }
         }
         let time = start.elapsed();
-        let ending = self.end()?;
+        let exit = self.end()?;
         // All that had the pipes open have ended with process 1: this reads to their ends.
         for output in outputs.iter_mut() {
             while output.pipe.is_some() && !output.full {
                 output.read()?;
             }
         }
-        let full = outputs.iter().any(|output| output.full).then_some(Ending::TooMuchOutput);
+        let full = outputs.iter().any(|output| output.full).then_some(ExitReason::TooMuchOutput);
         let [stdout, stderr] = outputs.each_mut().map(|output| std::mem::take(&mut output.bytes));
-        Ok(Outcome { ending: reached.or(full).unwrap_or(ending), stdout, stderr, time })
+        Ok(Outcome { exit: reached.or(full).unwrap_or(exit), stdout, stderr, time })
     }
 
     /// Waits for something to read or for the end, which is true; at most `left`.
@@ -258,7 +264,7 @@ impl Process {
     }
 
     /// Kills the program if it runs, with all that it started, and says how it ended.
-    fn end(&mut self) -> Result<Ending, SandboxError> {
+    fn end(&mut self) -> Result<ExitReason, SandboxError> {
         // Fails if it has ended.
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
         let status: Option<WaitIdStatus> = loop {
@@ -273,8 +279,8 @@ impl Process {
             cause: "it has no status".to_string(),
         })?;
         Ok(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Ending::Exited(code),
-            (None, signal) => Ending::Signalled(signal.unwrap_or(0)),
+            (Some(code), _) => ExitReason::Exited(code),
+            (None, signal) => ExitReason::Signalled(signal.unwrap_or(0)),
         })
     }
 }

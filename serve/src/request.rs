@@ -1,18 +1,18 @@
-//! What a client asks, validated.
+//! A client's request, validated.
 
 use arriero_buffers::{Message, Role};
 use arriero_policy::sampling::SamplingConfig;
 use serde_json::Value;
 
-use crate::error::Refusal;
+use crate::error::ApiError;
 use crate::fields::{Fields, Neutral};
 
 /// Stop strings of a request.
-const MOST_STOPS: usize = 16;
+const MAX_STOPS: usize = 16;
 /// Alternatives of a token, as OpenAI's.
-const MOST_ALTERNATIVES: usize = 20;
+const MAX_ALTERNATIVES: usize = 20;
 
-/// What both endpoints can be told.
+/// The options that both endpoints have.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Options {
     /// `max_new_tokens` is not decided yet: see `max_tokens`.
@@ -28,14 +28,14 @@ pub(crate) struct Options {
 
 /// The body of `/v1/chat/completions`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Chat {
+pub(crate) struct ChatRequest {
     pub messages: Vec<Message>,
     pub options: Options,
 }
 
 /// The body of `/v1/completions`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Completion {
+pub(crate) struct CompletionRequest {
     pub prompts: Vec<CompletionPrompt>,
     pub options: Options,
 }
@@ -55,14 +55,14 @@ pub(crate) struct Limits {
     /// The most samples of a prompt.
     pub batch: usize,
     /// The most sequences of a request.
-    pub places: usize,
+    pub slots: usize,
 }
 
-impl Chat {
-    pub fn read(mut fields: Fields, limits: &Limits) -> Result<Self, Refusal> {
-        let messages: Vec<Value> = fields.need("messages", "a list of messages")?;
+impl ChatRequest {
+    pub fn read(mut fields: Fields, limits: &Limits) -> Result<Self, ApiError> {
+        let messages: Vec<Value> = fields.require("messages", "a list of messages")?;
         if messages.is_empty() {
-            return Err(fields.fail("messages", "is empty; expected at least one message"));
+            return Err(fields.error("messages", "is empty; expected at least one message"));
         }
         let messages = messages.into_iter().enumerate().map(|(index, value)| message(index, value));
         let messages = messages.collect::<Result<_, _>>()?;
@@ -70,10 +70,10 @@ impl Chat {
         let top: Option<usize> = fields.take("top_logprobs", WHOLE)?;
         let logprobs = match (logprobs.unwrap_or(false), top) {
             (false, Some(top)) if top > 0 => {
-                return Err(fields.fail("top_logprobs", format!("is {top}, but logprobs is not true")));
+                return Err(fields.error("top_logprobs", format!("is {top}, but logprobs is not true")));
             }
             (false, _) => None,
-            (true, top) => Some(at_most(&fields, "top_logprobs", top.unwrap_or(0), MOST_ALTERNATIVES)?),
+            (true, top) => Some(at_most(&fields, "top_logprobs", top.unwrap_or(0), MAX_ALTERNATIVES)?),
         };
         fields.ignore(&[
             ("function_call", Neutral::Text(&["none", "auto"])),
@@ -86,20 +86,20 @@ impl Chat {
         ])?;
         let max: Option<usize> = fields.take("max_completion_tokens", WHOLE)?;
         let options = options(fields, limits, max, logprobs)?;
-        Ok(Chat { messages, options })
+        Ok(ChatRequest { messages, options })
     }
 }
 
-impl Completion {
-    pub fn read(mut fields: Fields, limits: &Limits) -> Result<Self, Refusal> {
+impl CompletionRequest {
+    pub fn read(mut fields: Fields, limits: &Limits) -> Result<Self, ApiError> {
         let expected = "a text, a list of texts, token ids, or a list of lists of token ids";
-        let prompt: Value = fields.need("prompt", expected)?;
-        let wrong = |fields: &Fields| fields.fail("prompt", format!("is wrong; expected {expected}"));
+        let prompt: Value = fields.require("prompt", expected)?;
+        let wrong = |fields: &Fields| fields.error("prompt", format!("is wrong; expected {expected}"));
         let ids = |value: &Value| serde_json::from_value::<Vec<u32>>(value.clone()).ok();
         let prompts = match &prompt {
             Value::String(text) => vec![CompletionPrompt::Text(text.clone())],
             Value::Array(values) if values.is_empty() => {
-                return Err(fields.fail("prompt", "is an empty list; expected at least one prompt"));
+                return Err(fields.error("prompt", "is an empty list; expected at least one prompt"));
             }
             Value::Array(values) if values.iter().all(Value::is_number) => {
                 vec![CompletionPrompt::Tokens(ids(&prompt).ok_or_else(|| wrong(&fields))?)]
@@ -118,32 +118,31 @@ impl Completion {
                 && let Some(token) = tokens.iter().find(|&&token| token as usize >= limits.vocabulary)
             {
                 let message = format!("has the token {token}; the model has {} tokens", limits.vocabulary);
-                return Err(fields.fail("prompt", message));
+                return Err(fields.error("prompt", message));
             }
         }
         let logprobs: Option<usize> = fields.take("logprobs", WHOLE)?;
-        let logprobs =
-            logprobs.map(|top| at_most(&fields, "logprobs", top, MOST_ALTERNATIVES)).transpose()?;
+        let logprobs = logprobs.map(|top| at_most(&fields, "logprobs", top, MAX_ALTERNATIVES)).transpose()?;
         fields.ignore(&[("best_of", Neutral::One), ("echo", Neutral::False), ("suffix", Neutral::Empty)])?;
         let options = options(fields, limits, None, logprobs)?;
         let sequences = prompts.len().saturating_mul(options.samples);
-        if sequences > limits.places {
+        if sequences > limits.slots {
             let message = format!(
                 "has {} prompts, with n that is {sequences} answers; this server takes {} at once",
                 prompts.len(),
-                limits.places
+                limits.slots
             );
-            return Err(Refusal::field("prompt", message));
+            return Err(ApiError::invalid_field("prompt", message));
         }
-        Ok(Completion { prompts, options })
+        Ok(CompletionRequest { prompts, options })
     }
 }
 
 const WHOLE: &str = "a whole number of at least 0";
 
-fn at_most(fields: &Fields, name: &str, value: usize, most: usize) -> Result<usize, Refusal> {
+fn at_most(fields: &Fields, name: &str, value: usize, most: usize) -> Result<usize, ApiError> {
     if value > most {
-        return Err(fields.fail(name, format!("is {value}; it must be at most {most}")));
+        return Err(fields.error(name, format!("is {value}; it must be at most {most}")));
     }
     Ok(value)
 }
@@ -154,34 +153,34 @@ fn options(
     limits: &Limits,
     max_completion_tokens: Option<usize>,
     logprobs: Option<usize>,
-) -> Result<Options, Refusal> {
+) -> Result<Options, ApiError> {
     let model: Option<String> = fields.take("model", "a text")?;
     if let Some(model) = model.filter(|model| *model != limits.model) {
-        return Err(Refusal::no_model(&model, &limits.model));
+        return Err(ApiError::model_not_found(&model, &limits.model));
     }
     let max_tokens: Option<usize> = fields.take("max_tokens", WHOLE)?;
     if let (Some(one), Some(other)) = (max_tokens, max_completion_tokens)
         && one != other
     {
-        return Err(fields.fail("max_tokens", format!("is {one}, but max_completion_tokens is {other}")));
+        return Err(fields.error("max_tokens", format!("is {one}, but max_completion_tokens is {other}")));
     }
     let (max_tokens, named) = match max_completion_tokens {
         Some(max) => (Some(max), "max_completion_tokens"),
         None => (max_tokens, "max_tokens"),
     };
     if max_tokens == Some(0) {
-        return Err(fields.fail(named, "is 0; it must be at least 1"));
+        return Err(fields.error(named, "is 0; it must be at least 1"));
     }
     let samples = fields.take("n", "a whole number of at least 1")?.unwrap_or(1);
     if !(1..=limits.batch).contains(&samples) {
         let message = format!("is {samples}; it must be at least 1 and at most {}", limits.batch);
-        return Err(fields.fail("n", message));
+        return Err(fields.error("n", message));
     }
     let seed = match fields.value("seed") {
         None => None,
         Some(value) => {
             let seed = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
-            Some(seed.ok_or_else(|| fields.fail("seed", format!("is {value}; expected a whole number")))?)
+            Some(seed.ok_or_else(|| fields.error("seed", format!("is {value}; expected a whole number")))?)
         }
     };
     let number = "a number";
@@ -195,14 +194,14 @@ fn options(
     };
     sampling.validate().map_err(|sentence| {
         let (name, message) = sentence.split_once(' ').unwrap_or((&sentence, ""));
-        fields.fail(name, message)
+        fields.error(name, message)
     })?;
     let stream = fields.take("stream", "true or false")?.unwrap_or(false);
     let include_usage = match fields.value("stream_options") {
         None => false,
-        Some(_) if !stream => return Err(fields.fail("stream_options", "is given, but stream is not true")),
+        Some(_) if !stream => return Err(fields.error("stream_options", "is given, but stream is not true")),
         Some(value) => {
-            let mut inner = Fields::inner("stream_options", value)?;
+            let mut inner = Fields::nested("stream_options", value)?;
             let include_usage = inner.take("include_usage", "true or false")?.unwrap_or(false);
             inner.ignore(&[("include_obfuscation", Neutral::False)])?;
             inner.finish()?;
@@ -226,37 +225,39 @@ fn options(
 }
 
 /// Other servers take -1 for all tokens.
-fn top_k(fields: &mut Fields) -> Result<usize, Refusal> {
+fn top_k(fields: &mut Fields) -> Result<usize, ApiError> {
     match fields.take::<i64>("top_k", "a whole number")? {
         None | Some(-1) => Ok(0),
-        Some(k) => usize::try_from(k).map_err(|_| fields.fail("top_k", format!("is {k}; 0 or -1 means all"))),
+        Some(k) => {
+            usize::try_from(k).map_err(|_| fields.error("top_k", format!("is {k}; 0 or -1 means all")))
+        }
     }
 }
 
-fn stops(fields: &mut Fields) -> Result<Vec<String>, Refusal> {
+fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let stops = match fields.value("stop") {
         None => Vec::new(),
         Some(Value::String(stop)) => vec![stop],
         Some(value) => serde_json::from_value(value)
-            .map_err(|_| fields.fail("stop", "is wrong; expected a text or a list of texts"))?,
+            .map_err(|_| fields.error("stop", "is wrong; expected a text or a list of texts"))?,
     };
-    if stops.len() > MOST_STOPS {
-        return Err(fields.fail("stop", format!("has {} texts; it may have {MOST_STOPS}", stops.len())));
+    if stops.len() > MAX_STOPS {
+        return Err(fields.error("stop", format!("has {} texts; it may have {MAX_STOPS}", stops.len())));
     }
     Ok(stops)
 }
 
-fn message(index: usize, value: Value) -> Result<Message, Refusal> {
-    let mut fields = Fields::inner(&format!("messages[{index}]"), value)?;
+fn message(index: usize, value: Value) -> Result<Message, ApiError> {
+    let mut fields = Fields::nested(&format!("messages[{index}]"), value)?;
     let roles = "system, developer, user, assistant or tool";
-    let role: String = fields.need("role", roles)?;
+    let role: String = fields.require("role", roles)?;
     let role = match role.as_str() {
         // The newer name of the same.
         "system" | "developer" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "tool" => Role::Tool,
-        other => return Err(fields.fail("role", format!("is \"{other}\"; expected {roles}"))),
+        other => return Err(fields.error("role", format!("is \"{other}\"; expected {roles}"))),
     };
     let content = match fields.value("content") {
         Some(Value::String(text)) => text,
@@ -269,7 +270,7 @@ fn message(index: usize, value: Value) -> Result<Message, Refusal> {
         }
         _ => {
             return Err(
-                fields.fail("content", "is missing or wrong; expected a text or a list of text parts")
+                fields.error("content", "is missing or wrong; expected a text or a list of text parts")
             );
         }
     };
@@ -287,13 +288,13 @@ fn message(index: usize, value: Value) -> Result<Message, Refusal> {
     Ok(Message { tool_call_id, ..Message::new(role, content) })
 }
 
-fn text_part(name: &str, value: Value) -> Result<String, Refusal> {
-    let mut fields = Fields::inner(name, value)?;
-    let kind: String = fields.need("type", "\"text\"")?;
+fn text_part(name: &str, value: Value) -> Result<String, ApiError> {
+    let mut fields = Fields::nested(name, value)?;
+    let kind: String = fields.require("type", "\"text\"")?;
     if kind != "text" {
-        return Err(fields.fail("type", format!("is \"{kind}\"; this server reads \"text\" only")));
+        return Err(fields.error("type", format!("is \"{kind}\"; this server reads \"text\" only")));
     }
-    let text = fields.need("text", "a text")?;
+    let text = fields.require("text", "a text")?;
     fields.finish()?;
     Ok(text)
 }

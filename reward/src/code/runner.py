@@ -1,4 +1,4 @@
-# The judge's side: runs the tests, which never meet the candidate's process. What the tests call of the candidate is
+# The runner's side: runs the tests, which never meet the candidate's process. What the tests call of the candidate is
 # asked of that process, and what it answers are plain values, compared here.
 import builtins, fcntl, os, signal
 

@@ -9,23 +9,23 @@ const SLICE: Duration = Duration::from_millis(25);
 
 /// Ends the waiting from outside, and shows that there is progress. All clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct Watch(Arc<State>);
+pub struct CancellationToken(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    stopped: AtomicBool,
+    cancelled: AtomicBool,
     activity: AtomicU64,
 }
 
-impl Watch {
+impl CancellationToken {
     /// Asks the scorer to give up what it waits for. Its completions have no score then.
-    pub fn stop(&self) {
-        self.0.stopped.store(true, Ordering::Release);
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::Release);
     }
 
-    /// True from [`Watch::stop`] on.
-    pub fn is_stopped(&self) -> bool {
-        self.0.stopped.load(Ordering::Acquire)
+    /// True from [`CancellationToken::cancel`] on.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Acquire)
     }
 
     /// How many answers and failures have come, so that a scorer that waits can be told from one that is stuck.
@@ -43,29 +43,29 @@ impl Watch {
         &self,
         deadline: Instant,
         mut look: impl FnMut(Duration) -> Option<T>,
-    ) -> Result<T, Waited> {
+    ) -> Result<T, WaitError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Some(found) = look(left.min(SLICE)) {
                 return Ok(found);
             }
-            if self.is_stopped() {
-                return Err(Waited::Stopped);
+            if self.is_cancelled() {
+                return Err(WaitError::Cancelled);
             }
             if left.is_zero() {
-                return Err(Waited::TooLong);
+                return Err(WaitError::TimedOut);
             }
         }
     }
 
     /// Sleeps until then, or until the scorer is to stop.
-    pub(crate) fn sleep_until(&self, then: Instant) -> Result<(), Waited> {
+    pub(crate) fn sleep_until(&self, then: Instant) -> Result<(), WaitError> {
         let slept = self.wait(then, |slice| -> Option<()> {
             std::thread::sleep(slice);
             None
         });
         match slept {
-            Err(Waited::Stopped) => Err(Waited::Stopped),
+            Err(WaitError::Cancelled) => Err(WaitError::Cancelled),
             _ => Ok(()),
         }
     }
@@ -73,9 +73,9 @@ impl Watch {
 
 /// Why nothing came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waited {
+pub(crate) enum WaitError {
     /// The deadline has passed.
-    TooLong,
-    /// [`Watch::stop`] was called.
-    Stopped,
+    TimedOut,
+    /// [`CancellationToken::cancel`] was called.
+    Cancelled,
 }
