@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use arriero_buffers::Address;
 use arriero_store::EventLevel;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -353,6 +354,11 @@ impl ConductorState {
     fn current_stage(&self) -> &Stage {
         let stage = self.current_arm().stages[self.stage].training();
         stage.expect("a stage that averages has no phase of sampling or training")
+    }
+
+    /// The place of a stage in a round of the running arm.
+    fn address(&self, round: usize, stage: &str) -> Address {
+        Address::new(self.current_arm().name.as_str(), self.context.plan.seed, round as u64, stage)
     }
 
     fn record(&self, record: Record) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use arriero_buffers::{ExperienceBuffer, Tree};
+use arriero_buffers::{Address, ExperienceBuffer, Tree};
 use arriero_policy::PolicyError;
 use arriero_policy::average;
 use arriero_policy::checkpoint::{self, Beside, Weights};
@@ -521,10 +521,12 @@ impl LearnerState {
                 // Before the conductor hears of the step: it lets a generator begin that takes these weights.
                 self.wiring.weights.publish(trainer.snapshot(self.version));
             }
+            let (arm, stage) = (work.job.arm.as_str(), work.job.stage.name.clone());
             let record = Record::Metrics {
-                arm: work.job.arm.clone(),
-                stage: work.job.stage.name.clone(),
+                address: Address::new(arm, self.wiring.plan.seed, work.job.round, stage.as_str()),
+                series: stage,
                 step: step.into(),
+                part: 0,
                 metrics: report.metrics.clone(),
             };
             self.wiring.push(&self.wiring.records, record)?;

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arriero_buffers::{ScoredGroup, Selection, SelectionRule, Tree};
-use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleKey, SampleRecord};
+use arriero_buffers::{
+    Address, Completion, Drawn, Role as Speaker, ScoredGroup, Segment, Selection, SelectionRule, Tree,
+};
+use arriero_store::{
+    ArmStore, CheckpointRecord, DropRecord, EventLevel, EventRecord, MetricRecord, SampleKey, SampleRecord,
+};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
@@ -21,26 +25,19 @@ const BATCH: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) enum Record {
     /// A logged step.
-    Metrics { arm: String, stage: String, step: u64, metrics: BTreeMap<String, f64> },
+    Metrics { address: Address, series: String, step: u64, part: u64, metrics: BTreeMap<String, f64> },
     /// A scored group and what became of it.
-    Group {
-        arm: String,
-        stage: String,
-        round: u64,
-        scored: Arc<ScoredGroup>,
-        rule: SelectionRule,
-        selection: Selection,
-    },
+    Group { address: Address, scored: Arc<ScoredGroup>, rule: SelectionRule, selection: Selection },
     /// A tree with its reference log-probabilities, which its samples did not have when they were recorded.
-    Reference { arm: String, stage: String, round: u64, tree: Tree },
+    Reference { address: Address, tree: Tree },
     /// Something that happened; without an arm it concerns all of them.
     Event { arm: Option<String>, level: EventLevel, actor: &'static str, message: String },
     /// What came of a suite of the evaluation after `step` steps.
-    Suite { arm: String, step: u64, result: Box<SuiteResult> },
-    /// Groups that were not used.
-    Drops { arm: String, stage: String, reason: String, count: u64 },
+    Suite { address: Address, step: u64, result: Box<SuiteResult> },
+    /// Groups or rows that were not used; rows of a dataset are counted by the portion that they are a part of.
+    Drops { address: Address, reason: String, part: u64, count: u64 },
     /// Weights were written.
-    Checkpoint { arm: String, step: u64, path: std::path::PathBuf, manifest: serde_json::Value },
+    Checkpoint { address: Address, step: u64, path: std::path::PathBuf, manifest: serde_json::Value },
     /// An arm's part of the final table.
     Summary { arm: String, summary: serde_json::Value },
 }
@@ -129,44 +126,60 @@ impl RecorderState {
 
     fn write(&mut self, record: &Record) -> Result<(), ActorProcessingErr> {
         match record {
-            Record::Metrics { arm, stage, step, metrics } => {
-                publish(arm, stage, metrics);
+            Record::Metrics { address, series, step, part, metrics } => {
+                publish(&address.arm, series, metrics);
                 let record = MetricRecord {
-                    arm: arm.clone(),
-                    stage: stage.clone(),
+                    address: address.clone(),
+                    series: series.clone(),
                     step: *step,
+                    part: *part,
                     metrics: metrics.clone(),
                 };
-                self.store(arm)?.log(&record)?;
+                self.store(&address.arm)?.log(&record)?;
             }
-            Record::Group { arm, stage, round, scored, rule, selection } => {
-                for sample in sample_records(stage, *round, scored, *rule, selection) {
-                    self.store(arm)?.sample(&sample)?;
+            Record::Group { address, scored, rule, selection } => {
+                for sample in sample_records(address, scored, *rule, selection) {
+                    self.store(&address.arm)?.sample(&sample)?;
                 }
             }
-            Record::Reference { arm, stage, round, tree } => {
+            Record::Reference { address, tree } => {
                 for branch in &tree.branches {
-                    let key =
-                        SampleKey { stage, round: *round, prompt_id: tree.prompt_id, sample: branch.sample };
-                    self.store(arm)?.reference(key, &branch.reference_logps)?;
+                    let key = SampleKey { address, prompt_id: tree.prompt_id, sample: branch.sample };
+                    self.store(&address.arm)?.reference(key, &branch.reference_logps)?;
                 }
             }
-            Record::Event { arm: Some(arm), level, actor, message } => {
-                self.store(arm)?.event(*level, actor, message)?;
-            }
-            Record::Event { arm: None, level, actor, message } => {
-                for store in self.stores.values_mut() {
-                    store.event(*level, actor, message)?;
+            Record::Event { arm, level, actor, message } => {
+                let event = EventRecord {
+                    key: None,
+                    address: None,
+                    level: *level,
+                    actor: (*actor).to_string(),
+                    message: message.clone(),
+                };
+                match arm {
+                    Some(arm) => self.store(arm)?.event(&event)?,
+                    None => {
+                        for store in self.stores.values_mut() {
+                            store.event(&event)?;
+                        }
+                    }
                 }
             }
-            Record::Suite { arm, step, result } => {
+            Record::Suite { address, step, result } => {
                 let SuiteResult { report, outcomes } = &**result;
-                let stage = format!("evaluation/{}", report.suite);
-                arriero_eval::record::record(self.store(arm)?, arm, &stage, *step, report, outcomes)?;
+                let stage = format!("evaluation/{}", report.suite).into();
+                let address = Address { stage, ..address.clone() };
+                arriero_eval::record::record(self.store(&address.arm)?, &address, *step, report, outcomes)?;
             }
-            Record::Drops { arm, stage, reason, count } => self.store(arm)?.drops(stage, reason, *count)?,
-            Record::Checkpoint { arm, step, path, manifest } => {
-                self.store(arm)?.record_checkpoint(*step, path, manifest)?;
+            Record::Drops { address, reason, part, count } => {
+                let (reason, part, count) = (reason.clone(), *part, *count);
+                let record = DropRecord { address: address.clone(), reason, part, count };
+                self.store(&address.arm)?.drops(&record)?;
+            }
+            Record::Checkpoint { address, step, path, manifest } => {
+                let (path, manifest) = (path.clone(), manifest.clone());
+                let record = CheckpointRecord { address: address.clone(), step: *step, path, manifest };
+                self.store(&address.arm)?.record_checkpoint(&record)?;
             }
             Record::Summary { arm, summary } => self.store(arm)?.write_summary(summary)?,
         }
@@ -174,7 +187,7 @@ impl RecorderState {
     }
 }
 
-/// Sets the gauges `arriero_NAME{arm, stage}`.
+/// Sets the gauges `arriero_NAME{arm, stage}`, where the stage is the series.
 fn publish(arm: &str, stage: &str, values: &BTreeMap<String, f64>) {
     for (name, value) in values {
         let name: String =
@@ -185,8 +198,7 @@ fn publish(arm: &str, stage: &str, values: &BTreeMap<String, f64>) {
 }
 
 fn sample_records(
-    stage: &str,
-    round: u64,
+    address: &Address,
     scored: &ScoredGroup,
     rule: SelectionRule,
     selection: &Selection,
@@ -205,22 +217,31 @@ fn sample_records(
     // Why a sample is not used although its group is.
     let unusable = |reward: f32| (!reward.is_finite()).then_some("reward_not_finite");
     let records = group.completions.iter().zip(&scored.scores).map(|(completion, score)| SampleRecord {
-        stage: stage.to_string(),
-        round,
+        address: address.clone(),
+        evaluation: None,
         prompt_id: group.prompt.id,
         prompt: prompt.clone(),
         sample: completion.sample,
         text: completion.text.clone(),
         reward: score.reward,
         components: score.components.clone(),
-        tokens: completion.tokens.clone(),
-        logps: completion.logps.clone(),
-        sampled_logps: completion.sampled_logps.clone(),
-        reference_logps: None,
-        weight_versions: completion.weight_versions.clone(),
+        segments: vec![segment(completion).into()],
         finish: completion.finish,
         selected: mark(completion.sample).map(str::to_string),
         dropped: dropped.or_else(|| unusable(score.reward)).map(str::to_string),
     });
     records.collect()
+}
+
+/// A completion of one turn, all of which the policy drew.
+fn segment(completion: &Completion) -> Segment {
+    Segment {
+        role: Speaker::Assistant,
+        tokens: completion.tokens.clone(),
+        drawn: Some(Drawn {
+            logps: completion.logps.clone(),
+            sampled_logps: completion.sampled_logps.clone(),
+            weight_versions: completion.weight_versions.clone(),
+        }),
+    }
 }

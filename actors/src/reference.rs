@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arriero_buffers::Tree;
+use arriero_buffers::{Address, Tree};
 use arriero_policy::model::Model;
 use arriero_policy::scoring::score_reference;
 use arriero_policy::snapshot::WeightSource;
@@ -87,8 +87,8 @@ impl ThreadLocalActor for Reference {
         score_reference(model, &mut trees, usize::MAX)?;
         let [tree] = trees;
         if job.recorded {
-            let (arm, stage) = (job.arm.clone(), job.stage.clone());
-            let record = Record::Reference { arm, stage, round: job.round, tree: tree.clone() };
+            let address = Address::new(job.arm.as_str(), wiring.plan.seed, job.round, job.stage.as_str());
+            let record = Record::Reference { address, tree: tree.clone() };
             wiring.push(&wiring.records, record)?;
         }
         wiring.buffer().replace(tree);

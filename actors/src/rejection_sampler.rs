@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arriero_buffers::{
-    BufferError, Completion, Finish, ScoredGroup, Selection, SelectionConfig, SelectionRule, select,
+    Address, BufferError, Completion, Finish, ScoredGroup, Selection, SelectionConfig, SelectionRule, select,
 };
 use arriero_policy::objective::Algorithm;
 use arriero_policy::reward_model;
@@ -93,9 +93,7 @@ fn work(wiring: &Wiring) -> Result<(), ActorProcessingErr> {
         }
     }
     let record = Record::Group {
-        arm: job.arm.clone(),
-        stage: job.stage.clone(),
-        round: job.round,
+        address: Address::new(job.arm.as_str(), wiring.plan.seed, job.round, job.stage.as_str()),
         scored: Arc::clone(&scored),
         rule: job.rule,
         selection: selection.clone(),

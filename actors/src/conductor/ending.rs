@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arriero_buffers::Address;
 use arriero_store::EventLevel;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -13,6 +14,7 @@ use crate::faults::Role;
 use crate::generator::GeneratorMessage;
 use crate::recorder::{Record, RecorderMessage};
 use crate::reference::ReferenceMessage;
+use crate::rejection_sampler::SelectionJob;
 use crate::summary::Status;
 
 /// Times that an actor may be started again without getting anything done in between.
@@ -96,27 +98,28 @@ impl ConductorState {
             }
             _ => 0,
         } as u64;
-        let stage = self.current_arm().stages[self.stage].name().to_string();
-        let mut counts = vec![(stage, reason, count)];
+        let stage = self.current_arm().stages[self.stage].name();
+        let mut counts = vec![(self.address(self.round, stage), reason, count)];
+        let seed = self.context.plan.seed;
+        let place = |job: &SelectionJob| Address::new(job.arm.as_str(), seed, job.round, job.stage.as_str());
         if let Some(sampling) = self.sampling() {
             // What was dropped by then is counted at the end of the phase, which does not come.
-            let stage = &sampling.selection.stage;
-            counts
-                .extend(sampling.reasons().into_iter().map(|(reason, count)| (stage.clone(), reason, count)));
+            let address = place(&sampling.selection);
+            let reasons = sampling.reasons().into_iter();
+            counts.extend(reasons.map(|(reason, count)| (address.clone(), reason, count)));
         }
         counts.extend(
-            self.ahead.as_ref().map(|ahead| (ahead.selection.stage.clone(), reason, ahead.unused() as u64)),
+            self.ahead.as_ref().map(|ahead| (place(&ahead.selection), reason, ahead.unused() as u64)),
         );
-        for (stage, reason, count) in counts.into_iter().filter(|(.., count)| *count > 0) {
-            self.count_dropped(stage, reason, count);
+        for (address, reason, count) in counts.into_iter().filter(|(.., count)| *count > 0) {
+            self.count_dropped(address, reason, count);
         }
     }
 
     /// Counts groups that are not used.
-    pub(super) fn count_dropped(&mut self, stage: String, reason: &'static str, count: u64) {
+    pub(super) fn count_dropped(&mut self, address: Address, reason: &'static str, count: u64) {
         *self.progress.dropped.entry(reason.to_string()).or_default() += count;
-        let arm = self.current_arm().name.clone();
-        self.record(Record::Drops { arm, stage, reason: reason.to_string(), count });
+        self.record(Record::Drops { address, reason: reason.to_string(), part: 0, count });
     }
 
     /// Accounts for an arm that does not come to its end.

@@ -90,6 +90,7 @@ impl ConductorState {
     /// The account of a portion, once: later passes read the same rows.
     fn record_reading(&mut self, portion: &Portion, read: u64) {
         let (arm, stage) = (self.current_arm().name.clone(), self.current_stage().name.clone());
+        let (address, part) = (self.address(self.round, &stage), self.pass.portions);
         let accepted = portion.accepted as f64;
         let mut metrics = std::collections::BTreeMap::from(
             [
@@ -105,15 +106,10 @@ impl ConductorState {
         for (reason, &Dropped { count, .. }) in &portion.dropped {
             metrics.insert(format!("dropped/{reason}"), count as f64);
             *self.progress.dropped.entry(reason.clone()).or_default() += count;
-            self.record(Record::Drops {
-                arm: arm.clone(),
-                stage: stage.clone(),
-                reason: reason.clone(),
-                count,
-            });
+            self.record(Record::Drops { address: address.clone(), reason: reason.clone(), part, count });
         }
         let step = self.progress.version.into();
-        self.record(Record::Metrics { arm: arm.clone(), stage: "data".to_string(), step, metrics });
+        self.record(Record::Metrics { address, series: "data".to_string(), step, part, metrics });
         if !portion.dropped.is_empty() {
             let message = format!("arm {arm}, stage {stage}: rows that are not used: {}", listed(portion));
             self.note(EventLevel::Warning, "data reader", message);

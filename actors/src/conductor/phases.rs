@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arriero_buffers::Address;
 use arriero_store::EventLevel;
 use ractor::ActorProcessingErr;
 
@@ -20,6 +21,9 @@ use crate::rejection_sampler::SelectionJob;
 use crate::sampling_metrics::SamplingMetrics;
 use crate::summary::{ArmSummary, Status, change, held_out, suite_figures};
 use crate::wiring::Recipe;
+
+/// What evaluations have in the place of a stage's name, and what the series of their metrics is called.
+const EVALUATION: &str = "evaluation";
 
 /// Completions without a score that a phase shows; the others are recorded only.
 const SHOWN: usize = 10;
@@ -219,17 +223,19 @@ impl ConductorState {
         if self.progress.version == 0 && self.arm == 0 && tokens > 0 {
             self.seconds_per_initial_token = seconds / tokens as f64;
         }
-        let (arm, stage) = (sampling.selection.arm.clone(), sampling.selection.stage.clone());
+        let SelectionJob { arm, stage, round, .. } = sampling.selection.clone();
         self.progress.tokens_sampled += tokens;
         self.progress.seconds += waited;
+        let address = Address::new(arm.as_str(), self.context.plan.seed, round, stage.as_str());
         self.record(Record::Metrics {
-            arm: arm.clone(),
-            stage: "rejection_sampling".to_string(),
+            address: address.clone(),
+            series: "rejection_sampling".to_string(),
             step: self.progress.version.into(),
+            part: 0,
             metrics,
         });
         for (&reason, &count) in &reasons {
-            self.count_dropped(stage.clone(), reason, count);
+            self.count_dropped(address.clone(), reason, count);
         }
         if accepted == 0 {
             let message = format!(
@@ -317,19 +323,21 @@ impl ConductorState {
                 metrics.insert(format!("held_out/{name}"), estimate.value);
             }
         }
-        let arms: Vec<String> = match &self.baseline {
-            None => self.context.plan.arms.iter().map(|arm| arm.name.clone()).collect(),
-            Some(_) => vec![self.current_arm().name.clone()],
+        let (arms, seed) = (&self.context.plan.arms, self.context.plan.seed);
+        let places: Vec<Address> = match &self.baseline {
+            None => arms.iter().map(|arm| Address::new(arm.name.as_str(), seed, 0, EVALUATION)).collect(),
+            Some(_) => vec![self.address(self.round, EVALUATION)],
         };
-        for arm in &arms {
+        for address in &places {
             self.record(Record::Metrics {
-                arm: arm.clone(),
-                stage: "evaluation".to_string(),
+                address: address.clone(),
+                series: EVALUATION.to_string(),
                 step: evaluation.version.into(),
+                part: 0,
                 metrics: metrics.clone(),
             });
         }
-        self.record_suites(&evaluation, &arms);
+        self.record_suites(&evaluation, &places);
         self.context.emit(RunEvent::Evaluated { figures });
         if self.baseline.is_none() {
             self.baseline = Some(evaluation);
@@ -341,12 +349,12 @@ impl ConductorState {
         self.checkpoint(AfterCheckpoint::NextArm)
     }
 
-    fn record_suites(&mut self, evaluation: &Evaluation, arms: &[String]) {
-        for (arm, result) in
-            arms.iter().flat_map(|arm| evaluation.suites.iter().map(move |suite| (arm, suite)))
+    fn record_suites(&mut self, evaluation: &Evaluation, places: &[Address]) {
+        for (address, result) in
+            places.iter().flat_map(|place| evaluation.suites.iter().map(move |suite| (place, suite)))
         {
-            let (arm, result, step) = (arm.clone(), result.clone(), evaluation.version.into());
-            self.record(Record::Suite { arm, step, result: Box::new(result) });
+            let (address, result, step) = (address.clone(), result.clone(), evaluation.version.into());
+            self.record(Record::Suite { address, step, result: Box::new(result) });
         }
     }
 
@@ -411,8 +419,9 @@ impl ConductorState {
         };
         let arm = self.current_arm().name.clone();
         self.progress.checkpointed = true;
+        let stage = self.current_arm().stages[self.stage].name();
         self.record(Record::Checkpoint {
-            arm: arm.clone(),
+            address: self.address(self.round, stage),
             step: version.into(),
             path: directory.clone(),
             manifest: state,
