@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
+use arriero_buffers::Address;
 use arriero_data::OnError;
 use arriero_eval::{EvalError, EvaluatedModel, Evaluation, Outcome, Report, SuiteConfig, assign, record};
 use arriero_policy::device::Compute;
@@ -216,7 +217,8 @@ fn evaluate(mut evaluation: Evaluation, interrupts: &Interrupts) -> Result<(Repo
 /// Records a suite as an arm of the run.
 fn keep(run: &RunDir, seed: u64, report: &Report, outcomes: &[Outcome]) -> Result<(), StoreError> {
     let mut store = run.arm(&report.suite, seed)?;
-    record::record(&mut store, &report.suite, "eval", 0, report, outcomes)?;
+    let address = Address::new(report.suite.as_str(), seed, 0, "eval");
+    record::record(&mut store, &address, 0, report, outcomes)?;
     store.write_summary(&json!(report))?;
     store.finish()
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use arriero_store::RunReader;
 use support::{Workplace, arriero, refusal, run};
 
 #[test]
@@ -41,10 +42,9 @@ fn a_run_leaves_what_the_design_says() {
     assert!(first < 1e-4, "the sampler's log-probabilities are off by {first}");
     assert!(steps.iter().all(|row| row["behaviour_logp_difference/p99.9"].is_number()));
 
-    let database = rusqlite::Connection::open(arm.join("run.db")).expect("the store");
-    let mut query = database.prepare("SELECT message FROM events ORDER BY time").expect("a query");
-    let events = query.query_map([], |row| row.get::<_, String>(0)).expect("rows");
-    let events: Vec<String> = events.map(|event| event.expect("a row")).collect();
+    let store = RunReader::open(&run_folder).and_then(|run| run.arm("dpo", 5)).expect("the store");
+    let events: Vec<String> =
+        store.events().expect("events").into_iter().map(|event| event.record.message).collect();
     let phases =
         ["baseline", "sampling of dpo, round 1", "reference", "training", "evaluation", "checkpoint"];
     assert_eq!(events.len(), phases.len(), "{events:?}");

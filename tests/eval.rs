@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use arriero_store::{ArmReader, SampleFilter};
 use serde_json::{Value, json};
 use support::Workplace;
 
@@ -86,18 +87,10 @@ fn figures_are_shown_written_and_recorded() {
     assert!((error - (1.0f64 / 9.0).sqrt()).abs() < 1e-9, "{error}");
     assert_eq!(fs::read_to_string(&samples).expect("it is there").lines().count(), 6);
     let run = workplace.runs().join("measured");
-    let database = rusqlite::Connection::open(run.join("arc/0/run.db")).expect("it is there");
-    let recorded: f64 = database
-        .query_row(
-            "SELECT value FROM metrics WHERE stage = 'eval' AND name = 'acc/standard_error'",
-            [],
-            |row| row.get(0),
-        )
-        .expect("the figure");
-    assert_eq!(recorded, error);
-    let count: u32 =
-        database.query_row("SELECT count(*) FROM samples", [], |row| row.get(0)).expect("the answers");
-    assert_eq!(count, 3);
+    let store = ArmReader::open(&run.join("arc/0")).expect("it is there");
+    let recorded = store.metric("eval", "acc/standard_error").expect("the figure");
+    assert_eq!(recorded.iter().map(|point| point.value).collect::<Vec<_>>(), [error]);
+    assert_eq!(store.samples(&SampleFilter::default()).expect("the answers").len(), 3);
     let summary: Value =
         serde_json::from_str(&fs::read_to_string(run.join("summary.json")).expect("it is there"))
             .expect("JSON");
@@ -161,12 +154,10 @@ fn rows_that_are_left_out_are_named_and_counted() {
         table.lines().any(|line| line.contains("rows left out") && line.trim_end().ends_with('1')),
         "{table}"
     );
-    let database =
-        rusqlite::Connection::open(workplace.runs().join("eval-tiny/ifeval/0/run.db")).expect("there");
-    let dropped: u32 = database
-        .query_row("SELECT count FROM drops WHERE reason = 'row_left_out'", [], |row| row.get(0))
-        .expect("it is recorded");
-    assert_eq!(dropped, 1);
+    let store = ArmReader::open(&workplace.runs().join("eval-tiny/ifeval/0")).expect("there");
+    assert_eq!(store.dropped().expect("it is recorded").get("row_left_out"), Some(&1));
+    let [event] = &store.events().expect("it is told")[..] else { panic!("not one event") };
+    assert!(event.record.message.contains("ifeval.jsonl:5: broken JSON"), "{event:?}");
 }
 
 /// Ctrl-c while answers are generated: what is judged by then is kept, and marked.
@@ -228,12 +219,16 @@ fn an_experiment_measures_its_arms_with_suites() {
         (&suite["suite"], &suite["before"][0]["n"], &suite["after"][0]["n"]),
         (&json!("arc"), &json!(3), &json!(3))
     );
-    let database = rusqlite::Connection::open(folder.join("sft/5/run.db")).expect("it is there");
-    let count: u32 = database
-        .query_row("SELECT count(*) FROM samples WHERE stage = 'evaluation/ifeval'", [], |row| row.get(0))
-        .expect("the answers");
-    assert_eq!(count, 8, "four before and four after");
-    drop(database);
+    let store = ArmReader::open(&folder.join("sft/5")).expect("it is there");
+    let steps = summary["arms"][0]["steps"].as_u64();
+    let filter = SampleFilter { stage: Some("evaluation/ifeval"), ..SampleFilter::default() };
+    let answers = store.samples(&filter).expect("the answers");
+    assert_eq!(answers.len(), 8);
+    for (step, when) in [(Some(0), "before"), (steps, "after")] {
+        let answers = answers.iter().filter(|answer| answer.record.evaluation == step);
+        assert_eq!(answers.count(), 4, "four {when}");
+    }
+    drop(store);
     fs::remove_dir_all(&folder).expect("it is there");
     // Wrong suites are refused before anything is written.
     for (set, expected) in [

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use arriero_actors::{ActorRole, Fault};
 use arriero_results::Status;
+use arriero_store::{ArmReader, SampleFilter, SampleRecord, Timed};
 use support::Workplace;
 
 fn weights(folder: &str) -> Vec<u8> {
@@ -69,14 +70,8 @@ fn a_poisonous_group_is_dropped_with_a_reason() {
     let fault = Fault { role: ActorRole::RewardWorker, at: 2, repeats: 2 };
     let summary = workplace.run(workplace.plan(&[]), vec![fault]).expect("the run goes on");
     assert_eq!(summary.arms[0].dropped.get("killed_its_reward_worker"), Some(&1));
-    let arm = workplace.runs().join("tiny/sft/5");
-    let database = rusqlite::Connection::open(arm.join("run.db")).expect("the store");
-    let dropped: i64 = database
-        .query_row("SELECT sum(count) FROM drops WHERE reason = 'killed_its_reward_worker'", [], |row| {
-            row.get(0)
-        })
-        .expect("a row");
-    assert_eq!(dropped, 1);
+    let store = ArmReader::open(&workplace.runs().join("tiny/sft/5")).expect("the store");
+    assert_eq!(store.dropped().expect("counts").get("killed_its_reward_worker"), Some(&1));
 }
 
 #[test]
@@ -100,16 +95,16 @@ fn the_death_of_who_owns_state_ends_the_run_with_its_cause() {
 fn no_experience_is_lost() {
     let workplace = Workplace::new();
     let summary = workplace.run(workplace.plan(&dpo()), Vec::new()).expect("the run");
-    let database = rusqlite::Connection::open(workplace.runs().join("tiny/dpo/5/run.db")).expect("the store");
-    let mut samples: BTreeMap<i64, (i64, i64, i64)> = BTreeMap::new();
-    let mut query = database
-        .prepare(
-            "SELECT prompt_id, count(*), count(selected), count(dropped) FROM samples GROUP BY prompt_id",
-        )
-        .expect("a query");
-    let rows =
-        query.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?)))).expect("rows");
-    samples.extend(rows.map(|row| row.expect("a row")));
+    let store = ArmReader::open(&workplace.runs().join("tiny/dpo/5")).expect("the store");
+    let records = store.samples(&SampleFilter::default()).expect("samples");
+    // Of each prompt: all samples, those that are selected, and those that are dropped.
+    let mut samples: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
+    for Timed { record, .. } in &records {
+        let (all, selected, dropped) = samples.entry(record.prompt_id).or_default();
+        *all += 1;
+        *selected += u64::from(record.selected.is_some());
+        *dropped += u64::from(record.dropped.is_some());
+    }
     assert_eq!(samples.len(), 16);
     let dropped = samples.values().filter(|(_, selected, dropped)| *selected == 0 && *dropped == 4).count();
     let used = samples.values().filter(|(_, selected, dropped)| *selected == 2 && *dropped == 0).count();
@@ -117,12 +112,9 @@ fn no_experience_is_lost() {
     assert_eq!(summary.arms[0].dropped.values().sum::<u64>(), dropped as u64);
     assert!(used > 4, "the experiment is too easy or too hard to show anything: {used} of 16 used");
     // Both responses of a pair have their reference log-probabilities, no other has.
-    let referenced: i64 = database
-        .query_row(
-            "SELECT count(*) FROM samples WHERE (reference_logps IS NOT NULL) = (selected IS NOT NULL)",
-            [],
-            |row| row.get(0),
-        )
-        .expect("a row");
-    assert_eq!(referenced, 64);
+    let is_referenced =
+        |record: &SampleRecord| record.segments.iter().all(|segment| segment.reference_logps.is_some());
+    let records = records.iter().map(|sample| &sample.record);
+    let right = records.filter(|record| is_referenced(record) == record.selected.is_some());
+    assert_eq!(right.count(), 64);
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use arriero_policy::generate::{GenerationConfig, GroupSampler};
 use arriero_policy::model::Model;
 use arriero_policy::sampling::SamplingConfig;
 use arriero_results::{RunSummary, Status};
-use rusqlite::Connection;
+use arriero_store::{ArmReader, MetricFilter, SampleFilter};
 use support::{Workplace, fixture};
 
 /// Four rounds of two steps each.
@@ -30,12 +31,8 @@ fn plan(workplace: &Workplace, set: &[&str]) -> Plan {
     workplace.plan(&all)
 }
 
-fn store(workplace: &Workplace) -> Connection {
-    Connection::open(workplace.runs().join("tiny/grpo/5/run.db")).expect("the store")
-}
-
-fn count(store: &Connection, query: &str) -> i64 {
-    store.query_row(query, [], |row| row.get(0)).expect("a row")
+fn store(workplace: &Workplace) -> ArmReader {
+    ArmReader::open(&workplace.runs().join("tiny/grpo/5")).expect("the store")
 }
 
 fn weights(summary: &RunSummary) -> Vec<u8> {
@@ -44,17 +41,18 @@ fn weights(summary: &RunSummary) -> Vec<u8> {
 }
 
 /// Every prompt of the run was trained on, or dropped with a reason, and nothing else is in the store.
-fn check_that_nothing_is_lost(store: &Connection, summary: &RunSummary) {
-    let prompts = |condition: &str| {
-        count(
-            store,
-            &format!("SELECT count(*) FROM (SELECT DISTINCT round, prompt_id FROM samples {condition})"),
-        )
+fn check_that_nothing_is_lost(store: &ArmReader, summary: &RunSummary) {
+    let samples = store.samples(&SampleFilter::default()).expect("samples");
+    let prompts = |is_selected: bool| {
+        let samples = samples.iter().filter(|sample| !is_selected || sample.record.selected.is_some());
+        let prompts: BTreeSet<(u64, u64)> =
+            samples.map(|sample| (sample.record.address.round, sample.record.prompt_id)).collect();
+        prompts.len() as u64
     };
-    let dropped = summary.arms[0].dropped.values().sum::<u64>() as i64;
-    assert_eq!(prompts(""), 32);
-    assert_eq!(prompts("WHERE selected IS NOT NULL"), 32 - dropped);
-    assert_eq!(count(store, "SELECT coalesce(sum(count), 0) FROM drops"), dropped);
+    let dropped: u64 = summary.arms[0].dropped.values().sum();
+    assert_eq!(prompts(false), 32);
+    assert_eq!(prompts(true), 32 - dropped);
+    assert_eq!(store.dropped().expect("counts"), summary.arms[0].dropped);
 }
 
 #[test]
@@ -126,15 +124,19 @@ fn no_tree_is_older_than_the_bound() {
         let summary = workplace.run(plan(&workplace, &set), Vec::new()).expect("the run");
         assert_eq!(summary.status, Status::Completed);
         let store = store(&workplace);
-        let oldest = "SELECT max(value) FROM metrics WHERE stage = 'grpo' AND name = 'staleness/max'";
-        let oldest: f64 = store.query_row(oldest, [], |row| row.get(0)).expect("a number");
+        let ages = store.metric("grpo", "staleness/max").expect("numbers");
+        let oldest = ages.iter().map(|point| point.value).reduce(f64::max).expect("a step");
         assert!(oldest <= f64::from(bound.min(2)), "a tree of age {oldest} under the bound {bound}");
-        let begun =
-            "SELECT count(*) FROM events WHERE message LIKE 'sampling of grpo, round % begins ahead%'";
-        assert_eq!(count(&store, begun), 3, "nothing overlapped");
+        let events = store.events().expect("events");
+        let begun = events.iter().filter(|event| {
+            let message = &event.record.message;
+            message.starts_with("sampling of grpo, round ") && message.contains(" begins ahead")
+        });
+        assert_eq!(begun.count(), 3, "nothing overlapped");
         // The correction's ratios are those of the trainer to the sampler.
-        let corrected = "SELECT count(*) FROM metrics WHERE name = 'sampling/importance_sampling_ratio/mean'";
-        assert_eq!(count(&store, corrected) as u64, summary.arms[0].steps);
+        let name = Some("sampling/importance_sampling_ratio/mean");
+        let corrected = store.metrics(&MetricFilter { name, ..MetricFilter::default() }).expect("numbers");
+        assert_eq!(corrected.len() as u64, summary.arms[0].steps);
         check_that_nothing_is_lost(&store, &summary);
     }
 }
@@ -170,7 +172,7 @@ fn a_run_that_fails_accounts_for_what_was_sampled_ahead() {
     assert!(error.contains("planned fault"), "{error}");
     let store = store(&workplace);
     // Three steps of four trees were taken; the fourth's, and the third round's eight prompts, were not used.
-    let unused = count(&store, "SELECT sum(count) FROM drops WHERE reason = 'run_failed'");
-    let dropped = count(&store, "SELECT coalesce(sum(count), 0) FROM drops WHERE reason != 'run_failed'");
-    assert_eq!(unused + dropped, 12);
+    let dropped = store.dropped().expect("counts");
+    assert!(dropped.contains_key("run_failed"), "{dropped:?}");
+    assert_eq!(dropped.values().sum::<u64>(), 12);
 }

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use arriero_experiment::{self as experiment, Plan};
 use arriero_policy::checkpoint::{Checkpoint, Weights};
 use arriero_results::RunSummary;
-use rusqlite::Connection;
+use arriero_store::{ArmReader, SampleFilter, SampleRecord};
 use support::{Workplace, fixture};
 
 /// Prompts of a round.
 const PER_ROUND: u64 = 8;
 
-fn store(workplace: &Workplace, place: &str) -> Connection {
-    Connection::open(workplace.runs().join(place).join("run.db")).expect("the store")
+fn store(workplace: &Workplace, place: &str) -> ArmReader {
+    ArmReader::open(&workplace.runs().join(place)).expect("the store")
 }
 
 /// The tiny experiment with these arms in the place of its algorithm.
@@ -58,17 +58,20 @@ fn mean(models: &[(f64, &BTreeMap<String, Vec<f32>>)]) -> BTreeMap<String, Vec<f
         .collect()
 }
 
-/// The values of a metric of a stage, in the order of the steps.
-fn metric(store: &Connection, stage: &str, name: &str) -> Vec<f64> {
-    let mut query = store
-        .prepare("SELECT value FROM metrics WHERE stage = ?1 AND name = ?2 ORDER BY rowid")
-        .expect("a query");
-    let rows = query.query_map([stage, name], |row| row.get(0)).expect("rows");
-    rows.map(|row| row.expect("a number")).collect()
+/// The values of a metric of a stage's training, in the order of the steps.
+fn metric(store: &ArmReader, stage: &str, name: &str) -> Vec<f64> {
+    store.metric(stage, name).expect("numbers").into_iter().map(|point| point.value).collect()
 }
 
-fn count(store: &Connection, query: &str) -> i64 {
-    store.query_row(query, [], |row| row.get(0)).expect("a row")
+/// The samples of a stage: of all its rounds, or of one.
+fn samples(store: &ArmReader, stage: &str, round: Option<u64>) -> Vec<SampleRecord> {
+    let filter = SampleFilter { stage: Some(stage), round, ..SampleFilter::default() };
+    store.samples(&filter).expect("samples").into_iter().map(|sample| sample.record).collect()
+}
+
+/// What a sample is of within its stage.
+fn place(sample: &SampleRecord) -> (u64, u64, u32) {
+    (sample.address.round, sample.prompt_id, sample.sample)
 }
 
 #[test]
@@ -79,9 +82,8 @@ fn llama_3s_rounds_run_to_their_end() {
 
     // The reward model learns from the pairs of all rounds, the policy from those of its own.
     let pairs = |stage: &str, round: u64| {
-        let place =
-            format!("FROM samples WHERE stage = '{stage}' AND round = {round} AND selected = 'chosen'");
-        count(&store, &format!("SELECT count(*) {place}")) as u64
+        let samples = samples(&store, stage, Some(round));
+        samples.iter().filter(|sample| sample.selected.as_deref() == Some("chosen")).count() as u64
     };
     let [first, second] = [0, 1].map(|round| pairs("reward_model", round));
     assert!(first > 0 && second > 0, "the experiment teaches nothing: {first} and {second} pairs");
@@ -92,23 +94,35 @@ fn llama_3s_rounds_run_to_their_end() {
 
     // Rejection sampling has a K and a temperature of its own, and the reward model chooses.
     for round in 0..2 {
-        let sampled = format!("SELECT count(*) FROM samples WHERE stage = 'sft' AND round = {round}");
-        assert_eq!(count(&store, &sampled), 80);
+        assert_eq!(samples(&store, "sft", Some(round)).len(), 80);
     }
-    assert_eq!(count(&store, "SELECT count(*) FROM samples WHERE stage = 'reward_model'"), 64);
-    let other = "SELECT count(*) FROM samples AS own WHERE stage = 'sft' AND (
-            json_extract(components, '$.score') IS NULL
-            OR (selected IS NOT NULL) != (sample = (
-                SELECT sample FROM samples AS other
-                WHERE other.stage = 'sft' AND other.round = own.round AND other.prompt_id = own.prompt_id
-                ORDER BY reward DESC, sample LIMIT 1)))";
-    assert_eq!(count(&store, other), 0, "not the best by the reward model's score");
+    let for_pairs = samples(&store, "reward_model", None);
+    assert_eq!(for_pairs.len(), 64);
+    let mut groups: BTreeMap<(u64, u64), Vec<SampleRecord>> = BTreeMap::new();
+    for sample in samples(&store, "sft", None) {
+        assert!(sample.components.contains_key("score"), "not scored by the reward model: {sample:?}");
+        groups.entry((sample.address.round, sample.prompt_id)).or_default().push(sample);
+    }
+    for group in groups.values() {
+        let by_reward = |one: &&SampleRecord, other: &&SampleRecord| {
+            one.reward.total_cmp(&other.reward).then(other.sample.cmp(&one.sample))
+        };
+        let best = group.iter().max_by(by_reward).expect("a sample").sample;
+        let selected: Vec<u32> =
+            group.iter().filter(|sample| sample.selected.is_some()).map(|sample| sample.sample).collect();
+        assert_eq!(selected, [best], "not the best by the reward model's score");
+    }
 
     // DPO has the pairs that the reward model learned from in this round; nothing is sampled for it.
-    let differing = "SELECT count(*) FROM samples AS one JOIN samples AS other
-        USING (round, prompt_id, sample) WHERE one.stage = 'reward_model' AND other.stage = 'dpo'
-        AND one.text = other.text AND one.reward = other.reward AND one.tokens = other.tokens";
-    assert_eq!(count(&store, differing), 64);
+    let for_dpo: BTreeMap<_, _> =
+        samples(&store, "dpo", None).into_iter().map(|sample| (place(&sample), sample)).collect();
+    let tokens = |sample: &SampleRecord| -> Vec<Vec<u32>> {
+        sample.segments.iter().map(|segment| segment.segment.tokens.clone()).collect()
+    };
+    for own in &for_pairs {
+        let other = for_dpo.get(&place(own)).expect("the same sample");
+        assert_eq!((&own.text, own.reward, tokens(own)), (&other.text, other.reward, tokens(other)));
+    }
     assert_eq!((pairs("dpo", 0), pairs("dpo", 1)), (first, second));
 
     // Its reference is what it starts from: on the first step of each round there is no margin yet.

@@ -485,6 +485,7 @@ impl LearnerState {
                 address: address.clone(),
                 series: work.job.stage.name.clone(),
                 step: step.into(),
+                part: 0,
                 metrics: report.metrics.clone(),
             };
             self.context.push(&self.context.records, record)?;

@@ -9,7 +9,6 @@ use arriero_results::{PromptOutcome, SuiteResult};
 use arriero_store::EventLevel;
 
 use crate::event::PhaseKind;
-use crate::role::ActorRole;
 
 /// Something to write down.
 #[derive(Debug, Clone)]
@@ -22,6 +21,8 @@ pub enum Record {
         series: String,
         /// Optimiser steps since the arm began.
         step: u64,
+        /// Which of the records of this step, from 0: a dataset's portions may be read with no step between them.
+        part: u64,
         /// By name.
         metrics: BTreeMap<String, f64>,
     },
@@ -54,23 +55,20 @@ pub enum Record {
         /// What.
         message: String,
     },
-    /// A phase begins.
-    PhaseBegan {
+    /// A phase begins, or is over.
+    Phase {
         /// Where.
         address: Address,
         /// Which.
         kind: PhaseKind,
-        /// Units of work.
-        total: u64,
-    },
-    /// A phase is over.
-    PhaseEnded {
-        /// Where.
-        address: Address,
-        /// Which.
-        kind: PhaseKind,
-        /// Units of work that were done.
+        /// Which of the stage's phases of this kind, from 0: a dataset in portions has several.
+        part: u64,
+        /// Units of work that are done.
         done: u64,
+        /// Units of work in all.
+        total: u64,
+        /// Whether it is over.
+        is_over: bool,
     },
     /// What the weights after `step` steps did with each held-out prompt.
     Outcomes {
@@ -96,6 +94,8 @@ pub enum Record {
         address: Address,
         /// Why.
         reason: String,
+        /// Which of the counts for this reason, from 0: the portion of a dataset.
+        part: u64,
         /// How many.
         count: u64,
     },
@@ -123,10 +123,5 @@ impl Record {
     /// An event of one place.
     pub fn event(address: &Address, level: EventLevel, actor: &'static str, message: String) -> Self {
         Record::Event { address: Some(address.clone()), level, actor, message }
-    }
-
-    /// Something that an actor did or failed to do, which concerns the whole run.
-    pub fn news(role: ActorRole, level: EventLevel, message: String) -> Self {
-        Record::Event { address: None, level, actor: role.as_str(), message }
     }
 }

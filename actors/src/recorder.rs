@@ -1,9 +1,13 @@
 //! The recorder: owns the run on disk, and sends every metric to the `metrics` crate as well.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use arriero_buffers::{Address, ScoredGroup, Selection, SelectionRule};
-use arriero_store::{ArmStore, MetricRecord, SampleKey, SampleRecord};
+use arriero_store::{
+    ArmStore, CheckpointRecord, DropRecord, EventRecord, MetricRecord, OutcomeRecord, PhaseRecord, SampleKey,
+    SampleRecord,
+};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
@@ -102,12 +106,13 @@ impl RecorderState {
 
     fn write(&mut self, record: &Record) -> Result<(), ActorProcessingErr> {
         match record {
-            Record::Metrics { address, series, step, metrics } => {
+            Record::Metrics { address, series, step, part, metrics } => {
                 publish(&address.arm, series, metrics);
                 let record = MetricRecord {
-                    arm: address.arm.to_string(),
-                    stage: series.clone(),
+                    address: address.clone(),
+                    series: series.clone(),
                     step: *step,
+                    part: *part,
                     metrics: metrics.clone(),
                 };
                 self.store(address)?.log(&record)?;
@@ -119,31 +124,75 @@ impl RecorderState {
             }
             Record::Reference { address, tree } => {
                 for branch in &tree.branches {
-                    let (stage, round) = (&*address.stage, address.round);
-                    let key = SampleKey { stage, round, prompt_id: tree.prompt_id, sample: branch.sample };
+                    let key = SampleKey { address, prompt_id: tree.prompt_id, sample: branch.sample };
                     self.store(address)?.reference(key, &branch.reference_logps)?;
                 }
             }
-            Record::Event { address: Some(address), level, actor, message } => {
-                self.store(address)?.event(*level, actor, message)?;
-            }
-            Record::Event { address: None, level, actor, message } => {
-                for store in self.stores.values_mut() {
-                    store.event(*level, actor, message)?;
+            Record::Event { address, level, actor, message } => {
+                let event = EventRecord {
+                    key: None,
+                    address: address.clone(),
+                    level: *level,
+                    actor: (*actor).to_string(),
+                    message: message.clone(),
+                };
+                match address {
+                    Some(address) => self.store(address)?.event(&event)?,
+                    None => {
+                        for store in self.stores.values_mut() {
+                            store.event(&event)?;
+                        }
+                    }
                 }
             }
-            Record::PhaseBegan { .. } | Record::PhaseEnded { .. } | Record::Outcomes { .. } => {}
+            Record::Phase { address, kind, part, done, total, is_over } => {
+                // What concerns no arm alone concerns each of them.
+                let arms: Vec<Arc<str>> = match &*address.arm {
+                    "" => self.stores.keys().map(|arm| arm.as_str().into()).collect(),
+                    _ => vec![Arc::clone(&address.arm)],
+                };
+                for arm in arms {
+                    let record = PhaseRecord {
+                        address: Address { arm, ..address.clone() },
+                        kind: kind.as_str().to_string(),
+                        part: *part,
+                        done: *done,
+                        total: *total,
+                        is_over: *is_over,
+                    };
+                    self.store(&record.address)?.phase(&record)?;
+                }
+            }
+            Record::Outcomes { address, step, outcomes } => {
+                for outcome in outcomes.iter() {
+                    let record = OutcomeRecord {
+                        address: address.clone(),
+                        step: *step,
+                        prompt_id: outcome.prompt_id,
+                        instructions: outcome.instructions as u64,
+                        followed: outcome.followed as u64,
+                        reward: outcome.reward,
+                        tokens: outcome.tokens as u64,
+                        text: outcome.text.clone(),
+                    };
+                    self.store(address)?.outcome(&record)?;
+                }
+            }
             Record::Suite { address, step, result } => {
                 let SuiteResult { report, outcomes } = &**result;
-                let stage = format!("evaluation/{}", report.suite);
-                let store = self.store(address)?;
-                arriero_eval::record::record(store, &address.arm, &stage, *step, report, outcomes)?;
+                let stage = format!("{}/{}", address.stage, report.suite).into();
+                let address = Address { stage, ..address.clone() };
+                arriero_eval::record::record(self.store(&address)?, &address, *step, report, outcomes)?;
             }
-            Record::Drops { address, reason, count } => {
-                self.store(address)?.drops(&address.stage, reason, *count)?;
+            Record::Drops { address, reason, part, count } => {
+                let (reason, part, count) = (reason.clone(), *part, *count);
+                let record = DropRecord { address: address.clone(), reason, part, count };
+                self.store(address)?.drops(&record)?;
             }
             Record::Checkpoint { address, step, path, manifest } => {
-                self.store(address)?.record_checkpoint(*step, path, manifest)?;
+                let (path, manifest) = (path.clone(), manifest.clone());
+                let record = CheckpointRecord { address: address.clone(), step: *step, path, manifest };
+                self.store(address)?.record_checkpoint(&record)?;
             }
             Record::Summary { address, summary } => self.store(address)?.write_summary(summary)?,
         }
@@ -151,7 +200,7 @@ impl RecorderState {
     }
 }
 
-/// Sets the gauges `arriero_NAME{arm, stage}`.
+/// Sets the gauges `arriero_NAME{arm, stage}`, where the stage is the series.
 fn publish(arm: &str, stage: &str, values: &BTreeMap<String, f64>) {
     for (name, value) in values {
         let name: String =
@@ -181,19 +230,15 @@ fn sample_records(
     // Why a sample is not used although its group is.
     let unusable = |reward: f32| (!reward.is_finite()).then_some("reward_not_finite");
     let records = group.completions.iter().zip(&scored.scores).map(|(completion, score)| SampleRecord {
-        stage: address.stage.to_string(),
-        round: address.round,
+        address: address.clone(),
+        evaluation: None,
         prompt_id: group.prompt.id,
         prompt: prompt.clone(),
         sample: completion.sample,
         text: completion.text.clone(),
         reward: score.reward,
         components: score.components.clone(),
-        tokens: completion.drawn_tokens().collect(),
-        logps: completion.logps().collect(),
-        sampled_logps: completion.sampled_logps().collect(),
-        reference_logps: None,
-        weight_versions: completion.weight_versions().collect(),
+        segments: completion.segments.iter().cloned().map(Into::into).collect(),
         finish: completion.finish,
         selected: mark(completion.sample).map(str::to_string),
         dropped: dropped.or_else(|| unusable(score.reward)).map(str::to_string),

@@ -115,7 +115,9 @@ pub struct State {
 struct ShownPhase {
     address: Address,
     kind: PhaseKind,
+    part: u64,
     done: u64,
+    total: u64,
 }
 
 /// Figures of the arm that is running.
@@ -344,7 +346,9 @@ impl Schedule {
             actor: "conductor",
             message: format!("{}{place} begins, {total} to do", kind.as_str()),
         });
-        self.record(Record::PhaseBegan { address: address.clone(), kind, total });
+        let part = if in_rounds { self.state.position.portions } else { 0 };
+        let (done, is_over) = (0, false);
+        self.record(Record::Phase { address: address.clone(), kind, part, done, total, is_over });
         self.show(RunEvent::Phase {
             kind,
             arm: address.arm.to_string(),
@@ -352,12 +356,12 @@ impl Schedule {
             stage: address.stage.to_string(),
             total,
         });
-        self.state.shown = Some(ShownPhase { address, kind, done: 0 });
+        self.state.shown = Some(ShownPhase { address, kind, part, done, total });
     }
 
     fn leave(&mut self) {
-        if let Some(ShownPhase { address, kind, done }) = self.state.shown.take() {
-            self.record(Record::PhaseEnded { address, kind, done });
+        if let Some(ShownPhase { address, kind, part, done, total }) = self.state.shown.take() {
+            self.record(Record::Phase { address, kind, part, done, total, is_over: true });
         }
     }
 }

@@ -2,20 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use arriero_store::{ArmStore, EventLevel, MetricRecord, SampleRecord, StoreError};
+use arriero_buffers::Address;
+use arriero_results::{Outcome, Report, Sample};
+use arriero_store::{ArmStore, DropRecord, EventLevel, EventRecord, MetricRecord, SampleRecord, StoreError};
 
-use arriero_results::Outcome;
-use arriero_results::Report;
-
-/// Records a suite's figures as metrics of `stage` at `step`, each with its `…/standard_error` and `…/n`, and its
-/// answers as samples of `stage` in round `step`.
+/// Records a suite's figures as metrics at `step`, each with its `…/standard_error` and `…/n`, and its answers as samples
+/// of the evaluation of this step. The series of the metrics is called as the stage of the address is.
 ///
 /// # Errors
-/// If the disk fails.
+/// If the address is not of the store's arm, or the disk fails.
 pub fn record(
     store: &mut ArmStore,
-    arm: &str,
-    stage: &str,
+    address: &Address,
     step: u64,
     report: &Report,
     outcomes: &[Outcome],
@@ -32,26 +30,36 @@ pub fn record(
     metrics.insert("judged".to_string(), report.judged as f64);
     metrics.insert("skipped".to_string(), report.skipped as f64);
     metrics.insert("is_complete".to_string(), f64::from(u8::from(report.is_complete)));
-    store.log(&MetricRecord { arm: arm.to_string(), stage: stage.to_string(), step, metrics })?;
+    let series = address.stage.to_string();
+    store.log(&MetricRecord { address: address.clone(), series, step, part: 0, metrics })?;
     for outcome in outcomes {
         for sample in &outcome.samples {
-            store.sample(&row(stage, step, outcome, sample))?;
+            store.sample(&row(address, step, outcome, sample))?;
         }
     }
+    let warning = |what: &str, message: String| EventRecord {
+        key: Some(format!("{} at step {step}: {what}", address.stage)),
+        address: Some(address.clone()),
+        level: EventLevel::Warning,
+        actor: "evaluation".to_string(),
+        message,
+    };
     if report.skipped > 0 {
-        store.drops(stage, "row_left_out", report.skipped)?;
-        for row in &report.skipped_rows {
-            store.event(EventLevel::Warning, "evaluation", &format!("{}: left out: {row}", report.suite))?;
+        let (reason, count) = ("row_left_out".to_string(), report.skipped);
+        store.drops(&DropRecord { address: address.clone(), reason, part: step, count })?;
+        for (place, row) in report.skipped_rows.iter().enumerate() {
+            let message = format!("{}: left out: {row}", report.suite);
+            store.event(&warning(&format!("left out {place}"), message))?;
         }
     }
     if !report.is_complete {
         let message = format!("{}: stopped after {} of {} items", report.suite, report.judged, report.items);
-        store.event(EventLevel::Warning, "evaluation", &message)?;
+        store.event(&warning("stopped", message))?;
     }
     Ok(())
 }
 
-fn row(stage: &str, round: u64, outcome: &Outcome, sample: &arriero_results::Sample) -> SampleRecord {
+fn row(address: &Address, step: u64, outcome: &Outcome, sample: &Sample) -> SampleRecord {
     let completion = &sample.completion;
     // The first figure that a suite has of an answer is what it is about.
     let of = |name: &str| sample.scores.get(name).copied();
@@ -59,19 +67,15 @@ fn row(stage: &str, round: u64, outcome: &Outcome, sample: &arriero_results::Sam
         .iter()
         .find_map(|name| of(name));
     SampleRecord {
-        stage: stage.to_string(),
-        round,
+        address: address.clone(),
+        evaluation: Some(step),
         prompt_id: outcome.id,
         prompt: outcome.prompt.clone(),
         sample: completion.sample,
         text: completion.text.clone(),
         reward: main.unwrap_or(f64::NAN) as f32,
         components: sample.scores.iter().map(|(name, value)| (name.clone(), *value as f32)).collect(),
-        tokens: completion.drawn_tokens().collect(),
-        logps: completion.logps().collect(),
-        sampled_logps: completion.sampled_logps().collect(),
-        reference_logps: None,
-        weight_versions: completion.weight_versions().collect(),
+        segments: completion.segments.iter().cloned().map(Into::into).collect(),
         finish: completion.finish,
         selected: None,
         dropped: None,

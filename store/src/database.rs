@@ -1,77 +1,56 @@
-//! The tables of `run.db`.
-//!
-//! SQLite's integers are signed: steps, rounds and prompts' ids are stored as the same 64 bits, so
-//! that ids above 2^63 read as negative numbers. NaN is stored as NULL. Times are seconds since 1970.
+//! Writing to `run.db`: one transaction that stays open until [`Database::commit`].
 
 use std::path::Path;
 
-use arriero_buffers::Finish;
-use rusqlite::{Connection, params};
+use arriero_buffers::Drawn;
+use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::record::{EventLevel, MetricRecord, SampleKey, SampleRecord};
-
-/// The version of the tables, in `meta` and in `PRAGMA user_version`.
-pub const SCHEMA_VERSION: u32 = 1;
-
-const SCHEMA: &str = "
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-    CREATE TABLE metrics (stage TEXT NOT NULL, step INTEGER NOT NULL, name TEXT NOT NULL, value REAL);
-    CREATE TABLE events (time REAL NOT NULL, level TEXT NOT NULL, actor TEXT NOT NULL, message TEXT NOT NULL);
-    -- One row a sample. Per-token columns are blobs of little-endian u32 (tokens, weight_versions) or
-    -- f32 (the others); components is a JSON object.
-    CREATE TABLE samples (
-        stage TEXT NOT NULL, round INTEGER NOT NULL, prompt_id INTEGER NOT NULL, prompt TEXT NOT NULL,
-        sample INTEGER NOT NULL, text TEXT NOT NULL, reward REAL, components TEXT NOT NULL,
-        tokens BLOB NOT NULL, logps BLOB NOT NULL, sampled_logps BLOB NOT NULL, reference_logps BLOB,
-        weight_versions BLOB NOT NULL, finish TEXT NOT NULL, selected TEXT, dropped TEXT,
-        PRIMARY KEY (stage, round, prompt_id, sample)
-    );
-    CREATE TABLE drops (
-        time REAL NOT NULL, stage TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL
-    );
-    CREATE TABLE checkpoints (
-        time REAL NOT NULL, step INTEGER NOT NULL, path TEXT NOT NULL, manifest TEXT NOT NULL
-    );
-";
+use crate::columns::{components_text, f32_blob, finish_text, u32_blob};
+use crate::record::{
+    CheckpointRecord, DropRecord, EventRecord, MetricRecord, OutcomeRecord, PhaseRecord, SampleKey,
+    SampleRecord, SampleSegment,
+};
+use crate::schema::{SCHEMA, SCHEMA_VERSION};
 
 /// An open `run.db`. Writes open a transaction that stays open until [`Database::commit`].
+///
+/// Times are those of the first writing: a record that is written again changes nothing unless it says something else.
 #[derive(Debug)]
-pub struct Database {
+pub(crate) struct Database {
     connection: Connection,
     rows: usize,
 }
 
 impl Database {
     /// Makes the file and its tables. Others can read while this one writes: the log is written ahead.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn create(path: &Path) -> rusqlite::Result<Self> {
+    pub(crate) fn create(path: &Path, arm: &str, seed: u64) -> rusqlite::Result<Self> {
         let connection = Connection::open(path)?;
+        connection.set_prepared_statement_cache_capacity(32);
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        let database = Database { connection, rows: 0 };
-        database.connection.execute_batch("BEGIN IMMEDIATE")?;
-        database.connection.execute_batch(SCHEMA)?;
-        database.connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        database
-            .connection
-            .execute("INSERT INTO meta VALUES ('schema_version', ?1)", [SCHEMA_VERSION.to_string()])?;
-        database.connection.execute_batch("COMMIT")?;
-        Ok(database)
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        connection.execute_batch(SCHEMA)?;
+        connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        let meta = [
+            ("schema_version", SCHEMA_VERSION.to_string()),
+            ("arm", arm.to_string()),
+            ("seed", seed.to_string()),
+        ];
+        for (key, value) in meta {
+            connection.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, value])?;
+        }
+        connection.execute_batch("COMMIT")?;
+        Ok(Database { connection, rows: 0 })
     }
 
     /// Rows written since the last commit.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Ends the open transaction, if there is one. If that fails its rows are given up, so that the
     /// next write starts afresh.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn commit(&mut self) -> rusqlite::Result<()> {
+    pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
         self.rows = 0;
         if self.connection.is_autocommit() {
             return Ok(());
@@ -83,133 +62,270 @@ impl Database {
     }
 
     /// One row a metric.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn metrics(&mut self, record: &MetricRecord) -> rusqlite::Result<()> {
-        for (name, value) in &record.metrics {
-            self.insert(
-                "INSERT INTO metrics VALUES (?1, ?2, ?3, ?4)",
-                params![record.stage, record.step.cast_signed(), name, value],
+    pub(crate) fn metrics(&mut self, time: f64, record: &MetricRecord) -> rusqlite::Result<()> {
+        let MetricRecord { address, series, step, part, metrics } = record;
+        for (name, value) in metrics {
+            self.write(
+                "INSERT INTO metrics (time, round, stage, series, step, part, name, value) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+                 ON CONFLICT (series, name, step, part, round, stage) DO UPDATE SET value = excluded.value",
+                params![
+                    time,
+                    address.round.cast_signed(),
+                    address.stage,
+                    series,
+                    step.cast_signed(),
+                    part.cast_signed(),
+                    name,
+                    value
+                ],
             )?;
         }
         Ok(())
     }
 
-    /// One event.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn event(
-        &mut self,
-        time: f64,
-        level: EventLevel,
-        actor: &str,
-        message: &str,
-    ) -> rusqlite::Result<()> {
-        self.insert(
-            "INSERT INTO events VALUES (?1, ?2, ?3, ?4)",
-            params![time, level.as_str(), actor, message],
+    pub(crate) fn event(&mut self, time: f64, record: &EventRecord) -> rusqlite::Result<()> {
+        let EventRecord { key, address, level, actor, message } = record;
+        let (round, stage) =
+            address.as_ref().map(|address| (address.round.cast_signed(), &*address.stage)).unzip();
+        self.write(
+            "INSERT INTO events (key, time, round, stage, level, actor, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+             ON CONFLICT (key) DO UPDATE SET round = excluded.round, stage = excluded.stage, level = excluded.level, \
+             actor = excluded.actor, message = excluded.message",
+            params![key, time, round, stage, level.as_str(), actor, message],
         )
     }
 
-    /// One sample; `components` is its components as JSON. A sample that is recorded again, because the
-    /// actor that recorded it died and began anew, takes its own place.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn sample(&mut self, record: &SampleRecord, components: &str) -> rusqlite::Result<()> {
-        let finish = match record.finish {
-            Finish::EndOfTurn => "end_of_turn",
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-        };
-        self.insert(
-            "INSERT OR REPLACE INTO samples VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, \
-             ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+    pub(crate) fn phase(&mut self, time: f64, record: &PhaseRecord) -> rusqlite::Result<()> {
+        let PhaseRecord { address, kind, part, done, total, is_over } = record;
+        self.write(
+            "INSERT INTO phases (begun, ended, round, stage, kind, part, done, total) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+             ON CONFLICT (round, stage, kind, part) DO UPDATE SET done = excluded.done, total = excluded.total, \
+             ended = iif(excluded.ended IS NULL, NULL, ifnull(ended, excluded.ended))",
             params![
-                record.stage,
-                record.round.cast_signed(),
-                record.prompt_id.cast_signed(),
-                record.prompt,
-                record.sample,
-                record.text,
-                record.reward,
-                components,
-                u32_blob(&record.tokens),
-                f32_blob(&record.logps),
-                f32_blob(&record.sampled_logps),
-                record.reference_logps.as_deref().map(f32_blob),
-                u32_blob(&record.weight_versions),
-                finish,
-                record.selected,
-                record.dropped,
+                time,
+                is_over.then_some(time),
+                address.round.cast_signed(),
+                address.stage,
+                kind,
+                part.cast_signed(),
+                done.cast_signed(),
+                total.cast_signed()
             ],
         )
     }
 
-    /// Adds a sample's reference log-probabilities.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn reference(&mut self, key: &SampleKey<'_>, logps: &[f32]) -> rusqlite::Result<()> {
-        let SampleKey { stage, round, prompt_id, sample } = *key;
-        self.insert(
-            "UPDATE samples SET reference_logps = ?1 \
-             WHERE stage = ?2 AND round = ?3 AND prompt_id = ?4 AND sample = ?5",
-            params![f32_blob(logps), stage, round.cast_signed(), prompt_id.cast_signed(), sample],
-        )
-    }
-
-    /// Items given up, on top of those told of before.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn drops(&mut self, time: f64, stage: &str, reason: &str, count: u64) -> rusqlite::Result<()> {
-        self.insert(
-            "INSERT INTO drops VALUES (?1, ?2, ?3, ?4)",
-            params![time, stage, reason, count.cast_signed()],
-        )
-    }
-
-    /// One checkpoint; `manifest` is JSON.
-    ///
-    /// # Errors
-    /// If SQLite fails.
-    pub fn checkpoint(&mut self, time: f64, step: u64, path: &str, manifest: &str) -> rusqlite::Result<()> {
-        self.insert(
-            "INSERT INTO checkpoints VALUES (?1, ?2, ?3, ?4)",
-            params![time, step.cast_signed(), path, manifest],
-        )
-    }
-
-    fn insert(&mut self, sql: &str, values: impl rusqlite::Params) -> rusqlite::Result<()> {
-        if self.connection.is_autocommit() {
-            self.connection.execute_batch("BEGIN IMMEDIATE")?;
+    /// A sample and its segments.
+    pub(crate) fn sample(&mut self, time: f64, record: &SampleRecord) -> rusqlite::Result<()> {
+        let components = components_text(&record.components)?;
+        self.begin()?;
+        let mut statement = self.connection.prepare_cached(
+            "INSERT INTO samples (time, round, stage, evaluation, prompt_id, sample, prompt, text, reward, components, \
+             finish, selected, dropped) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+             ON CONFLICT (round, stage, prompt_id, sample, ifnull(evaluation, -1)) DO UPDATE SET \
+             prompt = excluded.prompt, text = excluded.text, reward = excluded.reward, components = excluded.components, \
+             finish = excluded.finish, selected = excluded.selected, dropped = excluded.dropped RETURNING id",
+        )?;
+        let id: i64 = statement.query_row(
+            params![
+                time,
+                record.address.round.cast_signed(),
+                record.address.stage,
+                record.evaluation.map(u64::cast_signed),
+                record.prompt_id.cast_signed(),
+                record.sample,
+                record.prompt,
+                record.text,
+                record.reward,
+                components,
+                finish_text(record.finish),
+                record.selected,
+                record.dropped,
+            ],
+            |row| row.get(0),
+        )?;
+        drop(statement);
+        for (position, segment) in record.segments.iter().enumerate() {
+            self.segment(id, position, segment)?;
         }
+        self.write(
+            "DELETE FROM segments WHERE sample_id = ?1 AND position >= ?2",
+            params![id, row_number(record.segments.len())],
+        )
+    }
+
+    /// What the reference said of these very tokens stays, if it was recorded before.
+    fn segment(&mut self, sample: i64, position: usize, record: &SampleSegment) -> rusqlite::Result<()> {
+        let SampleSegment { segment, reference_logps } = record;
+        let of = |logps: fn(&Drawn) -> &[f32]| segment.drawn.as_ref().map(|drawn| f32_blob(logps(drawn)));
+        self.write(
+            "INSERT INTO segments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+             ON CONFLICT (sample_id, position) DO UPDATE SET role = excluded.role, tokens = excluded.tokens, \
+             logps = excluded.logps, sampled_logps = excluded.sampled_logps, \
+             weight_versions = excluded.weight_versions, reference_logps = ifnull(excluded.reference_logps, \
+             iif(tokens = excluded.tokens, reference_logps, NULL))",
+            params![
+                sample,
+                row_number(position),
+                segment.role.as_str(),
+                u32_blob(&segment.tokens),
+                of(|drawn| &drawn.logps),
+                of(|drawn| &drawn.sampled_logps),
+                reference_logps.as_deref().map(f32_blob),
+                segment.drawn.as_ref().map(|drawn| u32_blob(&drawn.weight_versions)),
+            ],
+        )
+    }
+
+    /// Adds the reference log-probabilities of a sample, one for each token that the policy drew. Gives back how many such
+    /// tokens the sample has if they are not as many, and then writes nothing; a sample that is not there is passed over.
+    pub(crate) fn reference(
+        &mut self,
+        key: &SampleKey<'_>,
+        logps: &[f32],
+    ) -> rusqlite::Result<Option<usize>> {
+        let SampleKey { address, prompt_id, sample } = *key;
+        let id: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "SELECT id FROM samples WHERE round = ?1 AND stage = ?2 AND prompt_id = ?3 AND sample = ?4 \
+                 AND evaluation IS NULL",
+            )?
+            .query_row(
+                params![address.round.cast_signed(), address.stage, prompt_id.cast_signed(), sample],
+                |row| row.get(0),
+            )
+            .optional()?;
+        let Some(id) = id else { return Ok(None) };
+        let drawn: Vec<(i64, u32)> = self
+            .connection
+            .prepare_cached(
+                "SELECT position, length(tokens) / 4 FROM segments WHERE sample_id = ?1 AND logps IS NOT NULL \
+                 ORDER BY position",
+            )?
+            .query_map([id], |row| row.try_into())?
+            .collect::<Result<_, _>>()?;
+        let tokens = drawn.iter().map(|&(_, length)| length as usize).sum();
+        if tokens != logps.len() {
+            return Ok(Some(tokens));
+        }
+        let mut rest = logps;
+        for (position, length) in drawn {
+            let (own, others) = rest.split_at(length as usize);
+            rest = others;
+            self.write(
+                "UPDATE segments SET reference_logps = ?1 WHERE sample_id = ?2 AND position = ?3",
+                params![f32_blob(own), id, position],
+            )?;
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn outcome(&mut self, time: f64, record: &OutcomeRecord) -> rusqlite::Result<()> {
+        self.write(
+            "INSERT INTO outcomes (time, round, stage, step, prompt_id, instructions, followed, reward, tokens, text) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+             ON CONFLICT (step, prompt_id, round, stage) DO UPDATE SET instructions = excluded.instructions, \
+             followed = excluded.followed, reward = excluded.reward, tokens = excluded.tokens, text = excluded.text",
+            params![
+                time,
+                record.address.round.cast_signed(),
+                record.address.stage,
+                record.step.cast_signed(),
+                record.prompt_id.cast_signed(),
+                record.instructions.cast_signed(),
+                record.followed.cast_signed(),
+                record.reward,
+                record.tokens.cast_signed(),
+                record.text
+            ],
+        )
+    }
+
+    pub(crate) fn drops(&mut self, time: f64, record: &DropRecord) -> rusqlite::Result<()> {
+        let DropRecord { address, reason, part, count } = record;
+        self.write(
+            "INSERT INTO drops (time, round, stage, reason, part, count) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+             ON CONFLICT (round, stage, reason, part) DO UPDATE SET count = excluded.count",
+            params![
+                time,
+                address.round.cast_signed(),
+                address.stage,
+                reason,
+                part.cast_signed(),
+                count.cast_signed()
+            ],
+        )
+    }
+
+    pub(crate) fn checkpoint(&mut self, time: f64, record: &CheckpointRecord) -> rusqlite::Result<()> {
+        let CheckpointRecord { address, step, path, manifest } = record;
+        self.write(
+            "INSERT INTO checkpoints (step, time, round, stage, path, manifest) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+             ON CONFLICT (step) DO UPDATE SET round = excluded.round, stage = excluded.stage, path = excluded.path, \
+             manifest = excluded.manifest",
+            params![
+                step.cast_signed(),
+                time,
+                address.round.cast_signed(),
+                address.stage,
+                path.to_string_lossy(),
+                manifest.to_string()
+            ],
+        )
+    }
+
+    fn begin(&mut self) -> rusqlite::Result<()> {
+        if self.connection.is_autocommit() {
+            self.connection.execute_batch("BEGIN IMMEDIATE")
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write(&mut self, sql: &str, values: impl rusqlite::Params) -> rusqlite::Result<()> {
+        self.begin()?;
         self.connection.prepare_cached(sql)?.execute(values)?;
         self.rows += 1;
         Ok(())
     }
 }
 
-fn u32_blob(numbers: &[u32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
-}
-
-fn f32_blob(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+/// SQLite's integers have 64 bits with a sign; no sample has as many segments.
+fn row_number(position: usize) -> i64 {
+    (position as u64).cast_signed()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::EventLevel;
+
+    #[test]
+    fn others_read_while_it_writes_and_know_its_version() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = Database::create(&folder.path().join("run.db"), "a", 0).expect("it can be made");
+        let value = |query: &str| -> rusqlite::types::Value {
+            database.connection.query_row(query, [], |row| row.get(0)).expect("SQLite knows")
+        };
+        assert_eq!(value("PRAGMA journal_mode"), "wal".to_owned().into());
+        assert_eq!(value("PRAGMA user_version"), 2.into());
+        assert_eq!(value("SELECT value FROM meta WHERE key = 'schema_version'"), "2".to_owned().into());
+    }
 
     #[test]
     fn a_full_disk_is_told_and_the_next_commit_works() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("run.db");
-        let mut database = Database::create(&path).expect("it can be made");
+        let mut database = Database::create(&path, "a", 0).expect("it can be made");
+        let event = |message: String| EventRecord {
+            key: None,
+            address: None,
+            level: EventLevel::Info,
+            actor: "a".into(),
+            message,
+        };
         let pages: u32 =
             database.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).expect("SQLite knows");
         let limit = |database: &Database, pages: u32| {
@@ -220,25 +336,16 @@ mod tests {
         };
         limit(&database, pages);
         let error = database
-            .event(1.0, EventLevel::Info, "a", &"x".repeat(100_000))
+            .event(1.0, &event("x".repeat(100_000)))
             .and_then(|()| database.commit())
             .expect_err("there is no room");
         let error = crate::StoreError::sqlite(&path, error).to_string();
         let start = format!("the disk of {} is full: database or disk is full; free", path.display());
         assert!(error.starts_with(&start), "{error}");
         limit(&database, pages + 100);
-        database.event(1.0, EventLevel::Info, "a", "x").expect("there is room");
+        database.event(1.0, &event("x".into())).expect("there is room");
         database.commit().expect("there is room");
-        let count: u32 = database
-            .connection
-            .query_row("SELECT count(*) FROM events", [], |row| row.get(0))
-            .expect("SQLite knows");
-        assert_eq!(count, 1);
-    }
-
-    #[test]
-    fn blobs_are_little_endian() {
-        assert_eq!(u32_blob(&[1, 0x0102_0304]), [1, 0, 0, 0, 4, 3, 2, 1]);
-        assert_eq!(f32_blob(&[1.0, -0.5]), [0, 0, 0x80, 0x3f, 0, 0, 0, 0xbf]);
+        let events = crate::ArmReader::open(folder.path()).and_then(|reader| reader.events());
+        assert_eq!(events.expect("it can be read").len(), 1);
     }
 }

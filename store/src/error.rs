@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why the run could not be written. Every text says what, where and what to do.
+/// Why the run could not be written or read. Every text says what, where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The run's name cannot be the name of a folder everywhere.
@@ -83,14 +83,102 @@ pub enum StoreError {
     },
     /// A metric has the name of one of the fixed keys of a line, and would hide it.
     #[error(
-        "a metric of stage {stage:?} is called {name:?}, as is a key of every line of metrics.jsonl; give \
+        "a metric of series {series:?} is called {name:?}, as is a key of every line of metrics.jsonl; give \
          the metric another name"
     )]
     MetricName {
-        /// The stage.
-        stage: String,
+        /// The series.
+        series: String,
         /// The metric.
         name: String,
+    },
+    /// A record has the address of another arm or seed.
+    #[error(
+        "a record of {address} came to the store of {arm}/{seed} in {path}; give each record to the store of \
+         its own arm and seed"
+    )]
+    OtherArm {
+        /// The record's address.
+        address: String,
+        /// The store's arm.
+        arm: String,
+        /// The store's seed.
+        seed: u64,
+        /// The store's folder.
+        path: PathBuf,
+    },
+    /// A reference has not scored the tokens that were drawn.
+    #[error(
+        "sample {sample} of prompt {prompt_id} ({address}) has {expected} drawn tokens, but {found} reference \
+         log-probabilities came for it; give one for each token that the policy drew"
+    )]
+    ReferenceLength {
+        /// Where the sample was drawn.
+        address: String,
+        /// Its prompt.
+        prompt_id: u64,
+        /// Its number.
+        sample: u32,
+        /// Its tokens that the policy drew.
+        expected: usize,
+        /// Log-probabilities.
+        found: usize,
+    },
+    /// The folder is none of a run.
+    #[error("{0} is no folder of a run: there is no experiment.toml in it; name a folder such as runs/NAME")]
+    NoRun(PathBuf),
+    /// The run has no such arm and seed.
+    #[error("the run {path} has no arm {arm:?} with seed {seed}; it has {there}")]
+    NoArm {
+        /// The run's folder.
+        path: PathBuf,
+        /// The arm that was asked for.
+        arm: String,
+        /// The seed that was asked for.
+        seed: u64,
+        /// What there is, as `ARM/SEED, …`, or "none".
+        there: String,
+    },
+    /// The folder is none of an arm and seed.
+    #[error("there is no database {0}; name the folder of an arm and seed, such as runs/NAME/ARM/SEED")]
+    NoDatabase(PathBuf),
+    /// The file is something else.
+    #[error("{0} is no SQLite database; name the folder of an arm and seed that a run has made")]
+    NotADatabase(PathBuf),
+    /// The making of the database did not come to its end.
+    #[error(
+        "the database {0} has no tables of a run: the run ended before it had begun; remove the run's folder \
+         and start it again"
+    )]
+    Unfinished(PathBuf),
+    /// The database is of a later version of the program.
+    #[error(
+        "the database {path} was made by a newer version of Arriero: its schema is {found}, and this version \
+         knows those up to {known}; read it with a version as new as the one that made it"
+    )]
+    NewerSchema {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest that is known.
+        known: u32,
+    },
+    /// A file has content that it cannot have.
+    #[error("{path} is damaged: {cause}; take an undamaged copy, or remove the run's folder")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file cannot be read.
+    #[error("could not read {path}: {cause}; look whether that path is a file that you may read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system or SQLite says.
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The system refused something else.
     #[error(
@@ -142,6 +230,32 @@ impl StoreError {
             Some(DiskFull) => StoreError::NoSpace { path, cause: cause.into() },
             Some(ReadOnly | PermissionDenied) => StoreError::ReadOnly { path, cause: cause.into() },
             _ => StoreError::Database { path, cause },
+        }
+    }
+
+    /// The error of a query that failed: damage has a variant of its own.
+    pub(crate) fn reading(path: &Path, cause: rusqlite::Error) -> Self {
+        use rusqlite::Error::{
+            FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnName, InvalidColumnType,
+            QueryReturnedNoRows, Utf8Error,
+        };
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let path = path.to_path_buf();
+        match cause {
+            FromSqlConversionFailure(_, _, cause) => StoreError::Corrupt { path, cause },
+            InvalidColumnName(_)
+            | InvalidColumnType(..)
+            | IntegralValueOutOfRange(..)
+            | QueryReturnedNoRows
+            | Utf8Error(..) => StoreError::Corrupt { path, cause: cause.into() },
+            cause => match cause.sqlite_error_code() {
+                Some(NotADatabase) => StoreError::NotADatabase(path),
+                // A table that is missing, or has other columns, is an unknown error.
+                Some(DatabaseCorrupt | rusqlite::ErrorCode::Unknown) => {
+                    StoreError::Corrupt { path, cause: cause.into() }
+                }
+                _ => StoreError::Unreadable { path, cause: cause.into() },
+            },
         }
     }
 }

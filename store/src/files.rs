@@ -17,6 +17,11 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     replace(path, |file| file.write_all(bytes))
 }
 
+/// Writes readable JSON as a whole.
+pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), StoreError> {
+    atomic_write(path, format!("{value:#}\n").as_bytes())
+}
+
 fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
     let temporary = beside(path.parent().unwrap_or(Path::new("")));
     let written = OpenOptions::new().write(true).create_new(true).open(&temporary).and_then(|mut file| {

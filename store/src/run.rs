@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::arm::ArmStore;
 use crate::error::StoreError;
-use crate::files::{atomic_write, check_space, check_writable, nearest_existing};
+use crate::files::{atomic_write, check_space, check_writable, nearest_existing, write_json};
 
 /// The folder of a run, made whole or not at all.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl RunDir {
         fs::create_dir_all(&above).map_err(|cause| StoreError::io("make the folder", &above, cause))?;
         let path = above.join(seed.to_string());
         let result = match fs::create_dir(&path) {
-            Ok(()) => ArmStore::create(path.clone(), &self.toml).inspect_err(|_| {
+            Ok(()) => ArmStore::create(path.clone(), arm, seed, &self.toml).inspect_err(|_| {
                 let _ = fs::remove_dir_all(&path);
             }),
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
@@ -120,11 +120,6 @@ impl RunDir {
         remove_empty(&self.made);
         Ok(())
     }
-}
-
-/// Writes readable JSON as a whole.
-pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), StoreError> {
-    atomic_write(path, format!("{value:#}\n").as_bytes())
 }
 
 /// Checks that a run may have this name.

@@ -121,7 +121,8 @@ impl Schedule {
     /// Counts groups or rows that are not used.
     pub(super) fn count_dropped(&mut self, address: &Address, reason: &str, count: u64) {
         *self.state.progress.dropped.entry(reason.to_string()).or_default() += count;
-        self.record(Record::Drops { address: address.clone(), reason: reason.to_string(), count });
+        let (part, reason) = (self.state.position.portions, reason.to_string());
+        self.record(Record::Drops { address: address.clone(), reason, part, count });
     }
 
     /// Accounts for an arm that does not come to its end.

@@ -23,7 +23,7 @@ pub(super) struct DatasetPosition {
     /// Rows of this pass that were read.
     pub rows: u64,
     /// Portions that were trained on.
-    portions: u64,
+    pub portions: u64,
     /// Whether the pass has no more rows.
     is_over: bool,
 }
@@ -108,8 +108,9 @@ impl Schedule {
             metrics.insert(format!("dropped/{reason}"), count as f64);
             self.count_dropped(&address, reason, count);
         }
-        let step = self.state.progress.version.into();
-        self.record(Record::Metrics { address: address.clone(), series: "data".to_string(), step, metrics });
+        let (step, part) = (self.state.progress.version.into(), self.state.position.portions);
+        let series = "data".to_string();
+        self.record(Record::Metrics { address: address.clone(), series, step, part, metrics });
         if !portion.dropped.is_empty() {
             let (arm, stage) = (&address.arm, &address.stage);
             let message = format!("arm {arm}, stage {stage}: rows that are not used: {}", listed(portion));

@@ -166,6 +166,7 @@ impl Schedule {
             address: address.clone(),
             series: "rejection_sampling".to_string(),
             step: self.state.progress.version.into(),
+            part: 0,
             metrics,
         });
         for (reason, count) in &reasons {
@@ -316,7 +317,7 @@ impl Schedule {
         }
         for address in addresses {
             let (address, metrics) = (address.clone(), metrics.clone());
-            self.record(Record::Metrics { address, series: EVALUATION.to_string(), step, metrics });
+            self.record(Record::Metrics { address, series: EVALUATION.to_string(), step, part: 0, metrics });
         }
         let outcomes = Arc::new(evaluation.outcomes.clone());
         for address in addresses {

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use super::draw::Rng;
 use super::*;
 use crate::constraint::Relation;
 use crate::scorer::constraints::verdicts;
