@@ -11,9 +11,9 @@ use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use crate::conductor::ConductorMessage;
+use crate::examples::{Tokenisation, Unfit, example_of, rate};
 use crate::experiment::DataPlan;
 use crate::faults::Role;
-use crate::lessons::{Tokenisation, Unfit, example_of, rate};
 use crate::wiring::Wiring;
 
 /// Rows of one handler call.

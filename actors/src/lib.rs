@@ -8,7 +8,7 @@
 //! - `conductor`: decides what runs next and supervises the others, whom `crew` starts;
 //! - the caravan, in the order of the data: `generator` → `reward_worker` → `rejection_sampler` →
 //!   the shared buffer → `reference` → `learner`; beside it `evaluator` and `recorder`;
-//! - `data_reader`: fills the buffer from a dataset in place of the first three; `lessons`: rows as trees;
+//! - `data_reader`: fills the buffer from a dataset in place of the first three; `examples`: rows as trees;
 //! - [`scoring`]: what becomes of completions that cannot be scored;
 //! - `wiring`: the bounded queues, the buffer and the published weights that they share;
 //! - [`suites`]: the evaluator's benchmarks; [`statistics`], [`summary`]: estimates with intervals, and what the
@@ -24,11 +24,11 @@ mod data_reader;
 pub mod devices;
 mod evaluator;
 pub mod event;
+mod examples;
 pub mod experiment;
 pub mod faults;
 mod generator;
 mod learner;
-mod lessons;
 mod recorder;
 mod reference;
 mod rejection_sampler;

@@ -27,9 +27,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::conductor::{Conductor, ConductorMessage};
 use crate::devices::{self, Computes};
 use crate::event::RunEvent;
+use crate::examples;
 use crate::experiment::{Arm, DataPlan, ExperimentError, Plan, PromptSet, Split, Stage};
 use crate::faults::{Fault, Faults};
-use crate::lessons;
 use crate::summary::{ArmSummary, RunSummary, Status};
 use crate::wiring::{CurrentSelection, InitialGroups, RewardModelCell, Shutdown, StageGroups, Wiring};
 
@@ -411,7 +411,7 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, RunError> 
             };
             let count = match known.iter().find(is_same) {
                 Some(&(_, _, count)) => count,
-                None => lessons::check(stage, data, plan.seed)?,
+                None => examples::check(stage, data, plan.seed)?,
             };
             known.push((data, stage, count));
             rows.insert((arm_number, number), count);
