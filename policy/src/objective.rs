@@ -26,6 +26,7 @@ use arriero_buffers::{Branch, SelectionRule, Tree};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_aux::serde_introspection::serde_introspect;
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 pub use describe::{Description, OptionDescription};
@@ -290,6 +291,23 @@ pub trait Objective: Send {
     /// Told of every optimiser step that was taken, with the batch's metrics: where running statistics
     /// move on. A step that failed is not told.
     fn stepped(&mut self, _metrics: &BTreeMap<String, f64>) {}
+
+    /// All that [`Objective::begin`] and [`Objective::stepped`] have set, as plain data: what another objective of the same
+    /// options goes on from. `null` where there is no such thing.
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    /// Goes on from what [`Objective::state`] gave.
+    ///
+    /// # Errors
+    /// If it is of another objective: what was expected.
+    fn restore(&mut self, state: &Value) -> std::result::Result<(), String> {
+        match state {
+            Value::Null => Ok(()),
+            found => Err(format!("expected none, found {found}")),
+        }
+    }
 }
 
 /// What the heads compute of each response token that carries loss. All tensors are f32, `[response tokens]`, in
@@ -319,7 +337,8 @@ pub struct TeacherStatistics {
     pub logps: Tensor,
 }
 
-/// Counts over the whole batch of which a micro-batch is a part: the denominators of means.
+/// Counts over the whole batch of which a micro-batch is a part: the denominators of means. Those of the parts of a batch add
+/// up to those of the batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Trees.
@@ -348,6 +367,19 @@ impl Totals {
     }
 }
 
+impl std::ops::Add for Totals {
+    type Output = Totals;
+
+    fn add(self, other: Totals) -> Totals {
+        Totals {
+            trees: self.trees + other.trees,
+            tokens: self.tokens + other.tokens,
+            first_branch_tokens: self.first_branch_tokens + other.first_branch_tokens,
+            responses: self.responses + other.responses,
+        }
+    }
+}
+
 /// The host's side of a micro-batch.
 #[derive(Debug)]
 pub struct MicroBatch<'a> {
@@ -357,6 +389,13 @@ pub struct MicroBatch<'a> {
     pub totals: Totals,
     /// The whole batch, of which `trees` is a part: for statistics over all of its rewards.
     pub batch: &'a [&'a Tree],
+}
+
+impl<'a> MicroBatch<'a> {
+    /// All of a batch.
+    pub fn whole(batch: &'a [&'a Tree]) -> Self {
+        MicroBatch { trees: batch, totals: Totals::of(batch), batch }
+    }
 }
 
 impl MicroBatch<'_> {
