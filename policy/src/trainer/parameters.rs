@@ -1,6 +1,6 @@
 //! Tensors that are trained together, with their gradients and their optimiser.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::checkpoint::Weights;
 use crate::device::Compute;
@@ -27,6 +27,18 @@ impl Parameter {
         Parameter { name: name.to_string(), gradient: master.zeros_like(), master, leaf }
     }
 
+    /// The tensor of this name and of its shape.
+    fn among<'a>(&self, tensors: &'a Weights, name: &str) -> Result<&'a Tensor> {
+        let (name, expected) = (name.to_string(), self.master.size());
+        match tensors.get(&name) {
+            None => Err(PolicyError::MissingTensor { name }),
+            Some(found) if found.size() != expected => {
+                Err(PolicyError::WrongShape { name, expected, found: found.size() })
+            }
+            Some(found) => Ok(found),
+        }
+    }
+
     /// The leaf, where it is a tensor of its own.
     fn own_leaf(&self) -> Option<Tensor> {
         (self.leaf.kind() != Kind::Float).then(|| self.leaf.shallow_clone())
@@ -38,7 +50,7 @@ impl Parameter {
 pub(super) struct Parameters {
     list: Vec<Parameter>,
     optimizer: AdamW,
-    /// The factor by which the last step's gradient was clipped.
+    /// The factor by which the last step's gradient was clipped; 1 before it is.
     scale: f64,
 }
 
@@ -115,15 +127,8 @@ impl Parameters {
     /// If one is missing or has another shape.
     pub fn resume(&mut self, moments: &Weights, updates: i32) -> Result<()> {
         let moment = |parameter: &Parameter, which: &str| {
-            let name = format!("{}.{which}", parameter.name);
-            let expected = parameter.master.size();
-            match moments.get(&name) {
-                None => Err(PolicyError::MissingTensor { name }),
-                Some(found) if found.size() != expected => {
-                    Err(PolicyError::WrongShape { name, expected, found: found.size() })
-                }
-                Some(found) => Ok(found.to_device(parameter.master.device()).to_kind(Kind::Float)),
-            }
+            let found = parameter.among(moments, &format!("{}.{which}", parameter.name))?;
+            Ok(found.to_device(parameter.master.device()).to_kind(Kind::Float))
         };
         let both = |parameter| Ok((moment(parameter, "exp_avg")?, moment(parameter, "exp_avg_sq")?));
         let moments = self.list.iter().map(both).collect::<Result<_>>()?;
@@ -131,8 +136,32 @@ impl Parameters {
         Ok(())
     }
 
+    /// Puts these numbers in the place of the trained ones.
+    ///
+    /// # Errors
+    /// If one is missing, has another shape, or is not trained; then nothing has changed.
+    pub fn restore(&mut self, tensors: &Weights, compute: Compute) -> Result<()> {
+        let is_own = |name: &String| self.list.iter().any(|parameter| parameter.name == *name);
+        if let Some(name) = tensors.keys().find(|name| !is_own(name)) {
+            let cause = format!("it has the tensor {name}, which is not trained here");
+            return Err(PolicyError::WrongState { cause });
+        }
+        let found = |parameter: &Parameter| parameter.among(tensors, &parameter.name);
+        let found = self.list.iter().map(found).collect::<Result<Vec<_>>>()?;
+        no_grad(|| {
+            for (parameter, found) in self.list.iter_mut().zip(found) {
+                parameter.master.copy_(found);
+                if let Some(mut leaf) = parameter.own_leaf() {
+                    leaf.copy_(&compute.place(&parameter.name, &parameter.master));
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Sets the gradients to 0.
-    pub fn zero(&self) {
+    pub fn zero(&mut self) {
+        self.scale = 1.0;
         kernels::zero(&self.each(|parameter| parameter.gradient.shallow_clone()));
     }
 
