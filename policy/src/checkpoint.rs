@@ -19,12 +19,11 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tch::Tensor;
-
 use crate::config::{Head, ModelConfig, SCORE};
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
+pub use crate::weights::{Weights, handles};
 pub use adapter::{read_adapter, write_adapter};
 pub use files::{read_json, write_folder, write_json};
 pub use tensors::{load_weights, save_weights};
@@ -32,14 +31,6 @@ pub use write::{Beside, write_hf, write_training};
 
 /// What the model that set-up brought is called.
 pub const DEFAULT: &str = "default";
-
-/// Tensors by their Hugging Face names.
-pub type Weights = BTreeMap<String, Tensor>;
-
-/// Handles of the same tensors.
-pub fn handles(weights: &Weights) -> Weights {
-    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-}
 
 /// A model in memory.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use tch::{Kind, no_grad};
 use crate::error::Result;
 use crate::forest::{Forest, micro_batches};
 use crate::model::Model;
-use crate::scoring::to_host;
+use crate::weights::to_host;
 
 /// A vector of unit length for each token sequence (`hidden_size` entries; zeros for a sequence without tokens): the mean
 /// of the final, normed hidden states, in packed batches of at most `budget` tokens.

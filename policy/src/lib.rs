@@ -23,6 +23,7 @@
 //! - [`scoring`]: what a frozen model says of given responses;
 //! - [`embedding`]: texts as vectors;
 //! - [`snapshot`]: immutable versioned weights, by which the trainer's reach the generators;
+//! - [`weights`]: tensors by name;
 //! - [`allocator`]: large blocks of memory stay ours;
 //! - [`error`]: what can go wrong, in words for the person who can mend it.
 //!
@@ -54,6 +55,7 @@ pub mod snapshot;
 pub mod teacher;
 pub mod tokenizer;
 pub mod trainer;
+pub mod weights;
 pub mod written;
 
 pub use error::{PolicyError, Result};

@@ -9,10 +9,10 @@ use arriero_buffers::random::{Purpose, Stream};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
 use crate::device::weight_as;
 use crate::error::{PolicyError, Result};
+use crate::weights::Weights;
 
 /// The target that stands for every linear layer but the output matrix.
 const ALL_LINEAR: &str = "all-linear";

@@ -23,9 +23,8 @@ use serde_aux::serde_introspection::serde_introspect;
 use interface::options;
 pub use interface::{
     AlgorithmConfig, Critic, CriticKind, Description, Divergence, Loss, Metrics, MicroBatch, Needs,
-    Objective, OptionDescription, Statistics, TeacherStatistics, TokenStatistics, Totals,
+    Objective, OptionDescription, ReferenceSync, Statistics, TeacherStatistics, TokenStatistics, Totals,
 };
-pub use terms::sync::ReferenceSync;
 
 /// Makes the modules and [`Algorithm`] from one line an algorithm. rustfmt does not see modules that a macro declares:
 /// `cargo xtask ci` names their files to it.

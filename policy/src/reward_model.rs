@@ -13,8 +13,8 @@ use crate::error::{PolicyError, Result};
 use crate::forest::{Forest, ReadAt, micro_batches};
 use crate::head;
 use crate::model::Model;
-use crate::scoring::to_host;
 use crate::tokenizer::Tokenizer;
+use crate::weights::to_host;
 
 /// Deviation of a fresh head's entries (transformers' `initializer_range`).
 const INITIAL_DEVIATION: f64 = 0.02;

@@ -1,12 +1,13 @@
 //! What a frozen model says of given responses.
 
 use arriero_buffers::{Branch, Tree};
-use tch::{Tensor, no_grad};
+use tch::no_grad;
 
 use crate::error::Result;
 use crate::forest::{Forest, micro_batches};
 use crate::head;
 use crate::model::Model;
+use crate::weights::to_host;
 
 /// Fills in every branch's reference log-probabilities.
 ///
@@ -63,15 +64,4 @@ pub fn token_kl(
         }
         Ok((sum, tokens))
     })
-}
-
-/// An f32 tensor's entries.
-pub(crate) fn to_host(tensor: &Tensor) -> Vec<f32> {
-    let mut values = vec![0.0; tensor.numel()];
-    tensor
-        .flatten(0, -1)
-        .to_kind(tch::Kind::Float)
-        .to_device(tch::Device::Cpu)
-        .copy_data(&mut values, tensor.numel());
-    values
 }

@@ -9,6 +9,7 @@
 //! [`Timed::time`] and the methods of [`ArmReader`] name.
 
 pub mod arm;
+mod files;
 pub mod filter;
 pub mod run;
 

@@ -17,7 +17,7 @@ pub use batch::{MicroBatch, Totals};
 pub(super) use describe::describe;
 pub use describe::{Description, OptionDescription};
 pub use metrics::Metrics;
-pub use needs::{Critic, CriticKind, Divergence, Needs, Statistics};
+pub use needs::{Critic, CriticKind, Divergence, Needs, ReferenceSync, Statistics};
 pub(super) use options::options;
 
 /// Options of an algorithm: what stands beside `kind` in an experiment file.

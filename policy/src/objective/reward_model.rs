@@ -259,7 +259,7 @@ fn similarity(one: &[u32], other: &[u32]) -> f64 {
 /// `differences` are the better less the worse score of each pair.
 fn metrics(scores: &Tensor, differences: &Tensor) -> Metrics {
     let mut metrics = Metrics::default();
-    let numbers = |tensor: &Tensor| crate::scoring::to_host(&tensor.detach());
+    let numbers = |tensor: &Tensor| crate::weights::to_host(&tensor.detach());
     for score in numbers(scores).into_iter().map(f64::from) {
         metrics.add("mean_reward", score, 1.0);
         metrics.lower("min_reward", score);

@@ -5,7 +5,7 @@ use arriero_buffers::Tree;
 use super::Trainer;
 use crate::error::PolicyError;
 use crate::objective::{MicroBatch, TokenStatistics};
-use crate::scoring::to_host;
+use crate::weights::to_host;
 
 /// Each response by the numbers of its prompt and of itself.
 fn names_of(trees: &[&Tree]) -> Vec<(u64, u32)> {

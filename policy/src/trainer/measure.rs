@@ -12,7 +12,7 @@ use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::head::{self, Output, Rows, divergence};
 use crate::objective::{Divergence, Metrics, MicroBatch, Statistics, TeacherStatistics, TokenStatistics};
-use crate::scoring::to_host;
+use crate::weights::to_host;
 
 /// A scalar head with the hidden states that it reads, `[response tokens, hidden]`.
 pub(super) struct ScalarHead {

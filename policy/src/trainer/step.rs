@@ -18,7 +18,7 @@ use crate::forest::{Forest, ReadAt, micro_batches};
 use crate::head::{self, StatisticGradients, divergence};
 use crate::objective::{Metrics, MicroBatch, Statistics};
 use crate::pass::Pass;
-use crate::scoring::to_host;
+use crate::weights::to_host;
 
 /// What a step did.
 #[derive(Debug, Clone, PartialEq)]

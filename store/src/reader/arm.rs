@@ -9,8 +9,8 @@ use arriero_buffers::{Address, Drawn, Segment};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params_from_iter};
 use serde_json::Value;
 
+use super::files::summary;
 use super::filter::{MetricFilter, SampleFilter};
-use super::run::summary;
 use crate::columns::{
     components_of, f32_of, f32s_of, f64_of, finish_of, json_of, level_of, name_of, role_of, u32s_of, u64_of,
 };

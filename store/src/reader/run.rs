@@ -1,12 +1,12 @@
 //! The folder of a run.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::arm::ArmReader;
+use super::files::{summary, text, unreadable};
 use crate::error::StoreError;
 
 /// A run, as its folder is when it is opened.
@@ -89,25 +89,6 @@ impl RunReader {
     }
 }
 
-/// The `summary.json` of a run or an arm, if there is one.
-pub(super) fn summary(folder: &Path) -> Result<Option<Value>, StoreError> {
-    let path = folder.join("summary.json");
-    let Some(text) = text(&path)? else { return Ok(None) };
-    serde_json::from_str(&text).map(Some).map_err(|cause| StoreError::Corrupt { path, cause: cause.into() })
-}
-
-/// A file's text, if it is there.
-fn text(path: &Path) -> Result<Option<String>, StoreError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(cause) if matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(cause) if cause.kind() == ErrorKind::InvalidData => {
-            Err(StoreError::Corrupt { path: path.to_path_buf(), cause: cause.into() })
-        }
-        Err(cause) => Err(unreadable(path, cause)),
-    }
-}
-
 /// The folders in a folder.
 fn folders(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
@@ -117,8 +98,4 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
 
 fn name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
-}
-
-fn unreadable(path: &Path, cause: std::io::Error) -> StoreError {
-    StoreError::Unreadable { path: path.to_path_buf(), cause: cause.into() }
 }

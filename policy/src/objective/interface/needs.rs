@@ -4,8 +4,6 @@ use arriero_buffers::SelectionRule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::objective::ReferenceSync;
-
 /// What an objective needs from the rest of the system.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Needs {
@@ -91,4 +89,13 @@ pub enum CriticKind {
     Shared,
     /// On a decoder of its own.
     Model,
+}
+
+/// How the reference follows the policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ReferenceSync {
+    /// α: the policy's share, above 0 and at most 1.
+    pub alpha: f64,
+    /// τ: steps from one update to the next.
+    pub every: usize,
 }

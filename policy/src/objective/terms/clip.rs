@@ -136,7 +136,7 @@ fn record(metrics: &mut Metrics, (low, high): (f64, f64), weight: f64, lows: &[f
 }
 
 fn doubles(tensor: &Tensor) -> Vec<f64> {
-    crate::scoring::to_host(tensor).into_iter().map(f64::from).collect()
+    crate::weights::to_host(tensor).into_iter().map(f64::from).collect()
 }
 
 /// Checks the bounds' options.

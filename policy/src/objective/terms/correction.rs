@@ -84,7 +84,7 @@ impl Correction {
 impl Weights {
     /// TRL's `sampling/…`.
     pub fn record(&self, metrics: &mut Metrics) {
-        let host = crate::scoring::to_host;
+        let host = crate::weights::to_host;
         let kept = host(&self.kept);
         let of_tokens = |tensor: &Tensor| -> Vec<f64> {
             let entries = host(tensor).into_iter().zip(&kept).filter(|(_, kept)| **kept > 0.0);

@@ -3,14 +3,7 @@
 //!
 //! π_ref ← α π_θ + (1 − α) π_ref, weight by weight, behind every τ-th step.
 
-/// How the reference follows the policy.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ReferenceSync {
-    /// α: the policy's share, above 0 and at most 1.
-    pub alpha: f64,
-    /// τ: steps from one update to the next.
-    pub every: usize,
-}
+use crate::objective::ReferenceSync;
 
 /// TRL's `ref_model_mixup_alpha`, where nothing else is given.
 pub const ALPHA: f64 = 0.6;
