@@ -3,14 +3,17 @@
 //! - `hf`: `config.json`, one or several safetensors files, `tokenizer.json`, chat template;
 //! - `gguf`: all of it in one file, quantised or not;
 //! - `write`: a directory that transformers, vLLM and llama.cpp's converter read;
-//! - `adapter`: LoRA adapters in PEFT's layout, read and written.
+//! - `adapter`: LoRA adapters in PEFT's layout, read and written;
+//! - `tensors`: safetensors files, `files`: all others, and folders that are replaced whole.
 //!
 //! Reading goes in two steps: everything that can be wrong is found from the headers, then weights are
 //! read.
 
 mod adapter;
+mod files;
 mod gguf;
 mod hf;
+mod tensors;
 mod write;
 
 use std::collections::BTreeMap;
@@ -23,6 +26,8 @@ use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
 pub use adapter::{read_adapter, write_adapter};
+pub use files::{read_json, write_folder, write_json};
+pub use tensors::{load_weights, save_weights};
 pub use write::{Beside, write_hf, write_training};
 
 /// What the model that set-up brought is called.
@@ -30,6 +35,11 @@ pub const DEFAULT: &str = "default";
 
 /// Tensors by their Hugging Face names.
 pub type Weights = BTreeMap<String, Tensor>;
+
+/// Handles of the same tensors.
+pub fn handles(weights: &Weights) -> Weights {
+    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
 
 /// A model in memory.
 #[derive(Debug)]
@@ -118,7 +128,7 @@ impl Source {
         let source = Source::open(path)?;
         match source.facts().0.head {
             Head::Score { .. } => Ok(source),
-            Head::Language => Err(PolicyError::NoScoreHead { path: path.to_path_buf() }),
+            Head::Language => Err(PolicyError::NoScoreHead { path: path.to_path_buf(), tensor: SCORE }),
         }
     }
 
@@ -148,7 +158,9 @@ fn check_tensors(path: &Path, config: &ModelConfig, found: &BTreeMap<String, Vec
     let wanted: BTreeMap<String, Vec<i64>> = config.tensor_shapes().into_iter().collect();
     for (name, expected) in &wanted {
         match found.get(name) {
-            None if name == SCORE => return Err(PolicyError::NoScoreHead { path: path.to_path_buf() }),
+            None if name == SCORE => {
+                return Err(PolicyError::NoScoreHead { path: path.to_path_buf(), tensor: SCORE });
+            }
             None => return Err(PolicyError::broken(path, format!("it lacks the tensor {name}"))),
             Some(shape) if shape != expected => {
                 let cause = format!("the tensor {name} has the shape {shape:?}, expected {expected:?}");

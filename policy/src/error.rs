@@ -57,13 +57,14 @@ pub enum PolicyError {
     },
     /// A reward model is asked for, and this is none.
     #[error(
-        "{path} is a reward model without a value head: it has no {}; train one with kind = \"reward_model\", or \
-         name an AutoModelForSequenceClassification of one label",
-        crate::config::SCORE
+        "{path} is a reward model without a value head: it has no {tensor}; train one with kind = \"reward_model\", \
+         or name an AutoModelForSequenceClassification of one label"
     )]
     NoScoreHead {
         /// The model.
         path: PathBuf,
+        /// The head's name.
+        tensor: &'static str,
     },
     /// A language model is asked for, and this is a reward model.
     #[error(
@@ -247,6 +248,26 @@ pub enum PolicyError {
         "the objective wants a reference in every step, and the trainer was given none; see Trainer::with_reference"
     )]
     NoReference,
+    /// A share of a batch for an objective that couples the batch's trees.
+    #[error(
+        "the objective compares all {batch} trees of a batch with one another, and was given {trees} of them; give them to \
+         one learner"
+    )]
+    CoupledBatch {
+        /// What was given.
+        trees: usize,
+        /// The whole.
+        batch: usize,
+    },
+    /// What was kept of a training does not belong to the one that is to go on.
+    #[error(
+        "the training's state cannot be resumed: {cause}; resume it with the options that it was written under, or resume an \
+         earlier one"
+    )]
+    WrongState {
+        /// What was expected, and what was found.
+        cause: String,
+    },
     /// A number overflowed or was never one.
     #[error(
         "the {what} is not finite because of {}; no weight was changed. A lower learning_rate or dtype = \"f32\" may \

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::Tensor;
 
-use crate::checkpoint::Weights;
+use crate::checkpoint::{Weights, handles};
 use crate::config::ModelConfig;
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
@@ -57,8 +57,7 @@ impl Snapshot {
 
     /// Handles of the tensors.
     pub fn weights(&self) -> Weights {
-        let weights = lock(&self.weights);
-        weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        handles(&lock(&self.weights))
     }
 }
 

@@ -10,8 +10,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::Weights;
-use super::hf::{Shard, json};
-use super::write::{json_file, tensors, unwritable, whole};
+use super::files::{read_json, unwritable, write_folder, write_json};
+use super::tensors::{Shard, save_weights};
 use crate::config::ModelConfig;
 use crate::error::{PolicyError, Result};
 use crate::lora::{Adapter, LoraConfig, check_shapes};
@@ -48,7 +48,7 @@ const INITIALISATIONS: [&str; 2] = ["gaussian", "orthogonal"];
 /// behind.
 pub fn write_adapter(directory: &Path, model: &ModelConfig, adapter: &Adapter, base: &str) -> Result<()> {
     adapter.check(model)?;
-    whole(directory, |folder| adapter_files(folder, model, adapter, base))
+    write_folder(directory, |folder| adapter_files(folder, model, adapter, base))
 }
 
 pub(super) fn adapter_files(folder: &Path, model: &ModelConfig, adapter: &Adapter, base: &str) -> Result<()> {
@@ -70,8 +70,8 @@ pub(super) fn adapter_files(folder: &Path, model: &ModelConfig, adapter: &Adapte
         "fan_in_fan_out": false,
         "init_lora_weights": true,
     });
-    json_file(&folder.join(CONFIG), &config)?;
-    tensors(&folder.join(TENSORS), &adapter.tensors)
+    write_json(&folder.join(CONFIG), &config)?;
+    save_weights(&folder.join(TENSORS), &adapter.tensors)
 }
 
 /// Reads an adapter of PEFT's for `model`, f32.
@@ -81,7 +81,7 @@ pub(super) fn adapter_files(folder: &Path, model: &ModelConfig, adapter: &Adapte
 /// All of it is found before a tensor is read.
 pub fn read_adapter(directory: &Path, model: &ModelConfig) -> Result<Adapter> {
     let path = directory.join(CONFIG);
-    let config = lora_config(&json(&path)?, &path)?;
+    let config = lora_config(&read_json(&path)?, &path)?;
     let shard = Shard::open(directory.join(TENSORS))?;
     let shapes = shard.shapes();
     check_shapes(&format!("the adapter {}", directory.display()), &config, model, &shapes)?;
