@@ -16,8 +16,10 @@ mod options;
 
 use std::collections::BTreeMap;
 
-use arriero_buffers::selection::BestAgainstWorst;
 use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use self::losses::{Coefficients, PairLogps};
@@ -29,7 +31,7 @@ pub(super) use losses::{hinge, ipo, smoothed_sigmoid};
 pub use options::{DpoConfig, DpoGiven, DpoPreset};
 
 /// A mean over the steps that were taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 struct RunningMean {
     mean: f64,
     steps: f64,
@@ -94,6 +96,15 @@ impl Objective for Dpo {
         if let Some(&mean) = metrics.get(BCO_DELTA) {
             self.bco_delta = RunningMean { mean, steps: self.bco_delta.steps + 1.0 };
         }
+    }
+
+    fn state(&self) -> Value {
+        json!(self.bco_delta)
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        self.bco_delta = RunningMean::deserialize(state).map_err(|error| error.to_string())?;
+        Ok(())
     }
 }
 

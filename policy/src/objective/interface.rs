@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arriero_buffers::Tree;
+use serde_json::Value;
 use tch::Tensor;
 
 pub use batch::{MicroBatch, Totals};
@@ -83,6 +84,23 @@ pub trait Objective: Send {
     /// Told of every optimiser step that was taken, with the batch's metrics: where running statistics
     /// move on. A step that failed is not told.
     fn stepped(&mut self, _metrics: &BTreeMap<String, f64>) {}
+
+    /// All that [`Objective::begin`] and [`Objective::stepped`] have set, as plain data: what another objective of the same
+    /// options goes on from. `null` where there is no such thing.
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    /// Goes on from what [`Objective::state`] gave.
+    ///
+    /// # Errors
+    /// If it is of another objective: what was expected.
+    fn restore(&mut self, state: &Value) -> std::result::Result<(), String> {
+        match state {
+            Value::Null => Ok(()),
+            found => Err(format!("expected none, found {found}")),
+        }
+    }
 }
 
 /// What the heads compute of each response token that carries loss. All tensors are f32, `[response tokens]`, in

@@ -20,6 +20,8 @@ mod options;
 
 use arriero_buffers::selection::WholeGroup;
 use arriero_buffers::{Branch, Tree};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use super::terms::advantages::{Whitening, generalised};
@@ -46,10 +48,18 @@ pub struct Ppo {
 }
 
 /// How rewards and advantages are whitened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Whitenings {
     rewards: Whitening,
     advantages: Whitening,
+}
+
+/// What [`Objective::begin`] sets.
+#[derive(Serialize, Deserialize)]
+struct PpoState {
+    beta: f64,
+    last_kl: Option<(f64, f64)>,
+    whitenings: Option<Whitenings>,
 }
 
 impl Ppo {
@@ -112,6 +122,18 @@ impl Objective for Ppo {
         let kl: f64 = branches().flat_map(|branch| self.kl(branch)).sum();
         self.last_kl = (responses > 0.0).then(|| (kl / responses, responses));
         self.whitenings = Some(self.whitenings_of(experience));
+    }
+
+    fn state(&self) -> Value {
+        let Ppo { beta, last_kl, whitenings, .. } = *self;
+        json!(PpoState { beta, last_kl, whitenings })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        let PpoState { beta, last_kl, whitenings } =
+            PpoState::deserialize(state).map_err(|error| error.to_string())?;
+        *self = Ppo { options: self.options.clone(), beta, last_kl, whitenings };
+        Ok(())
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

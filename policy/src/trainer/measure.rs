@@ -11,9 +11,7 @@ use crate::config::SCORE;
 use crate::error::{PolicyError, Result};
 use crate::forest::Forest;
 use crate::head::{self, Output, Rows, divergence};
-use crate::objective::{
-    Divergence, Metrics, MicroBatch, Statistics, TeacherStatistics, TokenStatistics, Totals,
-};
+use crate::objective::{Divergence, Metrics, MicroBatch, Statistics, TeacherStatistics, TokenStatistics};
 use crate::scoring::to_host;
 
 /// A scalar head with the hidden states that it reads, `[response tokens, hidden]`.
@@ -83,17 +81,16 @@ impl Trainer {
         let scored = self.with_reference_scores(batch)?;
         let views: Option<Vec<&Tree>> = scored.as_ref().map(|trees| trees.iter().collect());
         let batch = views.as_deref().unwrap_or(batch);
-        let totals = Totals::of(batch);
+        let batch = MicroBatch::whole(batch);
         let mut metrics = Metrics::default();
-        for trees in self.pieces(batch)? {
+        for trees in self.pieces(batch.trees)? {
             no_grad(|| {
                 let forest = self.pack(trees)?;
                 let hidden = self.model.predictors(&forest);
                 let values = self.values(&forest, &hidden);
                 let teacher = self.teacher_side(&forest)?;
                 let statistics = self.statistics(&hidden, &forest, values.as_ref(), teacher.as_ref()).1;
-                metrics
-                    .merge(&self.objective.loss(&statistics, &MicroBatch { trees, totals, batch }).metrics);
+                metrics.merge(&self.objective.loss(&statistics, &MicroBatch { trees, ..batch }).metrics);
                 Ok(())
             })?;
         }

@@ -5,7 +5,7 @@ use arriero_buffers::{Branch, Tree};
 use tch::{Kind, Tensor, no_grad};
 
 use super::Trainer;
-use crate::checkpoint::Weights;
+use crate::checkpoint::{Weights, handles};
 use crate::config::ModelConfig;
 use crate::device::Compute;
 use crate::error::{PolicyError, Result};
@@ -64,12 +64,16 @@ impl Trainer {
 
     /// The f32 weights of a reference that follows the policy: handles, which change with its next update.
     pub fn reference(&self) -> Option<Weights> {
-        let masters = self.reference.as_ref()?.masters.as_ref()?;
-        Some(masters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect())
+        self.reference.as_ref()?.masters.as_ref().map(handles)
     }
 
-    /// The batch with what the reference says of it in this step; `None` where nothing is wanted of it.
-    pub(super) fn with_reference_scores(&self, batch: &[&Tree]) -> Result<Option<Vec<Tree>>> {
+    /// The batch with what the trainer's own reference says of it under the weights as they are; `None` where the objective
+    /// wants nothing of it. What it says of a tree depends on the tree, and for
+    /// [`Needs::mismatched`](crate::objective::Needs::mismatched) on the batch.
+    ///
+    /// # Errors
+    /// If a sequence does not fit the model, or there is no reference.
+    pub fn with_reference_scores(&self, batch: &[&Tree]) -> Result<Option<Vec<Tree>>> {
         let needs = self.objective.needs();
         if !needs.keeps_reference() {
             return Ok(None);

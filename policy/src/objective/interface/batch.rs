@@ -3,7 +3,8 @@
 use arriero_buffers::{Branch, Tree};
 use tch::{Kind, Tensor};
 
-/// Counts over the whole batch of which a micro-batch is a part: the denominators of means.
+/// Counts over the whole batch of which a micro-batch is a part: the denominators of means. Those of the parts of a batch add
+/// up to those of the batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Trees.
@@ -32,6 +33,19 @@ impl Totals {
     }
 }
 
+impl std::ops::Add for Totals {
+    type Output = Totals;
+
+    fn add(self, other: Totals) -> Totals {
+        Totals {
+            trees: self.trees + other.trees,
+            tokens: self.tokens + other.tokens,
+            first_branch_tokens: self.first_branch_tokens + other.first_branch_tokens,
+            responses: self.responses + other.responses,
+        }
+    }
+}
+
 /// The host's side of a micro-batch.
 #[derive(Debug)]
 pub struct MicroBatch<'a> {
@@ -41,6 +55,13 @@ pub struct MicroBatch<'a> {
     pub totals: Totals,
     /// The whole batch, of which `trees` is a part: for statistics over all of its rewards.
     pub batch: &'a [&'a Tree],
+}
+
+impl<'a> MicroBatch<'a> {
+    /// All of a batch.
+    pub fn whole(batch: &'a [&'a Tree]) -> Self {
+        MicroBatch { trees: batch, totals: Totals::of(batch), batch }
+    }
 }
 
 impl MicroBatch<'_> {

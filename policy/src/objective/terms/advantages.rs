@@ -1,5 +1,7 @@
 //! Advantages and returns, on the host in f64: how much better a response, or a token, did than expected.
 
+use serde::{Deserialize, Serialize};
+
 /// What is added to a standard deviation before dividing by it (TRL's).
 const EPSILON: f64 = 1e-4;
 
@@ -51,7 +53,7 @@ pub fn whitened(values: &[f64], all: &[f64]) -> Vec<f64> {
 }
 
 /// How values are whitened as TRL's PPO does it: by the mean and the unbiased variance of all of them, to which 1e-8 is added.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Whitening {
     mean: f64,
     /// 1 / √(variance + 1e-8).
