@@ -16,7 +16,6 @@ mod options;
 
 use std::collections::BTreeMap;
 
-use arriero_buffers::selection::BestAgainstWorst;
 use arriero_buffers::Tree;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

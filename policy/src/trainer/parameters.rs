@@ -180,3 +180,39 @@ impl Parameters {
         self.optimizer.step(&masters, &leaves, &gradients, self.scale, rate, training);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In bf16 the leaves are what the masters round to, or the masters themselves where products are of fixed-point numbers.
+    #[test]
+    fn restored_tensors_are_computed_with_as_those_that_were_trained() {
+        tch::manual_seed(3);
+        let random = |size: i64| Tensor::randn([size], (Kind::Float, tch::Device::Cpu));
+        let named = |pick: &dyn Fn(i64) -> Tensor| -> Weights {
+            [("a", 1000), ("b.norm.weight", 7)].map(|(name, size)| (name.to_string(), pick(size))).into()
+        };
+        let start = named(&random);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let compute = Compute { kind, ..Compute::CPU_F32 };
+            let mut trained = Parameters::new(&start, compute);
+            for _ in 0..3 {
+                for (name, mut gradient) in trained.gradients() {
+                    gradient.copy_(&(random(gradient.size()[0]) + start[&name].sum(Kind::Float)));
+                }
+                trained.clip(1.0);
+                trained.step(1e-2, &TrainingConfig::default());
+            }
+            let mut restored = Parameters::new(&named(&|size| random(size)), compute);
+            let before = restored.leaves();
+            restored.restore(&trained.masters(), compute).expect("they fit");
+            for (name, expected) in trained.leaves() {
+                assert_eq!(restored.leaves()[&name], expected, "{name}");
+                assert_eq!(before[&name], expected, "{name}: a handle from before sees it");
+                assert_ne!(expected.to_kind(Kind::Float), start[&name], "{name} was trained");
+            }
+            assert_eq!(restored.masters(), trained.masters());
+        }
+    }
+}
