@@ -17,6 +17,7 @@ mod options;
 use std::collections::BTreeMap;
 
 use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
