@@ -175,6 +175,12 @@ impl Schedule {
         &self.outline
     }
 
+    /// Whether groups are sampled for this stage, now or ahead.
+    pub fn samples_for(&self, address: &Address) -> bool {
+        let samplings = [self.state.sampling_now(), self.state.ahead.as_deref()];
+        samplings.into_iter().flatten().any(|sampling| sampling.address == *address)
+    }
+
     /// What is going on.
     pub fn phase(&self) -> &Phase {
         &self.state.phase

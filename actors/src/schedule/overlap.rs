@@ -24,7 +24,7 @@ impl Schedule {
         let Some(current) = self.training(self.state.cursor) else { return };
         // A reward model's steps leave the policy as it is. A dataset may have another portion, whose trees come into
         // the same buffer.
-        let versions_to_come = if current.trains_reward_model { 0 } else { steps - done };
+        let versions_to_come = if current.trains_reward_model { 0 } else { steps.saturating_sub(*done) };
         let is_offline = matches!(current.source, Source::Dataset { .. });
         if self.state.ahead.is_some() || is_offline || versions_to_come > u64::from(max_staleness) {
             return;

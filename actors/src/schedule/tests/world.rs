@@ -220,7 +220,10 @@ impl World {
                 let Some((_, _, fresh)) = self.training.take() else { return };
                 self.trained += fresh;
             }
-            News::Accepted { prompt_id, .. } => drop(self.buffer.insert(*prompt_id)),
+            // What is told again of a stage whose trees the learner has taken puts nothing into the buffer.
+            News::Accepted { prompt_id, .. } if self.schedule.samples_for(&report.address) => {
+                self.buffer.insert(*prompt_id);
+            }
             _ => {}
         }
     }
