@@ -264,6 +264,7 @@ impl Shared {
         let status = response.status().as_u16();
         let asked = retry_after(&response);
         let location =
+            response.headers().get("location").map(|to| String::from_utf8_lossy(to.as_bytes()).into());
         let text =
             response.body_mut().with_config().limit(MAX_ANSWER_BYTES).lossy_utf8(true).read_to_string();
         let text = match text {
