@@ -50,6 +50,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = arriero_reward::scorer::program::keeper::keep_if_asked() {
+        return code;
+    }
     arriero_policy::allocator::keep_large_blocks();
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(arguments),

@@ -155,6 +155,8 @@ impl Client {
         let agent = Agent::config_builder()
             .timeout_global(Some(options.timeout))
             .http_status_as_error(false)
+            // A redirect would carry our headers to whatever host it names, and turn the request into another.
+            .max_redirects(0)
             .max_idle_connections_per_host(options.in_flight)
             .user_agent(concat!("arriero/", env!("CARGO_PKG_VERSION")))
             // The machine's own list: servers of one's own often have certificates of one's own.
@@ -261,6 +263,8 @@ impl Shared {
         };
         let status = response.status().as_u16();
         let asked = retry_after(&response);
+        let location =
+            response.headers().get("location").map(|to| String::from_utf8_lossy(to.as_bytes()).into());
         let text =
             response.body_mut().with_config().limit(MAX_ANSWER_BYTES).lossy_utf8(true).read_to_string();
         let text = match text {
@@ -272,6 +276,7 @@ impl Shared {
                 Ok(answer) => Attempt::Answer(answer),
                 Err(_) => Attempt::Refused(format!("the answer is no JSON: {}", quoted(&text))),
             },
+            300..=399 => Attempt::Refused(redirected(status, location)),
             408 | 425 | 429 | 500.. => {
                 Attempt::Later { cause: format!("status {status}: {}", quoted(&text)), pause: asked }
             }
@@ -294,6 +299,15 @@ impl Shared {
             _ => Attempt::Later { cause, pause: None },
         }
     }
+}
+
+/// Why a redirect is no answer, and what to do about it.
+fn redirected(status: u16, location: Option<String>) -> String {
+    let to = location.map_or_else(|| "nowhere".to_string(), |location| quoted(&location));
+    format!(
+        "status {status}: it redirects to {to}. Redirects are not followed, since headers can be secret and what \
+         is posted would be lost; if that is the right place, name it in the configuration instead"
+    )
 }
 
 /// The pause that `Retry-After` asks for, in seconds or as a date.

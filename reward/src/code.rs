@@ -8,7 +8,9 @@
 //! starts a second process, `code/candidate.py`, which alone loads the code, and asks it to call the code's functions:
 //! arguments and results travel as plain values (`code/wire.py`). So code that ends its process, prints what a passed
 //! test prints, changes Python's own functions, or returns objects that equal everything, gains nothing: the comparison
-//! is made where it has no say. It cannot read the tests either.
+//! is made where it has no say. It cannot read the tests either. `runner.py` asks for the
+//! names that the tests use and nobody else defines (`code/names.py`), so that code cannot put a function in the place
+//! of one of the tests' own.
 
 pub mod extract;
 mod runner;
@@ -22,6 +24,18 @@ use arriero_buffers::{Prompt, Role};
 
 pub use extract::extract;
 pub use runner::{TestReport, TestRunner};
+
+/// Whether tests see that the code changed an argument in place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InPlace {
+    /// If the call returned `None`, as Python's own functions do that change an argument. So a function that empties
+    /// its argument does not pass `f(xs) == sorted(xs)`.
+    #[default]
+    WithoutResult,
+    /// Always, as in HumanEval's own harness.
+    Always,
+}
 
 /// What code must do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

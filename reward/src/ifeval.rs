@@ -12,8 +12,8 @@
 //! ones for prompts of our own; where both mean the same, the check is shared.
 //!
 //! The same verdicts as the official checker's except where it draws at random (a missing argument,
-//! or a letter that is none of a–z: here the first is an error, and the second is counted), in
-//! sentence counting and in language identification.
+//! or a letter that is none of a–z: here the first is an error, and the second gets the verdict of most draws; and in
+//! language identification) and in sentence counting.
 
 mod arguments;
 mod capitals;
@@ -29,6 +29,7 @@ use crate::constraint::Constraint;
 use crate::constraint::Relation;
 use crate::constraint::text::letter_count;
 use arguments::Arguments;
+use language::Language;
 
 /// Every instruction id.
 pub const INSTRUCTION_IDS: &[&str] = &[
@@ -85,7 +86,7 @@ enum Check {
     KeywordFrequency(Regex, Bound),
     ForbiddenWords(Vec<Regex>),
     LetterFrequency(char, Bound),
-    Language(whatlang::Lang),
+    Language(Language),
     Sentences(Bound),
     Paragraphs(usize),
     Words(Bound),
@@ -168,7 +169,7 @@ impl Check {
                 Check::LetterFrequency(letter, arguments.bound("let_relation", "let_frequency")?)
             }
             "language:response_language" => {
-                Check::Language(language::from_code(&arguments.text("language")?)?)
+                Check::Language(Language::from_code(&arguments.text("language")?)?)
             }
             "length_constraints:number_sentences" => {
                 Check::Sentences(arguments.bound("relation", "num_sentences")?)
@@ -237,8 +238,12 @@ impl Check {
             Check::Keywords(words) => words.iter().all(|word| word.is_match(response)),
             Check::KeywordFrequency(word, bound) => bound.holds(word.find_iter(response).count()),
             Check::ForbiddenWords(words) => !words.iter().any(|word| word.is_match(response)),
-            Check::LetterFrequency(letter, bound) => bound.holds(letter_count(response, *letter)),
-            Check::Language(language) => language::is_in(response, *language),
+            Check::LetterFrequency(letter @ 'a'..='z', bound) => bound.holds(letter_count(response, *letter)),
+            // The official checker draws a letter then; most draws would give this verdict.
+            Check::LetterFrequency(_, bound) => {
+                ('a'..='z').filter(|letter| bound.holds(letter_count(response, *letter))).count() >= 13
+            }
+            Check::Language(language) => language::is_in(response, language),
             Check::Sentences(bound) => bound.holds(sentences::count(response)),
             Check::Paragraphs(count) => text::divided_paragraphs(response) == Some(*count),
             Check::Words(bound) => bound.holds(text::words(response)),
@@ -260,7 +265,7 @@ impl Check {
             }
             Check::CapitalWords(bound) => bound.holds(capitals::count(response)),
             Check::EnglishCase(case) => {
-                case.check(response) && language::is_in(response, whatlang::Lang::Eng)
+                case.check(response) && language::is_in(response, &Language::english())
             }
             Check::Constraint(constraint) => constraint.check(response),
             Check::Quotation => {

@@ -350,3 +350,16 @@ fn what_cannot_be_run_is_an_error_and_no_zero() {
     let refused = RewardConfig::Code(command).check_prompt(&prompt("", json!({"test_list": ["assert f()"]})));
     assert!(refused.expect_err("Python").to_string().contains("only `cases` can be judged"));
 }
+
+/// Too little memory for Python to begin with: no verdict on the code.
+#[test]
+fn tests_that_cannot_begin_are_an_error_and_no_zero() {
+    let Some(runner) = runner_with(&CodeConfig { memory: 32, time_limit: 60.0, ..config() }) else { return };
+    let tests = Tests::of(&prompt("", json!({"test_list": ["assert f(1) == 1"]}))).expect("tests");
+    let memory = runner.run("def f(x): return x", &tests);
+    match memory {
+        Err(error) => assert!(error.to_string().contains("starting Python for the tests"), "{error}"),
+        // A Python that is content with 32 MiB.
+        Ok(report) => assert!(report.all_passed(), "{report:?}"),
+    }
+}

@@ -1,6 +1,6 @@
 # The candidate's side: runs the code that is tested, and calls its functions when the runner asks. The runner
 # believes nothing of what happens here but that some process gave these answers.
-import types
+import itertools, types
 
 channel = Channel(3, 4)
 objects = []
@@ -16,12 +16,11 @@ def known(name, body):
 
 
 def describe(value):
-    if isinstance(value, types.ModuleType):
-        return {"module": value.__name__}
-    return pack(value, keep)
+    # What can be called is called here, an alias of a function of Python's too.
+    return keep(value) if callable(value) else pack(value, keep)
 
 
-def load(sources):
+def load(sources, wanted):
     first = None
     for source in sources:
         try:
@@ -34,8 +33,7 @@ def load(sources):
     module = types.ModuleType("completion")
     sys.modules["completion"] = module
     exec(program, module.__dict__)
-    names = {name: value for name, value in module.__dict__.items() if not name.startswith("__")}
-    return {"names": {str(name): describe(value) for name, value in names.items()}}
+    return {"names": {name: describe(module.__dict__[name]) for name in wanted if name in module.__dict__}}
 
 
 def call(target, arguments, named):
@@ -90,7 +88,7 @@ def truth(target):
 
 
 def values(target):
-    return {"value": pack(list(objects[target]), keep)}
+    return {"value": pack(list(itertools.islice(objects[target], LONGEST_ITERATOR)), keep)}
 
 
 OPERATIONS = {
@@ -98,6 +96,7 @@ OPERATIONS = {
     for one in (load, call, get_attribute, set_attribute, get_item, set_item, contains, equals, is_instance, text, size,
                 truth, values)
 }
+channel.send({"ready": True})
 while True:
     try:
         operation, *operands = channel.receive()

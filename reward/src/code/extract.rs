@@ -12,36 +12,92 @@ pub struct Block {
     pub code: String,
 }
 
-/// A fence: at most three spaces, then at least three of its marks.
+/// A fence: at least three of its marks, and what it says.
 static FENCE: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^`\r\n]*)$").expect("a valid pattern"));
+    LazyLock::new(|| Regex::new(r"^(`{3,}|~{3,})[ \t]*([^`\r\n]*)$").expect("a valid pattern"));
+/// What an item of a list begins with.
+static ITEM: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"^(?:[-*+]|[0-9]{1,9}[.)])( +|$)").expect("a valid pattern"));
+/// Spaces by which a fence may be set in.
+const MOST_INDENT: usize = 3;
 static DEFINED: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)").expect("a valid pattern"));
 
 /// All blocks of a text, in their order.
+///
+/// As in CommonMark (0.31, sections 4.5 and 5.2), a fence may be set in by up to three spaces, from the text of the
+/// list's item that it stands in, and what it is set in by is taken off the lines of its block.
 pub fn blocks(text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
-    let mut open: Option<(String, Block)> = None;
+    let mut open: Option<(Fence, Block)> = None;
+    // Where the text of the list's items begins that the line may be part of.
+    let mut items: Vec<usize> = Vec::new();
     for line in text.split_inclusive('\n') {
-        let fence = FENCE.captures(line.trim_end_matches(['\n', '\r']));
-        match (&mut open, fence) {
-            (None, Some(fence)) => {
-                let language = fence[2].split_whitespace().next().unwrap_or_default();
-                let language = language.trim_matches(['{', '}', '.']).to_lowercase();
-                open = Some((fence[1].to_string(), Block { language, code: String::new() }));
+        let bare = line.trim_end_matches(['\n', '\r']);
+        match open.take() {
+            Some((fence, block)) if fence.is_closed_by(bare) => blocks.push(block),
+            Some((fence, mut block)) => {
+                block.code.push_str(without_indent(line, fence.indent));
+                open = Some((fence, block));
             }
-            (Some((opening, block)), Some(fence))
-                if fence[1].starts_with(opening.as_str()) && fence[2].trim().is_empty() =>
-            {
-                blocks.push(std::mem::replace(block, Block { language: String::new(), code: String::new() }));
-                open = None;
-            }
-            (Some((_, block)), _) => block.code.push_str(line),
-            (None, None) => {}
+            None => open = opening(bare, &mut items),
         }
     }
     blocks.extend(open.map(|(_, block)| block));
     blocks
+}
+
+/// A fence that is open.
+struct Fence {
+    mark: String,
+    /// Spaces before it.
+    indent: usize,
+    /// Of these, those of the list's item that it stands in.
+    item: usize,
+}
+
+impl Fence {
+    fn is_closed_by(&self, line: &str) -> bool {
+        let marks = line.trim_start_matches(' ');
+        let near = line.len() - marks.len() <= self.item + MOST_INDENT;
+        let closing = FENCE.captures(marks).filter(|found| found[2].trim().is_empty());
+        near && closing.is_some_and(|found| found[1].starts_with(&self.mark))
+    }
+}
+
+/// The block that a line begins, if it begins one. `items` are brought up to the line.
+fn opening(line: &str, items: &mut Vec<usize>) -> Option<(Fence, Block)> {
+    let mut rest = line.trim_start_matches(' ');
+    if rest.trim().is_empty() {
+        return None;
+    }
+    let mut indent = line.len() - rest.len();
+    items.retain(|&item| item <= indent);
+    loop {
+        let item = items.last().copied().unwrap_or(0);
+        if indent > item + MOST_INDENT {
+            return None;
+        }
+        if let Some(found) = FENCE.captures(rest) {
+            let language = found[2].split_whitespace().next().unwrap_or_default();
+            let language = language.trim_matches(['{', '}', '.']).to_lowercase();
+            let fence = Fence { mark: found[1].to_string(), indent, item };
+            return Some((fence, Block { language, code: String::new() }));
+        }
+        let marker = ITEM.captures(rest)?;
+        // More than four spaces are part of the item's text.
+        let length =
+            if marker[1].len() > 4 { marker[0].len() - marker[1].len() + 1 } else { marker[0].len() };
+        indent += length;
+        rest = &rest[length..];
+        items.push(indent);
+    }
+}
+
+/// A line without its first `most` spaces, or those that it has.
+fn without_indent(line: &str, most: usize) -> &str {
+    let spaces = line.bytes().take(most).take_while(|&byte| byte == b' ').count();
+    &line[spaces..]
 }
 
 /// Names of functions and classes that begin at the start of a line.

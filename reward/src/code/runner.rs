@@ -9,9 +9,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::extract::{Code, extract, sources};
-use super::{TestResult, Tests, Verdict};
+use super::{InPlace, TestResult, Tests, Verdict};
 
 const WIRE: &str = include_str!("wire.py");
+const NAMES: &str = include_str!("names.py");
 const RUNNER: &str = include_str!("runner.py");
 const CANDIDATE: &str = include_str!("candidate.py");
 
@@ -51,12 +52,14 @@ pub struct TestRunner {
     python: Python,
     command: Vec<String>,
     limits: Limits,
+    in_place: InPlace,
 }
 
 /// A line that `runner.py` writes.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ReportLine {
+    Started { started: bool },
     Test { test: usize, verdict: Verdict, message: String },
     Syntax { syntax: String },
     Load { load: String },
@@ -79,7 +82,12 @@ impl TestRunner {
         let python = Python::find(OsStr::new(python))?;
         let folders: Vec<PathBuf> = python.folders.iter().chain(readable).cloned().collect();
         let sandbox = if confined { Sandbox::new(&folders)? } else { Sandbox::none() };
-        Ok(TestRunner { sandbox, python, command: command.to_vec(), limits })
+        Ok(TestRunner { sandbox, python, command: command.to_vec(), limits, in_place: InPlace::default() })
+    }
+
+    /// With another rule for arguments that are changed in place.
+    pub fn with_in_place(self, in_place: InPlace) -> Self {
+        TestRunner { in_place, ..self }
     }
 
     /// Runs the tests of a completion.
@@ -161,7 +169,7 @@ impl TestRunner {
         end: Instant,
         call: bool,
     ) -> Result<Option<Vec<TestResult>>, SandboxError> {
-        let script = format!("{WIRE}\n{RUNNER}");
+        let script = format!("{WIRE}\n{NAMES}\n{RUNNER}");
         let mut job = self.python.job(["-c", &script]);
         let task = json!({
             "candidate": format!("{WIRE}\n{CANDIDATE}"),
@@ -169,16 +177,20 @@ impl TestRunner {
             "setup": tests.setup,
             "tests": pieces,
             "entry_point": tests.entry_point,
+            "prefix": tests.prefix,
             "call": call,
+            "in_place": self.in_place,
         });
         job.stdin = task.to_string().into_bytes();
         let outcome = self.sandbox.run(&job, &self.limits_until(end))?;
         let mut results = Vec::new();
+        let mut has_started = false;
         for line in outcome.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match serde_json::from_slice::<ReportLine>(line) {
                 Ok(ReportLine::Test { test, verdict, message }) if test == results.len() => {
                     results.push(TestResult::new(verdict, message));
                 }
+                Ok(ReportLine::Started { started }) => has_started = started,
                 Ok(ReportLine::Syntax { .. }) if !code.fenced => return Ok(None),
                 Ok(ReportLine::Syntax { syntax: cause } | ReportLine::Load { load: cause }) => {
                     results = vec![TestResult::new(Verdict::Crashed, cause); pieces.len()];
@@ -186,6 +198,13 @@ impl TestRunner {
                 // A line that was cut off when the time was up.
                 Ok(ReportLine::Test { .. }) | Err(_) => break,
             }
+        }
+        // Nothing of the completion has run, so that its end is no verdict on it.
+        if !has_started && matches!(outcome.exit, ExitReason::Exited(_) | ExitReason::Signalled(_)) {
+            return Err(SandboxError::System {
+                step: "starting Python for the tests",
+                cause: format!("it ended with {:?}: {}", outcome.exit, last_line(&outcome.stderr)),
+            });
         }
         let rest = match outcome.exit {
             ExitReason::TimedOut => timeout(self.limits.time),

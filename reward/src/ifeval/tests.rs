@@ -38,6 +38,25 @@ fn every_kind_accepts_and_refuses() {
             &["Ee"],
             &["e"],
         ),
+        // No letter: what most of the letters that the official checker draws would give.
+        (
+            "keywords:letter_frequency",
+            json!({"letter": "#", "let_frequency": 1, "let_relation": "at least"}),
+            &["Sphinx of black quartz"],
+            &["# aaa ###"],
+        ),
+        (
+            "keywords:letter_frequency",
+            json!({"letter": "!", "let_frequency": 1, "let_relation": "less than"}),
+            &["!!! aaa"],
+            &["Sphinx of black quartz"],
+        ),
+        (
+            "language:response_language",
+            json!({"language": "sw"}),
+            &["Hali ya hewa ni nzuri sana leo na tunakwenda kwenye bustani kucheza."],
+            &["This is a very nice house with a large garden."],
+        ),
         (
             "language:response_language",
             json!({"language": "de"}),
@@ -227,7 +246,7 @@ fn what_is_wrong_is_named() {
             json!({"letter": "ab", "let_frequency": 1, "let_relation": "at least"}),
             "one character",
         ),
-        ("language:response_language", json!({"language": "sw"}), "cannot be told"),
+        ("language:response_language", json!({"language": "tlh"}), "cannot be told"),
         (
             "length_constraints:nth_paragraph_first_word",
             json!({"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "a"}),

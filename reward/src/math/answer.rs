@@ -10,7 +10,7 @@ static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
 static PHRASE: LazyLock<Regex> =
     LazyLock::new(|| literal(r"(?i)\banswer\b[\s*:=]*(?:(?:is|are|would be|should be)\b)?[\s*:=]*([^\n]*)"));
 
-fn literal(pattern: &str) -> Regex {
+pub(super) fn literal(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a pattern of ours compiles")
 }
 
@@ -73,7 +73,7 @@ fn phrase(text: &str) -> Option<String> {
     let sentence = found.split_once(". ").map_or(found, |(sentence, _)| sentence);
     let value = sentence.rsplit('=').next().unwrap_or(sentence).trim();
     let value = value.trim_end_matches(['.', '*', '!', ' ']);
-    if super::Quantity::read(&super::normalise(value)).is_some()
+    if super::quantity::Quantity::read(&super::normal::normalise(value)).is_some()
         || value.contains('\\')
         || value.contains('(')
     {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Scorer, ScorerConfig};
-use crate::code::{TestReport, TestRunner, Tests, Verdict};
+use crate::code::{InPlace, TestReport, TestRunner, Tests, Verdict};
 use crate::error::RewardError;
 
 /// What this reward reads of a prompt's `checks`.
@@ -57,6 +57,9 @@ pub struct CodeConfig {
     pub workers: usize,
     /// Whether passing some tests earns their share. Default false: all or nothing.
     pub partial_credit: bool,
+    /// Whether tests see that the code changed an argument in place. Default without_result: only if the call
+    /// returned `None`.
+    pub in_place: InPlace,
 }
 
 impl Default for CodeConfig {
@@ -73,6 +76,7 @@ impl Default for CodeConfig {
             output: 1024,
             workers: 0,
             partial_credit: false,
+            in_place: InPlace::WithoutResult,
         }
     }
 }
@@ -92,7 +96,8 @@ impl CodeConfig {
             output: self.output << 10,
         };
         let confined = self.sandbox == Confinement::Kernel;
-        Ok(TestRunner::new(&self.python, &self.command, &self.readable, limits, confined)?)
+        let runner = TestRunner::new(&self.python, &self.command, &self.readable, limits, confined)?;
+        Ok(runner.with_in_place(self.in_place))
     }
 }
 

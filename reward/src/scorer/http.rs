@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use arriero_buffers::{Group, Score};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::program::check_seconds;
-use super::protocol::{Item, Unit, items, regroup};
+use super::protocol::{Item, Unit, items, matched, regroup};
 use super::{Outcomes, Scorer, ScorerConfig};
 use crate::cancellation::CancellationToken;
 use crate::client::{Client, ClientOptions, RequestError};
@@ -30,6 +30,9 @@ pub struct HttpConfig {
     pub unit: Unit,
     /// Items of a request, at least 1. Default 16.
     pub batch: usize,
+    /// Whether every reward must come with the `id` of its item. Default false: those that come with one must have
+    /// the right one.
+    pub require_ids: bool,
     /// Seconds that one try may take. Default 60.
     pub timeout: f64,
     /// Tries after the first, where the server cannot be reached, is too slow or busy, or fails. Default 3.
@@ -49,6 +52,7 @@ impl Default for HttpConfig {
             headers: BTreeMap::new(),
             unit: Unit::Completion,
             batch: 16,
+            require_ids: false,
             timeout: 60.0,
             retries: 3,
             max_in_flight: 4,
@@ -86,19 +90,21 @@ impl ScorerConfig for HttpConfig {
 
     fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let client = Client::new(self.client()).map_err(RewardError::Config)?;
-        Ok(Box::new(HttpScorer { config: self.clone(), client, cancellation: CancellationToken::default() }))
+        Ok(Box::new(HttpScorer { config: self.clone(), client, next_id: 0, cancellation: CancellationToken::default() }))
     }
 }
 
 struct HttpScorer {
     config: HttpConfig,
     client: Client,
+    /// The number of the next item: none is used twice.
+    next_id: u64,
     cancellation: CancellationToken,
 }
 
 impl HttpScorer {
-    /// The answers about the items of one request.
-    fn read(&self, items: &[Item], answer: Result<Value, RequestError>) -> Vec<Outcomes> {
+    /// The answers about the items of one request, whose ids run up from `first`.
+    fn read(&self, items: &[Item], first: u64, answer: Result<Value, RequestError>) -> Vec<Outcomes> {
         let all = |cause: &str| items.iter().map(|item| item.failed(cause)).collect();
         let answer = match answer {
             Ok(answer) => answer,
@@ -113,14 +119,21 @@ impl HttpScorer {
                 return all(&format!("{url} answered {answer}; expected {{\"rewards\": […]}}"));
             }
         };
-        if list.len() != items.len() {
-            let (found, expected) = (list.len(), items.len());
-            return all(&format!(
-                "{url} answered {found} rewards for {expected} items; expected one for each, in their order"
-            ));
+        match matched(list, first, items.len(), self.config.require_ids) {
+            Ok(answers) => items.iter().zip(answers).map(|(item, reward)| item.read(url, reward)).collect(),
+            Err(cause) => all(&format!("{url} answered {cause}")),
         }
-        items.iter().zip(list).map(|(item, reward)| item.read(url, reward)).collect()
     }
+}
+
+/// The body of a request about items whose ids run up from `first`.
+fn body(items: &[Item], first: u64) -> Value {
+    let item = |(id, item): (u64, &Item)| {
+        let mut members = Map::from_iter([("id".to_string(), Value::from(id))]);
+        members.extend(item.request.clone());
+        Value::Object(members)
+    };
+    json!({"items": (first..).zip(items).map(item).collect::<Vec<_>>()})
 }
 
 impl Scorer for HttpScorer {
@@ -134,10 +147,15 @@ impl Scorer for HttpScorer {
 
     fn score_groups(&mut self, groups: &[&Group]) -> Vec<Outcomes> {
         let items = items(groups, self.config.unit);
-        let batches = || items.chunks(self.config.batch);
-        let body = |batch: &[Item]| json!({"items": batch.iter().map(|item| Value::Object(item.request.clone())).collect::<Vec<_>>()});
-        let answers = self.client.post_all(batches().map(body).collect(), &self.cancellation);
-        let read = batches().zip(answers).flat_map(|(batch, answer)| self.read(batch, answer)).collect();
+        let firsts = (self.next_id..).step_by(self.config.batch);
+        self.next_id += items.len() as u64;
+        let batches = || items.chunks(self.config.batch).zip(firsts.clone());
+        let bodies = batches().map(|(batch, first)| body(batch, first)).collect();
+        let answers = self.client.post_all(bodies, &self.cancellation);
+        let read = batches()
+            .zip(answers)
+            .flat_map(|((batch, first), answer)| self.read(batch, first, answer))
+            .collect();
         regroup(groups.len(), &items, read)
     }
 

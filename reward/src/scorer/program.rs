@@ -1,5 +1,10 @@
 //! A program of the user's, in any language: it reads JSON lines and answers each with a reward.
 
+#[cfg(target_os = "linux")]
+pub mod keeper;
+#[cfg(not(target_os = "linux"))]
+#[path = "program/no_keeper.rs"]
+pub mod keeper;
 mod process;
 
 use std::collections::VecDeque;

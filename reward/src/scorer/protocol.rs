@@ -127,6 +127,44 @@ impl Item {
     }
 }
 
+/// Puts answers into the order of the questions, whose ids run up from `first`. Answers need not have an `id`, and are
+/// in that order then; if one of them has one, or `required` is true, each must have that of its own question.
+///
+/// # Errors
+/// If there are more or fewer answers, or their ids are not those of the questions.
+pub(super) fn matched(
+    answers: &[Value],
+    first: u64,
+    questions: usize,
+    required: bool,
+) -> Result<Vec<&Value>, String> {
+    if answers.len() != questions {
+        return Err(format!("{} rewards for {questions} items; expected one for each", answers.len()));
+    }
+    if !required && answers.iter().all(|answer| answer.get("id").is_none()) {
+        return Ok(answers.iter().collect());
+    }
+    let mut matched: Vec<Option<&Value>> = vec![None; questions];
+    for answer in answers {
+        let Some(id) = answer.get("id") else {
+            return Err(format!(
+                "{}, which has no \"id\"; expected each answer to have its item's",
+                quoted(&answer.to_string())
+            ));
+        };
+        let place = id.as_u64().and_then(|id| id.checked_sub(first)).map(|place| place as usize);
+        match place.and_then(|place| matched.get_mut(place)) {
+            Some(free @ None) => *free = Some(answer),
+            Some(Some(_)) => return Err(format!("the item with \"id\": {id} twice")),
+            None => {
+                let last = first + questions as u64 - 1;
+                return Err(format!("an item with \"id\": {id}, but was asked about {first} to {last}"));
+            }
+        }
+    }
+    Ok(matched.into_iter().flatten().collect())
+}
+
 /// Puts the answers of items, in their order, back into their groups.
 pub(super) fn regroup(groups: usize, items: &[Item], answers: Vec<Outcomes>) -> Vec<Outcomes> {
     let mut outcomes: Vec<Outcomes> = (0..groups).map(|_| Vec::new()).collect();
@@ -167,8 +205,14 @@ fn number(name: &str, value: &Value) -> Result<f32, String> {
         Value::Bool(holds) => Some(f64::from(u8::from(*holds))),
         other => other.as_f64(),
     };
-    let number = number.map(|number| number as f32).filter(|number| number.is_finite());
-    number.ok_or_else(|| format!("{name:?} must be a finite number"))
+    match number {
+        Some(number) if (number as f32).is_finite() => Ok(number as f32),
+        Some(number) if number.is_finite() => Err(format!(
+            "{name:?} is {number:e}, but rewards are 32-bit floats, which end at ±{:e}; scale it down",
+            f32::MAX
+        )),
+        _ => Err(format!("{name:?} must be a finite number")),
+    }
 }
 
 #[cfg(test)]
@@ -214,7 +258,14 @@ mod tests {
             (json!(null), "answered \"null\": expected a number, or"),
             (json!("good"), "answered \"\\\"good\\\"\": expected a number"),
             (json!({"reward": null}), "\"reward\" must be a finite number"),
-            (json!({"reward": 1e300}), "\"reward\" must be a finite number"),
+            (
+                json!({"reward": 1e308}),
+                "\"reward\" is 1e308, but rewards are 32-bit floats, which end at ±3.40",
+            ),
+            (
+                json!({"reward": 0, "components": {"a": -1e39}}),
+                "\"a\" is -1e39, but rewards are 32-bit floats",
+            ),
             (json!({"reward": 1, "component": {}}), "\"component\" is not known"),
             (json!({"reward": 1, "components": {"a": "x"}}), "\"a\" must be a finite number"),
             (json!({"error": "no key"}), "the program says that it cannot: \"no key\""),
@@ -222,6 +273,27 @@ mod tests {
             let error = read(answer.clone()).expect_err("no answer").to_string();
             assert!(error.starts_with("prompt 7, sample 1: the program "), "{error}");
             assert!(error.contains(cause), "{answer}: {error}");
+        }
+    }
+
+    #[test]
+    fn answers_belong_to_their_questions() {
+        let answer = |id: u64, reward: u64| json!({"id": id, "reward": reward});
+        let plain = [json!(1), json!({"reward": 2})];
+        assert_eq!(matched(&plain, 5, 2, false).expect("no ids"), [&plain[0], &plain[1]]);
+        let swapped = [answer(6, 2), answer(5, 1)];
+        assert_eq!(matched(&swapped, 5, 2, true).expect("all"), [&swapped[1], &swapped[0]]);
+        for (answers, required, cause) in [
+            (vec![json!(1)], false, "1 rewards for 2 items"),
+            (vec![json!(1), json!(2)], true, "\"1\", which has no \"id\""),
+            (vec![answer(5, 1), json!(2)], false, "\"2\", which has no \"id\""),
+            (vec![answer(5, 1), answer(5, 1)], false, "the item with \"id\": 5 twice"),
+            (vec![answer(4, 1), answer(5, 1)], false, "an item with \"id\": 4, but was asked about 5 to 6"),
+            (vec![answer(5, 1), answer(7, 1)], false, "an item with \"id\": 7"),
+            (vec![answer(5, 1), json!({"id": "6"})], false, "an item with \"id\": \"6\""),
+        ] {
+            let error = matched(&answers, 5, 2, required).expect_err("they are others");
+            assert!(error.contains(cause), "{error}, not {cause}");
         }
     }
 

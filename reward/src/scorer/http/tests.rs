@@ -47,6 +47,65 @@ fn completions_go_in_batches_and_rewards_come_back_in_their_order() {
     assert!(server.most_at_once() <= 3);
 }
 
+/// Ids tell which reward is whose, and another question's are refused.
+#[test]
+fn an_answer_is_bound_to_its_question() {
+    let reversed = |body: &Value| {
+        let answer = |item: &Value| json!({"id": item["id"], "reward": item["completion"].as_str().expect("a text").len()});
+        let items = body["items"].as_array().expect("items");
+        Reply::Json(json!({"rewards": items.iter().rev().map(answer).collect::<Vec<_>>()}))
+    };
+    let server = TestServer::start(move |_, body| reversed(body));
+    let mut asked = scorer(&server, json!({"batch": 2, "require_ids": true}));
+    for _ in 0..2 {
+        let found = asked.score_groups(&[&texts(&["a", "bb", "ccc"])]);
+        assert_eq!(rewards(&found[0]), [Some(1.0), Some(2.0), Some(3.0)]);
+    }
+    let ids = |asked: &crate::client::test_server::Asked| -> Vec<u64> {
+        let items = asked.body["items"].as_array().expect("items");
+        items.iter().map(|item| item["id"].as_u64().expect("a number")).collect()
+    };
+    let mut ids: Vec<u64> = server.asked().iter().flat_map(ids).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5]);
+    // The answers of the first request, for ever.
+    let stale = TestServer::start(|_, _| Reply::Json(json!({"rewards": [{"id": 0, "reward": 1}]})));
+    let mut asked = scorer(&stale, json!({}));
+    assert_eq!(rewards(&asked.score_groups(&[&texts(&["a"])])[0]), [Some(1.0)]);
+    let found = asked.score_groups(&[&texts(&["b"])]);
+    assert!(error(&found[0]).contains("an item with \"id\": 0, but was asked about 1 to 1"), "{found:?}");
+    let plain = TestServer::start(|_, body| lengths(body));
+    let found = scorer(&plain, json!({"require_ids": true})).score_groups(&[&texts(&["b"])]);
+    assert!(error(&found[0]).contains("which has no \"id\""), "{found:?}");
+}
+
+/// Whatever it redirects to, and however, nobody else is asked, and no secret leaves for elsewhere.
+#[test]
+fn redirects_are_reported_and_not_followed() {
+    let elsewhere = TestServer::start(|_, _| Reply::Json(json!({"rewards": [1, 1]})));
+    for status in [301, 302, 303, 307, 308] {
+        let location: &'static str = format!("Location: {}\r\n", elsewhere.url("taken")).leak();
+        let server = TestServer::start(move |_, _| Reply::Status(status, location, "[1, 1]"));
+        let mut asked = scorer(&server, json!({"api_key_env": "PATH", "headers": {"X-Secret": "$PATH"}}));
+        let found = asked.score_groups(&[&texts(&["a", "b"])]);
+        assert_eq!(rewards(&found[0]), [None, None], "{status}");
+        let error = error(&found[0]);
+        let expected = format!(
+            "status {status}: it redirects to \"{}\". Redirects are not followed",
+            elsewhere.url("taken")
+        );
+        assert!(error.contains(&expected) && error.contains("name it in the configuration"), "{error}");
+        assert_eq!(server.asked().len(), 1, "a redirect is not tried again");
+    }
+    let own = TestServer::start(|_, _| Reply::Status(302, "Location: /other\r\n", ""));
+    let found = scorer(&own, json!({})).score_groups(&[&texts(&["a"])]);
+    assert!(error(&found[0]).contains("it redirects to \"/other\""), "{found:?}");
+    let nowhere = TestServer::start(|_, _| Reply::Status(304, "", ""));
+    let found = scorer(&nowhere, json!({})).score_groups(&[&texts(&["a"])]);
+    assert!(error(&found[0]).contains("status 304: it redirects to nowhere"), "{found:?}");
+    assert_eq!((elsewhere.asked().len(), own.asked().len()), (0, 1));
+}
+
 #[test]
 fn whole_groups_are_asked_about_if_wanted() {
     let server = TestServer::start(|_, _| Reply::Json(json!([[1, 2], {"rewards": [3]}])));

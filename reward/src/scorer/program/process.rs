@@ -8,7 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::keeper::{self, FAREWELL};
 
 /// Bytes of a line; one that is longer is no answer.
 const MOST_BYTES: u64 = 16 << 20;
@@ -16,8 +18,8 @@ const MOST_BYTES: u64 = 16 << 20;
 const MOST_LINES: usize = 1024;
 /// Bytes kept of stderr.
 const MOST_COMPLAINTS: usize = 2000;
-/// How long a program may take to end after its input has ended, and its last words to come.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// How long the keeper of a program may take to kill all that it has started.
+const CLEANING: Duration = Duration::from_secs(5);
 
 /// What a program wrote.
 pub(super) enum Line {
@@ -28,10 +30,12 @@ pub(super) enum Line {
     End,
 }
 
-/// A running program. It leads a process group of its own: ctrl-c in the terminal is ours to handle, and what it has
-/// started ends with it.
+/// A running program. It has a process group of its own: ctrl-c in the terminal is ours to handle, and what it has
+/// started ends with it. What leaves the group, and the end that we do not see coming, are its [`keeper`]'s.
 pub(super) struct Process {
+    /// The keeper if there is one, else the program.
     child: Child,
+    is_kept: bool,
     lines: Receiver<Line>,
     /// To the thread that writes, since a program that does not read would hold us up. `None` ends its input.
     input: Option<Sender<String>>,
@@ -44,7 +48,16 @@ impl Process {
     pub fn start(command: &[String]) -> Result<Self, String> {
         let (program, arguments) = command.split_first().ok_or("there is no command")?;
         let failed = |error: std::io::Error| format!("the program {program:?} cannot be started: {error}");
-        let mut child = Command::new(program)
+        let keeper = keeper::command();
+        let is_kept = keeper.is_some();
+        let mut command = match keeper {
+            Some(mut keeper) => {
+                keeper.arg(program);
+                keeper
+            }
+            None => Command::new(program),
+        };
+        let mut child = command
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -69,7 +82,7 @@ impl Process {
                 let _ = ended.send(());
             });
         }
-        Ok(Process { child, lines, input: Some(input), stderr, stderr_ended })
+        Ok(Process { child, is_kept, lines, input: Some(input), stderr, stderr_ended })
     }
 
     /// Writes a line, sooner or later. To a process that has ended it writes nothing: its end is read.
@@ -127,7 +140,11 @@ impl Drop for Process {
     /// Its input ends, and with it a program that reads to the end; whatever is left is killed.
     fn drop(&mut self) {
         self.input = None;
-        self.wait(FAREWELL);
+        let ended = self.wait(FAREWELL).is_some();
+        if let Some(keeper) = Pid::from_raw(self.child.id() as i32).filter(|_| self.is_kept && !ended) {
+            let _ = kill_process(keeper, Signal::TERM);
+            self.wait(CLEANING);
+        }
         // The group outlives its leader as long as it has members, and no other gets its id.
         if let Some(group) = Pid::from_raw(self.child.id() as i32) {
             let _ = kill_process_group(group, Signal::KILL);
