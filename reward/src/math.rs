@@ -17,6 +17,7 @@ mod normal;
 mod number;
 mod quantity;
 mod structure;
+mod text;
 
 pub use answer::final_answer;
 use normal::normalise;

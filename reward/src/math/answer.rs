@@ -4,15 +4,13 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::text::{balanced, literal};
+
 static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
     literal(r"-?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?(?:\s?%)?|-?\.\d+%?")
 });
 static PHRASE: LazyLock<Regex> =
     LazyLock::new(|| literal(r"(?i)\banswer\b[\s*:=]*(?:(?:is|are|would be|should be)\b)?[\s*:=]*([^\n]*)"));
-
-pub(super) fn literal(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("a pattern of ours compiles")
-}
 
 /// The final answer of a text, as it stands there.
 ///
@@ -48,23 +46,6 @@ fn boxed_content(behind: &str) -> Option<String> {
         None => behind.split(|c: char| c.is_whitespace() || c == '$').next().unwrap_or_default(),
     };
     (!content.trim().is_empty()).then(|| content.trim().to_string())
-}
-
-/// How long the text is up to the brace that closes the one before it; `None` without one.
-pub(super) fn balanced(inside: &str) -> Option<usize> {
-    let mut depth = 0_usize;
-    let mut escaped = false;
-    for (index, byte) in inside.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'{' => depth += 1,
-            b'}' if depth == 0 => return Some(index),
-            b'}' => depth -= 1,
-            _ => {}
-        }
-    }
-    None
 }
 
 /// What "the answer is" introduces, where it is said last.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::answer::{balanced, literal};
+use super::text::{balanced, literal};
 
 /// What commands mean: nothing, a space, or another sign. Those that are not here stay as they are.
 const COMMANDS: &[(&str, &str)] = &[

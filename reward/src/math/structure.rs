@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::answer::literal;
 use super::expression::evaluate;
 use super::same;
+use super::text::literal;
 
 /// The name of a value: a letter, perhaps with an index, a prime or an argument.
 static NAME: LazyLock<Regex> = LazyLock::new(|| literal(r"^\p{L}(?:_\w+|')?(?:\s*\(\p{L}\))?$"));

@@ -90,7 +90,12 @@ impl ScorerConfig for HttpConfig {
 
     fn scorer(&self) -> Result<Box<dyn Scorer>, RewardError> {
         let client = Client::new(self.client()).map_err(RewardError::Config)?;
-        Ok(Box::new(HttpScorer { config: self.clone(), client, next_id: 0, cancellation: CancellationToken::default() }))
+        Ok(Box::new(HttpScorer {
+            config: self.clone(),
+            client,
+            next_id: 0,
+            cancellation: CancellationToken::default(),
+        }))
     }
 }
 
