@@ -25,6 +25,7 @@ use crate::event::RunEvent;
 use crate::faults::Faults;
 use crate::generator::GeneratorMessage;
 use crate::groups::{InitialGroups, StageGroups};
+use crate::interruption::Interruption;
 use crate::job::{
     AverageJob, CheckpointJob, EvaluationJob, PortionJob, ReadingJob, ReferenceJob, SamplingJob,
     SamplingSettings, TrainingJob,
@@ -46,7 +47,7 @@ pub(crate) enum ConductorMessage {
     /// Begin the run.
     Start,
     /// Somebody asks the run to end.
-    Interrupt,
+    Interrupt(Interruption),
     /// An actor has news.
     Report(Report),
 }
@@ -63,7 +64,7 @@ impl TryFrom<ConductorMessage> for Report {
     fn try_from(message: ConductorMessage) -> Result<Self, ()> {
         match message {
             ConductorMessage::Report(report) => Ok(report),
-            ConductorMessage::Start | ConductorMessage::Interrupt => Err(()),
+            ConductorMessage::Start | ConductorMessage::Interrupt(_) => Err(()),
         }
     }
 }
@@ -173,7 +174,7 @@ impl Actor for Conductor {
     ) -> Result<(), ActorProcessingErr> {
         let input = match message {
             ConductorMessage::Start => Input::Start,
-            ConductorMessage::Interrupt => Input::Interrupt,
+            ConductorMessage::Interrupt(by) => Input::Interrupt(by),
             ConductorMessage::Report(report) => Input::Report(report),
         };
         state.step(&myself, input).await;

@@ -11,7 +11,7 @@
 //! - what they say: [`job`], what is asked of them; [`report`], what they tell the conductor; [`record`], what they tell
 //!   the recorder; [`event`], what a spectator is told. All of it has an address;
 //! - `context`: the bounded queues, the buffer and the published weights that they share, with `groups` and `shutdown`;
-//! - [`role`]: who they are; [`faults`]: panics on purpose; [`error`]: why a run did not complete.
+//! - [`role`]: who they are; [`interruption`]: who asks a run to end early; [`faults`]: panics on purpose; [`error`]: why a run did not complete.
 //!
 //! Imports go one way, from each line to those below it. Control messages are small and go through mailboxes.
 //! Experience goes through bounded queues. Tensors travel in neither. This is the only crate that names ractor.
@@ -26,6 +26,7 @@ pub mod event;
 pub mod faults;
 mod generator;
 mod groups;
+pub mod interruption;
 pub mod job;
 mod learner;
 pub mod record;

@@ -18,6 +18,7 @@ use crate::conductor::{Conductor, ConductorMessage, RunOutcome, RunParts};
 use crate::error::RunError;
 use crate::event::RunEvent;
 use crate::faults::{Fault, Faults};
+use crate::interruption::Interruption;
 use crate::schedule::Outline;
 use arriero_experiment::{Plan, Preflight, preflight};
 use arriero_results::{RunSummary, Status};
@@ -139,15 +140,15 @@ fn conduct(parts: RunParts, handle_ctrl_c: bool) -> Result<(), RunError> {
         .map_err(|error| RunError::Runtime(error.to_string()))?;
     let result = runtime.block_on(async {
         // Listened to from the start. What comes before the conductor is there waits for it.
-        let mut interrupts = if handle_ctrl_c { Some(Interrupts::listen()?) } else { None };
+        let mut interrupts = if handle_ctrl_c { Some(Interruptions::listen()?) } else { None };
         let (conductor, finished) = Conductor::spawn(None, Conductor, parts)
             .await
             .map_err(|error| RunError::Failed(format!("the actors could not start: {error}")))?;
         if let Some(mut interrupts) = interrupts.take() {
             tokio::spawn(async move {
-                interrupts.next().await;
-                let _ = conductor.cast(ConductorMessage::Interrupt);
-                interrupts.next().await;
+                let _ = conductor.cast(ConductorMessage::Interrupt(interrupts.next().await));
+                // A terminal that closes may say so more than once: nobody insists by that.
+                while interrupts.next().await == Interruption::HangUp {}
                 // At once, without the exit handlers of libraries: they would free what threads that still compute use.
                 signal_hook::low_level::exit(130);
             });
@@ -159,25 +160,28 @@ fn conduct(parts: RunParts, handle_ctrl_c: bool) -> Result<(), RunError> {
     result
 }
 
-/// Ctrl-c, and the request to end that service managers send.
-struct Interrupts {
+/// What asks a run to end.
+struct Interruptions {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
-impl Interrupts {
+impl Interruptions {
     fn listen() -> Result<Self, RunError> {
         let listen = |kind| signal(kind).map_err(|error| RunError::Runtime(error.to_string()));
-        Ok(Interrupts {
+        Ok(Interruptions {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Interruption {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Interruption::CtrlC,
+            _ = self.terminate.recv() => Interruption::Terminate,
+            _ = self.hang_up.recv() => Interruption::HangUp,
         }
     }
 }

@@ -42,6 +42,7 @@ use arriero_store::EventLevel;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{PhaseKind, RunEvent};
+use crate::interruption::Interruption;
 use crate::record::Record;
 use crate::report::{News, Report};
 use crate::role::ActorRole;
@@ -74,7 +75,7 @@ pub enum Input {
         cause: String,
     },
     /// Somebody asks the run to end.
-    Interrupt,
+    Interrupt(Interruption),
 }
 
 /// A run's order: an outline, and how far the run has come in it.
@@ -199,7 +200,7 @@ impl Schedule {
         self.now = now;
         match input {
             Input::Start => self.start(),
-            Input::Interrupt => self.interrupt(),
+            Input::Interrupt(by) => self.interrupt(by),
             Input::Died { role, cause } => self.died(role, &cause),
             Input::NotRestarted { role, cause } => {
                 self.fail(format!("the {} could not be started again: {cause}", role.as_str()));

@@ -6,6 +6,7 @@ use arriero_store::EventLevel;
 
 use super::phase::AfterCheckpoint;
 use super::{Command, Phase, Schedule};
+use crate::interruption::Interruption;
 use crate::record::Record;
 use crate::report::{News, Report};
 use crate::role::ActorRole;
@@ -13,27 +14,25 @@ use crate::role::ActorRole;
 /// Times that an actor may be started again without getting anything done in between.
 const RESTARTS: u32 = 3;
 
-/// Why a run ends that was interrupted.
-const CTRL_C: &str = "ctrl-c";
-
 impl Schedule {
     /// Ends the run after the unit of work in progress. What the running arm has learned is kept.
-    pub(super) fn interrupt(&mut self) {
+    pub(super) fn interrupt(&mut self, by: Interruption) {
         if self.state.is_ending {
             return;
         }
-        let message = "ctrl-c: ending the run after the step in progress; ctrl-c again stops at once";
-        self.note(EventLevel::Warning, "conductor", message.to_string());
+        let by = by.as_str().to_string();
+        let message = format!("{by}: ending the run after the step in progress; ctrl-c again stops at once");
+        self.note(EventLevel::Warning, "conductor", message);
         self.shut_down();
         if let Phase::Checkpointing { then, .. } = &mut self.state.phase {
-            *then = AfterCheckpoint::End(Status::Interrupted, CTRL_C.to_string());
+            *then = AfterCheckpoint::End(Status::Interrupted, by);
             return;
         }
         self.close_arm("interrupted");
         // The learner finishes a first step that is under way before it gets to the checkpoint.
         let has_learned =
             self.state.progress.version > 0 || matches!(self.state.phase, Phase::Training { .. });
-        self.keep_weights(has_learned, Status::Interrupted, CTRL_C.to_string());
+        self.keep_weights(has_learned, Status::Interrupted, by);
     }
 
     /// Whatever else was under way when the run began to end does not begin anything new.

@@ -6,6 +6,7 @@ use arriero_experiment::Mode;
 use arriero_results::Status;
 
 use super::world::{World, every_phase};
+use crate::interruption::Interruption;
 use crate::role::ActorRole;
 use crate::schedule::{Input, Phase};
 
@@ -127,10 +128,10 @@ fn an_interruption_keeps_what_was_learned_and_counts_the_rest() {
     for mode in MODES {
         for moment in moments(mode) {
             let mut world = moment.clone();
-            world.tell(Input::Interrupt);
+            world.tell(Input::Interrupt(Interruption::CtrlC));
             // A second one changes nothing.
             if world.ending.is_none() {
-                world.tell(Input::Interrupt);
+                world.tell(Input::Interrupt(Interruption::CtrlC));
             }
             let ending = world.run();
             assert_eq!((ending.status, ending.cause.as_deref()), (Status::Interrupted, Some("ctrl-c")));
@@ -150,7 +151,7 @@ fn a_death_after_an_interruption_does_not_keep_the_run_from_ending() {
         for moment in moments(mode) {
             for role in ActorRole::ALL {
                 let mut world = moment.clone();
-                world.tell(Input::Interrupt);
+                world.tell(Input::Interrupt(Interruption::CtrlC));
                 if world.ending.is_some() {
                     continue;
                 }
@@ -174,7 +175,7 @@ fn an_interruption_after_a_death_ends_the_run_as_well() {
             for role in ActorRole::ALL.into_iter().filter(|role| role.can_be_replaced()) {
                 let mut world = moment.clone();
                 world.die(role);
-                world.tell(Input::Interrupt);
+                world.tell(Input::Interrupt(Interruption::CtrlC));
                 let ending = world.run();
                 assert_eq!(ending.status, Status::Interrupted, "{role:?}");
                 world.check_account();

@@ -5,6 +5,7 @@ use arriero_results::Status;
 use proptest::prelude::*;
 
 use super::world::{Dice, World, again, average, every_phase, offline, online};
+use crate::interruption::Interruption;
 use crate::report::{News, Report};
 use crate::role::ActorRole;
 use crate::schedule::outline::{ArmOutline, Source, StageOutline, Work};
@@ -68,7 +69,7 @@ proptest! {
                 }
             }
             if interrupts && world.ending.is_none() && fate.roll(30) == 0 {
-                world.tell(Input::Interrupt);
+                world.tell(Input::Interrupt(Interruption::CtrlC));
             }
             if world.ending.is_none() {
                 world.run_until(|_| fate.roll(10) == 0);
