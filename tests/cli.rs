@@ -120,6 +120,25 @@ fn ctrl_c_ends_a_run_with_everything_recorded() {
 }
 
 /// Phases of a few milliseconds, interrupted at many moments: in all of them the run ends, and says how.
+/// A terminal that is closed may hang up twice: the run ends all the same, with its weights kept.
+#[test]
+fn a_closed_terminal_ends_a_run_as_a_service_manager_does() {
+    for (signal, name) in [("-HUP", "SIGHUP"), ("-TERM", "SIGTERM")] {
+        let workplace = Workplace::new();
+        let mut child = long_run(&workplace, None);
+        let times = if signal == "-HUP" { 2 } else { 1 };
+        for _ in 0..times {
+            let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+            assert!(sent.success());
+        }
+        assert_eq!(child.wait().expect("it ends").code(), Some(130), "{name}");
+        let summary = fs::read_to_string(workplace.runs().join("tiny/summary.json")).expect("a summary");
+        let summary: serde_json::Value = serde_json::from_str(&summary).expect("JSON");
+        assert_eq!((&summary["status"], &summary["cause"]), (&"interrupted".into(), &name.into()));
+        assert!(summary["arms"][0]["checkpoint"].is_string(), "{name}: the weights were not kept");
+    }
+}
+
 #[test]
 fn ctrl_c_at_any_moment_ends_the_run() {
     for (index, delay) in (0..20).map(|index| (index, Duration::from_millis(100 + 83 * index))) {
