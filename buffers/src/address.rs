@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// The place of a piece of work in a run. Groups, trees, reports and records carry one, so that nobody has to ask
-/// anybody what is going on to know what an item is part of.
+/// The place of a piece of work in a run. Groups, trees, reports and records carry one. So whoever has an item knows
+/// what it is part of.
 ///
-/// Clones are cheap: the names are shared. The default, whose names are empty, is of no run.
+/// Clones are cheap: the names are shared. The default has empty names and belongs to no run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// The arm's name.

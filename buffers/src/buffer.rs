@@ -18,8 +18,8 @@ pub enum BufferError {
     Duplicate(u64),
 }
 
-/// Trees in the order of their prompts, whatever the order in which they arrived: the workers'
-/// timing never reaches the learner.
+/// Trees in the order of their prompts, whatever the order in which they arrived. So the workers' timing never reaches
+/// the learner.
 #[derive(Debug, Clone)]
 pub struct ExperienceBuffer {
     capacity: usize,
@@ -32,7 +32,7 @@ impl ExperienceBuffer {
         ExperienceBuffer { capacity, trees: BTreeMap::new() }
     }
 
-    /// A buffer of these trees with room for no more; of two of one prompt the last stays.
+    /// A buffer of these trees with room for no more. If two have the same prompt, the last one stays.
     pub fn of(trees: impl IntoIterator<Item = Tree>) -> Self {
         let trees: BTreeMap<u64, Tree> = trees.into_iter().map(|tree| (tree.prompt_id, tree)).collect();
         ExperienceBuffer { capacity: trees.len(), trees }
@@ -61,7 +61,7 @@ impl ExperienceBuffer {
         self.trees.values().find(lacks).cloned()
     }
 
-    /// Replaces the stored tree of the same prompt; does nothing if there is none.
+    /// Replaces the stored tree of the same prompt. Does nothing if there is none.
     pub fn replace(&mut self, tree: Tree) {
         if let Some(stored) = self.trees.get_mut(&tree.prompt_id) {
             *stored = tree;
@@ -95,7 +95,7 @@ impl ExperienceBuffer {
         self.trees.clear();
     }
 
-    /// Every tree once in the order of the prompts, cut into pieces of `size` trees; the last may be smaller.
+    /// Every tree once, in the order of the prompts, cut into pieces of `size` trees. The last may be smaller.
     ///
     /// # Panics
     /// If `size` is 0.
@@ -103,8 +103,8 @@ impl ExperienceBuffer {
         self.trees.values().collect::<Vec<_>>().chunks(size).map(<[&Tree]>::to_vec).collect()
     }
 
-    /// The prompts of one epoch's minibatches: every tree once, in an order drawn from (seed, round,
-    /// epoch), cut into pieces of `size` trees; the last may be smaller.
+    /// One epoch's minibatches: every tree once, in an order drawn from (seed, round, epoch), cut into pieces of `size`
+    /// trees. The last may be smaller.
     ///
     /// # Panics
     /// If `size` is 0.

@@ -1,9 +1,9 @@
-//! Rows of a dataset in the place of samples: what a selection rule is shown of a row, and what it learns from it.
+//! Rows of a dataset in place of samples: what a selection rule sees of a row, and what it learns from it.
 
 use crate::prompt::Message;
 use crate::tree::{Branch, Tree};
 
-/// What a row of a dataset holds to learn from, its prompt aside: TRL's dataset types, as far as a rule tells them apart.
+/// What a row of a dataset holds beside its prompt: TRL's dataset types, as far as a rule tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RowContent<'a> {
     /// The answer to a prompt.

@@ -13,7 +13,7 @@ use crate::prompt::{Prompt, Role};
 pub enum Finish {
     /// The model gave an end-of-turn token, which is the last of the completion's tokens.
     EndOfTurn,
-    /// A stop string came. The completion's tokens go on to its end, its text ends before it.
+    /// A stop string came. The completion's tokens include it; its text ends before it.
     Stop,
     /// The token limit was reached.
     Length,
@@ -22,7 +22,7 @@ pub enum Finish {
 /// A stretch of a trajectory that one speaker is responsible for.
 ///
 /// Where the policy drew the tokens, each vector of their provenance has one entry a token. [`Segment::drawn`],
-/// [`Completion::push`] and deserialisation keep that rule.
+/// [`Completion::push`] and deserialisation see to that.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedSegment")]
 pub struct Segment {
@@ -146,8 +146,8 @@ impl Completion {
         Completion { sample, segments, text: text.into(), finish }
     }
 
-    /// Adds a token that the policy drew: to the last segment, or to a new one if others spoke last. The arguments are those
-    /// of [`Drawn`].
+    /// Adds a token that the policy drew. It goes to the last segment, or to a new one if others spoke last. The
+    /// arguments are those of [`Drawn`].
     pub fn push(&mut self, token: u32, logp: f32, sampled_logp: f32, weight_version: u32) {
         if self.segments.last().is_none_or(|last| last.drawn.is_none()) {
             self.segments.push(Segment {
@@ -174,7 +174,7 @@ impl Completion {
         self.segments.iter().rev().find_map(|segment| segment.tokens.last()).copied()
     }
 
-    /// The segments that the policy drew: their tokens and the provenance of these.
+    /// The segments that the policy drew: the tokens of each, and their provenance.
     pub fn drawn_segments(&self) -> impl Iterator<Item = (&[u32], &Drawn)> {
         self.segments.iter().filter_map(|segment| Some((&segment.tokens[..], segment.drawn.as_ref()?)))
     }

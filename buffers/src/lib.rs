@@ -4,10 +4,10 @@
 //!
 //! - [`address`]: where a piece of work belongs: arm, seed, round and stage;
 //! - [`prompt`]: what the policy is asked ([`Prompt`], a list of typed [`Message`]s);
-//! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s, whose [`Segment`]s are turns with the provenance of
-//!   every token that the policy drew, the [`ScoredGroup`] that a scorer makes of it;
+//! - [`experience`]: what comes back: a [`Group`] of [`Completion`]s. Their [`Segment`]s are turns, with the provenance
+//!   of every token that the policy drew. A scorer makes a [`ScoredGroup`] of it;
 //! - [`selection`]: the rejection sampler's rules, one file each, from a scored group to a training [`Tree`];
-//! - [`example`]: what a rule is shown of a dataset's row, and what it learns from it;
+//! - [`example`]: what a rule sees of a dataset's row, and what it learns from it;
 //! - [`tree`]: a prompt with its responses as the learner sees them;
 //! - [`buffer`]: the bounded, ordered store of trees from which the learner draws minibatches;
 //! - [`queue`]: the bounded queues between the actors, with leases and exact accounting;

@@ -35,7 +35,8 @@ impl Role {
 
 /// One turn of a conversation. The names of its fields are those of OpenAI's messages and of transformers' chat templates.
 ///
-/// What is empty is left out of its JSON. `null` stands for empty, but for the content of a message without tool calls.
+/// Empty fields are left out of its JSON. `null` counts as empty, except as the content of a message without tool
+/// calls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedMessage")]
 pub struct Message {
@@ -108,8 +109,8 @@ impl Message {
         Message::new(Role::Assistant, content)
     }
 
-    /// The same with what the object `written` says of it beside its role and content. What it has no field for is passed
-    /// over, for readers that are less strict than deserialisation.
+    /// The same, with what the object `written` says beside role and content. Unknown fields are passed over, for
+    /// readers that are less strict than deserialisation.
     ///
     /// # Errors
     /// A sentence that names the field that is wrong.
@@ -127,7 +128,7 @@ impl Message {
         })
     }
 
-    /// True if there is nothing to it but who speaks and what is said.
+    /// True if it only says who speaks and what is said.
     pub fn is_plain(&self) -> bool {
         self.reasoning_content.is_none()
             && self.tool_calls.is_empty()
@@ -136,8 +137,8 @@ impl Message {
     }
 }
 
-/// A call of a tool by the model. Its JSON is OpenAI's: `{"id": …, "type": "function", "function": {"name": …, "arguments":
-/// …}}`; it is read from `{"name": …, "arguments": …}`, too, as transformers' templates take both.
+/// A call of a tool by the model. Its JSON is OpenAI's: `{"id": …, "type": "function", "function": {"name": …,
+/// "arguments": …}}`. It is also read from `{"name": …, "arguments": …}`, as transformers' templates take both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "WrittenCall", into = "WrittenCall")]
 pub struct ToolCall {
@@ -145,8 +146,8 @@ pub struct ToolCall {
     pub id: Option<String>,
     /// The tool.
     pub name: String,
-    /// Its arguments: an object, as chat templates expect. A text that holds an object, which is what OpenAI's API gives, is
-    /// read as that object; any other value stays as it was written.
+    /// Its arguments: an object, as chat templates expect. OpenAI's API gives a text that holds an object, which is
+    /// read as that object. Any other value stays as it was written.
     pub arguments: Value,
 }
 
@@ -212,12 +213,12 @@ impl From<ToolCall> for WrittenCall {
 /// A conversation that the policy is to continue, and what its scorer needs to know about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
-    /// Unique within an experiment, the same whatever the batch or the worker: it keys the random
-    /// numbers of the completions.
+    /// Unique within an experiment. It keys the random numbers of the completions, so it must not depend on batch or
+    /// worker.
     pub id: u64,
     /// The conversation so far; the policy speaks next.
     pub messages: Vec<Message>,
-    /// What the scorer checks a completion against; only the scorer looks inside.
+    /// What the scorer checks a completion against. Only the scorer looks inside.
     #[serde(default)]
     pub checks: Value,
 }

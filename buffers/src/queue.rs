@@ -1,8 +1,8 @@
 //! Bounded queues between the actors.
 //!
-//! A queue is a crossbeam channel with two additions. An item that a worker has taken stays leased
-//! to it until it says [`Queue::done`], so that the item outlives a worker that dies over it. And
-//! every item is counted in and out, so that nothing can be lost without showing.
+//! A queue is a crossbeam channel with two additions. First, an item that a worker has taken stays leased to it until
+//! it says [`Queue::done`]. So the item outlives a worker that dies over it. Second, every item is counted in and out.
+//! So nothing can be lost without showing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
-/// How often a blocked producer looks whether the queue was closed.
+/// How often a blocked producer checks whether the queue was closed.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Why an item was not queued; it comes back.
@@ -35,8 +35,7 @@ pub struct Leased<T> {
     pub attempt: u32,
 }
 
-/// What has gone through a queue. `pushed` equals `done`, `dropped`, those leased and those waiting
-/// together.
+/// What has gone through a queue. `pushed` equals the sum of `done`, `dropped`, what is leased and what is waiting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueStats {
     /// Items accepted.
@@ -125,7 +124,7 @@ impl<T: Clone> Queue<T> {
         self.shared.name
     }
 
-    /// Adds an item, waiting for room for at most `patience`.
+    /// Adds an item. Waits for room, for at most `patience`.
     ///
     /// # Errors
     /// With the item, if there was no room in time or the queue is or becomes closed.
@@ -159,8 +158,8 @@ impl<T: Clone> Queue<T> {
         }
     }
 
-    /// Leases the next item to `worker`, waiting for at most `patience`. A worker that still has a
-    /// lease, because it died with it, gets that item again.
+    /// Leases the next item to `worker`. Waits for an item, for at most `patience`. A worker that died with a lease
+    /// gets that item again.
     pub fn take(&self, worker: &str, patience: Duration) -> Option<Leased<T>> {
         if let Some(Some(lease)) = lock(&self.shared.leases).of(worker) {
             lease.attempt += 1;
@@ -180,14 +179,14 @@ impl<T: Clone> Queue<T> {
         }
     }
 
-    /// Ends the worker's lease: its item is given up for `reason`, which is counted.
+    /// Ends the worker's lease: its item is given up, and counted under `reason`.
     pub fn drop_leased(&self, worker: &str, reason: &'static str) {
         if lock(&self.shared.leases).end(worker).is_some() {
             *lock(&self.shared.dropped).entry(reason).or_default() += 1;
         }
     }
 
-    /// Refuses items from now on; what waits can still be taken.
+    /// Refuses items from now on. What waits can still be taken.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
     }

@@ -32,8 +32,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The stream of `purpose` under `seed`, told apart by two numbers of the caller's, for
-    /// sampling the prompt's id and the sample's number.
+    /// The stream of `purpose` under `seed`. Two numbers of the caller's tell streams apart. For sampling they are the
+    /// prompt's id and the sample's number.
     pub fn new(seed: u64, purpose: Purpose, first: u64, second: u64) -> Self {
         let mut key = [0; 32];
         for (bytes, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, first, second]) {

@@ -29,8 +29,7 @@ pub trait Rule {
     /// Why the group is not used: a metric's name, in snake case.
     fn choose(&self, usable: &Usable, bounds: &SelectionConfig) -> Result<Choice, &'static str>;
 
-    /// What it learns from a row of a dataset, which takes the place of samples: their rewards need not be known. `None`
-    /// if it has no use for rows of this type.
+    /// What it learns from a row of a dataset, in place of samples. `None` if it has no use for rows of this type.
     fn example<'a>(&self, _row: &RowContent<'a>) -> Option<TrainingExample<'a>> {
         None
     }
@@ -40,7 +39,7 @@ pub trait Rule {
         RowContent::TYPES.iter().any(|row| self.example(row).is_some())
     }
 
-    /// The fewest completions of a prompt that it can work with, the greedy one and rivals not counted.
+    /// The fewest samples of a prompt that it can work with. The greedy one and rivals do not count.
     fn least_samples(&self) -> usize {
         1
     }
@@ -60,8 +59,8 @@ pub trait Rule {
         true
     }
 
-    /// True if what learns from it does so online, unless the algorithm says otherwise: from fresh samples of the policy,
-    /// a few steps a round.
+    /// True if algorithms that ask for it learn online: from fresh samples of the policy, a few steps a round. An
+    /// algorithm may say otherwise for itself.
     fn is_online(&self) -> bool {
         false
     }
@@ -71,12 +70,13 @@ pub trait Rule {
         false
     }
 
-    /// The reference's weight in the mixture that as many rivals again as there are samples must be drawn from, if so.
+    /// `Some` if each sample must have a rival, drawn from a mixture of policy and reference: the reference's weight in
+    /// it.
     fn rivals(&self) -> Option<f32> {
         None
     }
 
-    /// How many of a group's completions are the policy's samples; the others, which come after them, are yardsticks.
+    /// How many of a group's completions are the policy's samples. The others come after them and are yardsticks.
     fn samples_of(&self, completions: usize) -> usize {
         match self.rivals() {
             Some(_) => completions / 2,
@@ -158,10 +158,10 @@ pub struct SelectionConfig {
     pub min_reward: f32,
     /// The least difference of rewards between chosen and rejected. Default 0: any above zero.
     pub min_margin: f32,
-    /// SFT: how many of a prompt's best completions to learn from, each with at least `min_reward`. As many as there are
+    /// SFT: how many of a prompt's best completions to learn from, each with at least `min_reward`. The number of
     /// samples, or more, takes all that reach it. Default 1: the best of n.
     pub keep_best: usize,
-    /// Completions of which the policy drew more tokens are not chosen. Default: no limit.
+    /// Completions with more tokens than this, drawn by the policy, are not chosen. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// Completions that the token limit cut short are not chosen. Default false.
@@ -226,7 +226,7 @@ pub struct Usable {
 }
 
 impl Usable {
-    /// Of those of a group of `of` completions; `None` if there are none.
+    /// These completions, of a group of `of`. `None` if there are none.
     fn new(rewards: Vec<(usize, f32)>, of: usize) -> Option<Self> {
         let first = *rewards.first()?;
         let better = |best: (usize, f32), next: (usize, f32)| if next.1 > best.1 { next } else { best };
@@ -296,9 +296,8 @@ pub enum Selection {
 
 /// Applies `rule` to a scored group. `is_format` tells formatting tokens from text.
 ///
-/// Ties go to the lowest sample number, so that the result does not depend on timing. A reward that
-/// is not finite drops its completion from the choice; a group where no usable completion is left
-/// is dropped.
+/// Ties go to the lowest sample number, so that the result does not depend on timing. A completion whose reward is not
+/// finite cannot be chosen. A group without a usable completion is dropped.
 pub fn select(
     scored: &ScoredGroup,
     rule: SelectionRule,

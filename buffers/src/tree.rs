@@ -9,35 +9,35 @@ use crate::experience::{Completion, Finish};
 
 /// One response of a [`Tree`].
 ///
-/// `tokens` and `is_context` have one entry a token. Every other vector has one entry a token that carries loss, a *loss
-/// token*. Each may be empty where its comment says so. What is computed of several branches at once is flat: one entry a
-/// loss token, branch after branch ([`Branch::split_by_loss_tokens`] cuts it).
+/// `tokens` and `is_context` have one entry a token. Every other vector has one entry a token that carries loss, a
+/// *loss token*. Each may be empty where its comment says so. A vector of several branches is flat: one entry a loss
+/// token, branch after branch. [`Branch::split_by_loss_tokens`] cuts it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Branch {
     /// Which of the prompt's samples this is.
     pub sample: u32,
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// True where the token carries no loss: it is read, but not learned, such as the turns of others in a
-    /// conversation. Empty where all tokens carry loss.
+    /// True where the token carries no loss: it is read and not learned, such as the turns of others in a conversation.
+    /// Empty where all tokens carry loss.
     pub is_context: Vec<bool>,
     /// True where the token is a formatting token (an end-of-turn marker, a header), which Llama 3
     /// leaves out of the DPO loss.
     pub is_format: Vec<bool>,
-    /// Log-probabilities under the untempered policy that sampled the response; empty for a response that came
-    /// from a file, or was sampled by another than the policy.
+    /// Log-probabilities under the untempered policy that sampled the response. Empty for a response that came from a
+    /// file, or from another sampler than the policy.
     pub behaviour_logps: Vec<f32>,
     /// Log-probabilities under the frozen reference; empty where no reference has scored yet.
     pub reference_logps: Vec<f32>,
     /// Log-probabilities as the trainer computes them under the weights that a stage's training began with:
     /// π_old where it must be told from the sampler's. Empty where the algorithm does not need it.
     pub old_logps: Vec<f32>,
-    /// The critic's values under the weights that a stage's training began with: one a token, of the state that it was
-    /// drawn in. Empty where there is no critic.
+    /// The critic's values under the weights that a stage's training began with. A token has the value of the state in
+    /// which it was drawn. Empty where there is no critic.
     #[serde(default)]
     pub old_values: Vec<f32>,
-    /// log π(y' | x) − log π_ref(y' | x) of another prompt's response y' behind this prompt, as the trainer finds it in a
-    /// step: what KTO's KL is estimated from. `None` where the algorithm does not need it.
+    /// log π(y' | x) − log π_ref(y' | x), with y' a response to another prompt. The trainer computes it in a step, and
+    /// KTO estimates its KL from it. `None` where the algorithm does not need it.
     #[serde(default)]
     pub mismatched_ratio: Option<f32>,
     /// The scorer's reward.
@@ -47,7 +47,7 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// The branch of a completion, without a reward yet: what the policy drew carries loss, everything else is context.
+    /// The branch of a completion, without a reward yet. What the policy drew carries loss; everything else is context.
     /// `is_format` tells formatting tokens from text.
     pub fn of(completion: &Completion, is_format: impl Fn(u32) -> bool) -> Self {
         let is_inserted = |segment: &crate::Segment| segment.drawn.is_none();
@@ -101,8 +101,8 @@ impl Branch {
         self.tokens.len() - self.is_context.iter().filter(|&&is_context| is_context).count()
     }
 
-    /// Log-probabilities under π_old, the policy that a stage's training began with: the trainer's own where they are
-    /// there, else the sampler's.
+    /// Log-probabilities under π_old, the policy that a stage's training began with: the trainer's where there are any,
+    /// else the sampler's.
     pub fn old_policy_logps(&self) -> &[f32] {
         if self.old_logps.is_empty() { &self.behaviour_logps } else { &self.old_logps }
     }
@@ -165,14 +165,15 @@ pub struct Tree {
     pub version: Option<u32>,
     /// Reward of the prompt's greedy response, which is no branch: ReMax's baseline. `None` where there is none.
     pub greedy_reward: Option<f32>,
-    /// Rewards of responses that are no branches, one a branch: of those that Nash-MD's samples stand against. Empty where
-    /// there are none.
+    /// Rewards of the rivals that Nash-MD's samples stand against, one a branch. The rivals are no branches themselves.
+    /// Empty where there are none.
     #[serde(default)]
     pub rival_rewards: Vec<f32>,
     /// Of a preference: how strong it is, where the data say it.
     #[serde(default)]
     pub strength: Option<Strength>,
-    /// Of a preference: by how much the chosen response is better than the rejected one, in rewards, where the data say it.
+    /// Of a preference: how much better the chosen response is than the rejected one, in rewards, where the data say
+    /// it.
     #[serde(default)]
     pub margin: Option<f32>,
 }

@@ -1,4 +1,4 @@
-//! All completions, whatever their rewards, even those that are not finite; of a row of a dataset its response: for
+//! All completions, whatever their rewards, even those that are not finite. Of a row of a dataset: its response. For
 //! distillation.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! The best completion against the worst, and of a row of a dataset every response that people ranked, the best first: for
+//! The best completion against the worst. Of a row of a dataset: every response that people ranked, the best first. For
 //! reward models.
 
 use serde::{Deserialize, Serialize};

@@ -10,8 +10,8 @@ use super::{Choice, Rule, SelectionConfig, Usable};
 pub struct AgainstRivals {
     /// The reference's weight in the mixture: 1 for the reference alone.
     pub reference_weight: f32,
-    /// Make branches of the rivals', each right after the one that it stands beside (for XPO). Else their rewards alone
-    /// are kept (for Nash-MD).
+    /// True: rivals become branches, each right after the sample that it stands beside (for XPO). False: only their
+    /// rewards are kept (for Nash-MD).
     pub keep_rivals: bool,
 }
 

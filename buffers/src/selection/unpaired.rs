@@ -1,5 +1,5 @@
-//! The best completion if it is desirable, and the worst if it is not: for KTO. One or two branches, so that a group of
-//! equal rewards is of use, too.
+//! The best completion if it is desirable, and the worst if it is not: for KTO. A tree has one or two branches, so a
+//! group of equal rewards is of use, too.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,8 @@ pub struct Unpaired {
 }
 
 impl Unpaired {
-    /// The reward of a response that people labelled: whatever the least desirable reward is, it is on the label's side.
+    /// The reward of a response that people labelled. It is on the label's side of the least desirable reward, whatever
+    /// that is.
     fn reward_of(&self, is_desirable: bool) -> f32 {
         if is_desirable { self.desirable_reward } else { self.desirable_reward - 1.0 }
     }
