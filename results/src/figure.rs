@@ -20,8 +20,8 @@ pub struct Figure {
     /// The estimate.
     #[serde(with = "crate::json_number::or_nan")]
     pub value: f64,
-    /// Its standard error over the items, which are taken for a sample of all such items; none where there are
-    /// fewer than two.
+    /// Its standard error over the items, which are taken as a sample of all such items; none where there are fewer
+    /// than two.
     pub standard_error: Option<f64>,
     /// Items that it is an estimate from.
     pub n: usize,
@@ -35,9 +35,9 @@ impl Figure {
         Figure::ratio(name, form, values.into_iter().map(|value| (value, 1.0)))
     }
 
-    /// Σ numerators / Σ denominators, with the standard error of the linearised ratio estimator (Cochran,
-    /// "Sampling Techniques", 1977, §6.3), which takes items for independent and what is in an item for not.
-    /// With all denominators 1 it is the mean and its usual error. `None` where the denominators sum to 0.
+    /// Σ numerators / Σ denominators, with the standard error of the linearised ratio estimator (Cochran, "Sampling
+    /// Techniques", 1977, §6.3). It takes items as independent, and what is in one item as dependent. With all
+    /// denominators 1 it is the mean and its usual error. `None` where the denominators sum to 0.
     pub fn ratio(name: &str, form: Form, pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         let pairs: Vec<(f64, f64)> = pairs.into_iter().collect();
         let denominator: f64 = pairs.iter().map(|pair| pair.1).sum();

@@ -15,7 +15,7 @@ pub struct Report {
     pub options: serde_json::Value,
     /// The seed of the answers' random numbers.
     pub seed: u64,
-    /// False where it was stopped before the end: the figures are of the items that were done by then.
+    /// False where it was stopped before the end. The figures are then of the items that were done.
     pub is_complete: bool,
     /// Rows that were read.
     pub rows: u64,

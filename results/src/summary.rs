@@ -45,8 +45,8 @@ pub struct RunSummary {
 /// Held-out figures of one version of the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
-    /// Share of prompts whose instructions were all followed; `None` without checkable instructions. An answer
-    /// that the token limit cut short is judged as it stands, whatever the reward makes of it.
+    /// Share of prompts whose instructions were all followed; `None` without checkable instructions. An answer that the
+    /// token limit cut short is judged as it stands, whatever its reward.
     pub prompt_accuracy: Option<Estimate>,
     /// Share of instructions followed; the interval treats prompts as clusters.
     pub instruction_accuracy: Option<Estimate>,
@@ -69,12 +69,13 @@ pub struct ArmSummary {
     pub after: Option<HeldOut>,
     /// After minus before, paired by prompt.
     pub change: Option<HeldOut>,
-    /// KL(policy ‖ reference) in nats a token, on held-out responses: the mean over their tokens of the exact divergence of the next-token distributions.
+    /// KL(policy ‖ reference) in nats a token, on held-out responses. It is the mean over their tokens of the exact
+    /// divergence of the next-token distributions.
     pub kl: Option<f64>,
     /// The suites of the evaluation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suites: Vec<SuiteFigures>,
-    /// Tokens sampled for training, those included that an earlier arm had sampled from the same weights.
+    /// Tokens sampled for training. Those that an earlier arm had sampled from the same weights are included.
     pub tokens_sampled: u64,
     /// Input tokens trained on, every epoch counted.
     pub tokens_trained: u64,

@@ -1,7 +1,7 @@
 //! The record of one arm and seed.
 //!
-//! Rows gather in a transaction and lines in a buffer. Both are handed on together, every 256 rows and every second, so
-//! that a killed process loses little, other processes see progress, and the disk is not asked to keep up with every row.
+//! Rows gather in a transaction and lines in a buffer. Both are handed on together, every 256 rows and every second. So
+//! a killed process loses little, other processes see progress, and the disk need not keep up with every row.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -93,7 +93,8 @@ impl ArmStore {
         self.write(|writer| writer.row(|database| database.phase(now(), record)))
     }
 
-    /// Records a sample with its segments. What a reference said of the same tokens before stays.
+    /// Records a sample with its segments. Reference log-probabilities of the same tokens that were recorded before
+    /// stay.
     ///
     /// # Errors
     /// If the address is of another arm, or the disk fails, now or since the last call.
@@ -102,8 +103,8 @@ impl ArmStore {
         self.write(|writer| writer.row(|database| database.sample(now(), record)))
     }
 
-    /// Adds the reference log-probabilities of a sample that was drawn for training and recorded before: one for each token
-    /// that the policy drew, over all its segments. A sample that was not recorded is passed over.
+    /// Adds reference log-probabilities to a sample that was drawn for training and is recorded. There is one for each
+    /// token that the policy drew, over all segments. A sample that was not recorded is passed over.
     ///
     /// # Errors
     /// If they are not as many as these tokens, the address is of another arm, or the disk fails, now or since the last
@@ -153,7 +154,7 @@ impl ArmStore {
         &self.checkpoints
     }
 
-    /// Records a checkpoint that is on disk, and flushes: it is what a later run starts from.
+    /// Records a checkpoint that is on disk, and flushes. A later run starts from it.
     ///
     /// # Errors
     /// If the address is of another arm, or the disk fails, now or since the last call.
@@ -218,7 +219,7 @@ impl Drop for ArmStore {
     }
 }
 
-/// A writer that panicked left rows or lines out, but nothing half done that others would build on.
+/// A writer that panicked may have left out rows or lines. It has left nothing half done that others build on.
 fn lock(writer: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
     writer.lock().unwrap_or_else(PoisonError::into_inner)
 }

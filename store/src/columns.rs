@@ -102,7 +102,7 @@ fn word_of<T: for<'a> Deserialize<'a>>(row: &Row<'_>, column: &str) -> rusqlite:
     T::deserialize(word).map_err(|cause| unreadable(column, Type::Text, cause))
 }
 
-/// The error of a value that no version of the program has written.
+/// The error for a value that no version of the program writes.
 fn unreadable(
     column: &str,
     of: Type,

@@ -14,7 +14,7 @@ use crate::schema::{SCHEMA, SCHEMA_VERSION};
 
 /// An open `run.db`. Writes open a transaction that stays open until [`Database::commit`].
 ///
-/// Times are those of the first writing: a record that is written again changes nothing unless it says something else.
+/// Times are those of the first writing. A record that is written again changes nothing unless it says something else.
 #[derive(Debug)]
 pub(crate) struct Database {
     connection: Connection,
@@ -48,8 +48,8 @@ impl Database {
         self.rows
     }
 
-    /// Ends the open transaction, if there is one. If that fails its rows are given up, so that the
-    /// next write starts afresh.
+    /// Ends the open transaction, if there is one. If that fails, its rows are given up, so that the next write starts
+    /// afresh.
     pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
         self.rows = 0;
         if self.connection.is_autocommit() {
@@ -155,7 +155,7 @@ impl Database {
         )
     }
 
-    /// What the reference said of these very tokens stays, if it was recorded before.
+    /// Reference log-probabilities of these very tokens stay, if they were recorded before.
     fn segment(&mut self, sample: i64, position: usize, record: &SampleSegment) -> rusqlite::Result<()> {
         let SampleSegment { segment, reference_logps } = record;
         let of = |logps: fn(&Drawn) -> &[f32]| segment.drawn.as_ref().map(|drawn| f32_blob(logps(drawn)));
@@ -178,8 +178,9 @@ impl Database {
         )
     }
 
-    /// Adds the reference log-probabilities of a sample, one for each token that the policy drew. Gives back how many such
-    /// tokens the sample has if they are not as many, and then writes nothing; a sample that is not there is passed over.
+    /// Adds the reference log-probabilities of a sample, one for each token that the policy drew. If the sample has
+    /// another number of such tokens, writes nothing and returns that number. A sample that is not there is passed
+    /// over.
     pub(crate) fn reference(
         &mut self,
         key: &SampleKey<'_>,

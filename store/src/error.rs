@@ -12,7 +12,7 @@ pub enum StoreError {
          start with . or -; choose another with --set name=NAME"
     )]
     RunName(String),
-    /// The arm's name cannot be the name of a folder, or is that of a file beside it.
+    /// The arm's name cannot name a folder, or names a file beside it.
     #[error(
         "the arm name {0:?} is not allowed: use 1 to 100 of the characters A-Z a-z 0-9 . _ - and do not \
          start with . or -, nor call it experiment.toml or summary.json; rename the arm in the experiment"

@@ -1,4 +1,4 @@
-//! Files that are replaced whole, and what a place has to offer.
+//! Files that are replaced whole; whether a folder can be written to, and its free space.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::StoreError;
 
-/// Replaces a file as a whole: a reader, or a crash, meets the old bytes or the new ones.
+/// Replaces a file as a whole. A reader finds the old bytes or the new ones, also after a crash.
 ///
 /// # Errors
 /// If the new file cannot be written beside the old one or put in its place. The old file then is

@@ -25,8 +25,8 @@
 //! - [`files`]: files that are replaced whole ([`atomic_write`]), free space;
 //! - [`error`]: what can go wrong, and what to do about it.
 //!
-//! The process may be killed at any time. What was committed stays; of the rest, at most the last
-//! second is lost, and at most the last line of `metrics.jsonl` is cut short.
+//! The process may be killed at any time. What was committed stays. At most the last second is lost, and at most the
+//! last line of `metrics.jsonl` is cut short.
 
 pub mod arm;
 mod columns;

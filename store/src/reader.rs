@@ -4,9 +4,9 @@
 //! - [`arm`]: the records of one arm and seed ([`ArmReader`]), as what they were written as;
 //! - [`filter`]: which of them.
 //!
-//! Whoever reads takes no lock that a writer waits for, and sees what was committed: a running arm is at most a second ahead.
-//! A run of schema 1 is read through views that look like the tables of today; what it did not record has defaults, which
-//! [`Timed::time`] and the methods of [`ArmReader`] name.
+//! A reader takes no lock that a writer waits for. It sees what was committed; a running arm is at most a second ahead.
+//! A run of schema 1 is read through views that look like the tables of today. What it did not record has defaults,
+//! which [`Timed::time`] and the methods of [`ArmReader`] name.
 
 pub mod arm;
 mod files;

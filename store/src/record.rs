@@ -1,8 +1,8 @@
 //! What is recorded of an arm.
 //!
-//! Each record has an [`Address`], whose arm and seed are those of the store. A record that is written twice, because an
-//! actor died after it had written and did its work again, takes its own place: the comment of each type says what it is
-//! known by.
+//! Each record has an [`Address`], whose arm and seed are those of the store. An actor that dies after it has written
+//! does its work again, and writes a record twice. The record takes its own place: the comment of each type says what
+//! it is known by.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ pub struct RunDir {
     path: PathBuf,
     /// The experiment, every default written out; each arm gets a copy.
     toml: String,
-    /// The folders above that were made for it, the innermost first.
+    /// The folders above it that were made for it, the innermost first.
     made: Vec<PathBuf>,
 }
 
@@ -142,14 +142,14 @@ pub fn check_arm_name(name: &str) -> Result<(), StoreError> {
     }
 }
 
-/// True for names that are folders' names on every system and never options or hidden.
+/// True for names that a folder can have on every system, and that are neither hidden nor look like an option.
 fn is_allowed(name: &str) -> bool {
     (1..=100).contains(&name.len())
         && !name.starts_with(['.', '-'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Removes folders that are empty; the others stay, since somebody uses them.
+/// Removes folders that are empty. The others stay, since somebody uses them.
 fn remove_empty(folders: &[PathBuf]) {
     for folder in folders {
         let _ = fs::remove_dir(folder);

@@ -1,8 +1,9 @@
 //! The tables of `run.db`, and how a database of schema 1 is seen through those of schema 2.
 //!
-//! The columns are described in `docs/run-folder.md`. SQLite's integers are signed: steps, rounds and prompts' ids are
-//! stored as the same 64 bits, so that ids above 2^63 read as negative numbers in other programs. NaN is stored as NULL, and −0 as 0.
-//! Times are seconds since 1970. Every table has a key under which a record that is written twice takes its own place.
+//! The columns are described in `docs/run-folder.md`. SQLite's integers are signed. Steps, rounds and prompts' ids are
+//! stored as the same 64 bits, so ids above 2^63 read as negative numbers in other programs. NaN is stored as NULL, and
+//! −0 as 0. Times are seconds since 1970. Every table has a key under which a record that is written twice takes its
+//! own place.
 
 /// The version of the tables, in `meta` and in `PRAGMA user_version`.
 pub const SCHEMA_VERSION: u32 = 2;
@@ -69,11 +70,12 @@ pub(crate) const SCHEMA: &str = "
     );
 ";
 
-/// Views on the tables of schema 1 with the names and columns of this version's; they hide the tables from every query.
+/// Views on the tables of schema 1, with the names and columns of this version's. They hide the tables from every
+/// query.
 ///
-/// Schema 1 had no address: its column `stage` held the series, and of a round it knew in samples only. Metrics and drops
-/// have round 0 and their series as stage. Answers of an evaluation's suite had its step in the place of the round. Rows
-/// that were written several times under one key become parts.
+/// Schema 1 had no address. Its column `stage` held the series, and only samples had a round. So metrics and drops get
+/// round 0, and their series as stage. Answers of an evaluation's suite had its step in place of the round. Rows that
+/// were written several times under one key become parts.
 pub(crate) const VIEWS_OF_SCHEMA_1: &str = "
     CREATE TEMP VIEW metrics AS
         SELECT rowid AS id, NULL AS time, 0 AS round, stage, stage AS series, step,

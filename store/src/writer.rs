@@ -55,7 +55,7 @@ impl Writer {
         self.row(|database| database.metrics(time, record))
     }
 
-    /// Adds a line in one piece: the buffer never holds a part of one, and is handed on as it is.
+    /// Adds a line in one piece, so the buffer never holds a part of one.
     fn line(&mut self, record: &MetricRecord) -> Result<(), StoreError> {
         let result = serde_json::to_vec(record).map_err(io::Error::from).and_then(|mut line| {
             line.push(b'\n');
@@ -89,14 +89,14 @@ impl Writer {
         Ok(result)
     }
 
-    /// Hands everything to the system: other processes see it, and it survives this one.
+    /// Hands everything to the system. Other processes see it, and it survives this one.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
         self.database.commit().map_err(|cause| StoreError::sqlite(&self.database_path, cause))?;
         self.lines.flush().map_err(|cause| StoreError::io("write", &self.lines_path, cause))?;
         self.scalars.flush().map_err(|cause| StoreError::io("write", &self.scalars_path, cause))
     }
 
-    /// Commits, and waits until the disk has it: it survives the machine.
+    /// Commits, and waits until the disk has it. It survives a crash of the machine.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         self.commit()?;
         sync_log(&self.database_path)?;
@@ -105,9 +105,9 @@ impl Writer {
     }
 }
 
-/// With `synchronous=NORMAL`, SQLite leaves it to the system when a commit reaches the disk; it is in
-/// the log beside the database until then. (The database itself must not be opened past SQLite: closing
-/// it would release SQLite's locks.)
+/// With `synchronous=NORMAL`, SQLite leaves it to the system when a commit reaches the disk. Until then it is in the
+/// log beside the database. (The database itself must not be opened past SQLite: closing it would release SQLite's
+/// locks.)
 fn sync_log(database: &Path) -> Result<(), StoreError> {
     let path = database.with_extension("db-wal");
     match OpenOptions::new().append(true).open(&path).and_then(|log| log.sync_data()) {

@@ -27,8 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The records of one arm and seed. Every method reads them as they are when it is called, in the order in which they were
 /// first written.
 ///
-/// In a run of schema 1, addresses have round 0 where it was not recorded, the series in the place of the stage of metrics
-/// and drops, and an empty stage for checkpoints; there are no phases and no outcomes, and each sample is one segment.
+/// A run of schema 1 has no phases and no outcomes, and each sample is one segment. Where its addresses were not
+/// recorded, the round is 0, the stage of metrics and drops is their series, and the stage of checkpoints is empty.
 #[derive(Debug)]
 pub struct ArmReader {
     folder: PathBuf,
@@ -74,8 +74,8 @@ impl ArmReader {
     /// Opens `runs/NAME/ARM/SEED`.
     ///
     /// # Errors
-    /// If there is no database in the folder, or it is none of a run, was left half made, is damaged, or was made by a newer
-    /// version.
+    /// If the folder has no database, or one that is not a run's, was left half made, is damaged, or was made by a
+    /// newer version.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let database = folder.join("run.db");
         if !database.is_file() {
@@ -271,8 +271,8 @@ impl ArmReader {
         Ok(steps)
     }
 
-    /// What the policy of this step made of the held-out prompts, by prompt: outcomes of two arms, or of two steps, are paired
-    /// by [`OutcomeRecord::prompt_id`]. There are none in a run of schema 1.
+    /// What the policy of this step made of the held-out prompts, by prompt. [`OutcomeRecord::prompt_id`] pairs the
+    /// outcomes of two arms, or of two steps. A run of schema 1 has none.
     ///
     /// # Errors
     /// If the database cannot be read.

@@ -24,7 +24,7 @@ pub struct SampleFilter<'a> {
     pub stage: Option<&'a str>,
     /// Of this prompt only.
     pub prompt_id: Option<u64>,
-    /// Of the evaluation of this step only. Without it, samples of training and answers of suites are both read.
+    /// Only those of the evaluation of this step. Without it, samples of training and answers of suites are both read.
     pub evaluation: Option<u64>,
 }
 
