@@ -1,6 +1,6 @@
 //! The conductor: the executor of the [`Schedule`], and the supervisor of everybody else.
 //!
-//! It turns reports, deaths and interruptions into inputs of the schedule, and does what the schedule commands: it adds
+//! It turns reports, deaths and interruptions into inputs of the schedule. It does what the schedule commands: it adds
 //! to each piece of work what the plan says of it, and sends it to the actor whose work it is.
 
 use std::collections::{BTreeMap, HashMap};
@@ -223,8 +223,8 @@ impl ConductorState {
         }
     }
 
-    /// Does what the schedule commands, and returns what the schedule is to be told if it cannot be done. A message to an
-    /// actor that has just died is lost, but its death is on the way, and the schedule will command the same again.
+    /// Does what the schedule commands. Returns what the schedule is to be told if it cannot be done. A message to an
+    /// actor that has just died is lost. The schedule will hear of the death, and command the same again.
     fn execute(&mut self, command: Command) -> Option<Input> {
         match command {
             Command::Record(record) => self.record(record),
@@ -345,7 +345,7 @@ impl ConductorState {
         }
     }
 
-    /// Starts an actor again; what the schedule is to be told if that fails.
+    /// Starts an actor again. Returns what the schedule is to be told if that fails.
     async fn restart(&mut self, role: ActorRole, myself: &ActorRef<ConductorMessage>) -> Option<Input> {
         match self.crew.restart(role, &self.context, myself.get_cell()).await {
             Ok(id) => {

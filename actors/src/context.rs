@@ -22,8 +22,8 @@ use crate::shutdown::Shutdown;
 /// How long a worker waits for an item before it looks at its mailbox again.
 pub(crate) const TAKE_PATIENCE: Duration = Duration::from_millis(20);
 
-/// How long a producer waits for room before the run fails: a consumer that does not move for this
-/// long is not slow, it is stuck.
+/// How long a producer waits for room before the run fails. A consumer that takes nothing for so long is not slow but
+/// stuck.
 const PUSH_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Handed to every actor when it is spawned.
@@ -40,7 +40,7 @@ pub(crate) struct Context {
     pub records: Queue<Record>,
     /// Rejection sampler → reference → learner.
     pub buffer: Arc<Mutex<ExperienceBuffer>>,
-    /// What the initial weights sampled: every arm's first groups, so that they are sampled once.
+    /// What the initial weights sampled. Every arm's first groups come from them, so they are sampled once.
     pub initial_groups: InitialGroups,
     /// Groups of this round that a later stage learns from, too.
     pub stage_groups: StageGroups,
@@ -59,14 +59,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Puts an item on a queue. A queue that is closed because the run ends takes nothing, and that
-    /// is no error; a queue that stays full is one.
+    /// Puts an item on a queue. A queue that is closed takes nothing: the run ends, and this is no error. A queue that
+    /// stays full is an error.
     pub fn push<T: Clone>(&self, queue: &Queue<T>, mut item: T) -> Result<(), String> {
         loop {
             let before = self.shutdown.watch().activity();
             match queue.push(item, PUSH_PATIENCE) {
                 Ok(()) | Err(PushError::Closed(_)) => return Ok(()),
-                // A scorer that waits for a slow judge is not stuck as long as there are answers.
+                // While a slow judge answers, the scorer that waits for it is not stuck.
                 Err(PushError::Full(back)) if self.shutdown.watch().activity() != before => item = back,
                 Err(PushError::Full(_)) => {
                     return Err(format!(

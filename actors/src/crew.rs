@@ -35,8 +35,8 @@ pub(crate) struct Crew {
 }
 
 impl Crew {
-    /// Starts everybody. Also returns who is who. `masters` are the weights that every arm starts from, in f32; the
-    /// stores are by arm.
+    /// Starts everybody. Also returns who is who. `masters` are the weights that every arm starts from, in f32. There
+    /// is one store an arm.
     pub async fn assemble(
         context: &Context,
         masters: Arc<Snapshot>,
@@ -98,8 +98,8 @@ impl Crew {
         }
     }
 
-    /// Asks everybody to stop after the message in hand, and waits for them: libtorch must not be computing
-    /// on another thread while the process ends.
+    /// Asks everybody to stop after the message in hand, and waits for them. No thread may still compute with libtorch
+    /// while the process ends.
     pub async fn stop(&self) {
         for role in ActorRole::ALL {
             self.cell(role).stop(None);
@@ -112,8 +112,8 @@ impl Crew {
     }
 }
 
-/// An actor without a name, since names are global to the process and a process may have many runs,
-/// on a thread of its own, since tensors are bound to one and its work blocks.
+/// Starts an actor without a name: names are global to the process, and a process may have many runs. The actor has a
+/// thread of its own: tensors are bound to one, and its work blocks.
 async fn spawn<A: ThreadLocalActor>(
     arguments: A::Arguments,
     supervisor: ActorCell,

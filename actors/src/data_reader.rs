@@ -50,8 +50,8 @@ struct Stream {
 }
 
 impl Stream {
-    /// The id of a row's tree, by which errors name it: the row's number, and [`FILE_IDS`] more for each file before
-    /// its own.
+    /// The id of a row's tree, by which errors name the row: the row's number, and [`FILE_IDS`] more for each file
+    /// before its own.
     fn id(&mut self, entry: &Entry) -> u64 {
         let number = match &self.file {
             Some((file, number)) if *file == entry.file => *number,

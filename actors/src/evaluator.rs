@@ -39,7 +39,7 @@ pub(crate) struct EvaluatorState {
     context: Context,
     scorer: Box<dyn Scorer>,
     work: Option<Work>,
-    /// What follows the held-out prompts, with what was found on these.
+    /// The suites, which follow the held-out prompts; with what was found on the prompts.
     suites: Option<(Address, Evaluation, SuitesAtWork, Instant)>,
 }
 
@@ -189,7 +189,7 @@ fn finish(context: &Context, scorer: &mut dyn Scorer, work: Work) -> Result<Eval
     Ok(Evaluation { version: job.version, outcomes, kl, tokens, seconds, suites: Vec::new() })
 }
 
-/// The reward of each group's one completion; no number where there is none.
+/// The reward of each group's one completion. NaN where there is none.
 fn rewards(
     context: &Context,
     address: &Address,

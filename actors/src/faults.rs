@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::role::ActorRole;
 
-/// An actor panics when it begins its unit of work number `at` (from 1), and at each of the
-/// `repeats` following ones.
+/// An actor panics when it begins its unit of work number `at` (from 1), and at each of the `repeats` units that
+/// follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// Who.

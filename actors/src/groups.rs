@@ -7,8 +7,8 @@ use arriero_buffers::ScoredGroup;
 
 use crate::job::SamplingSettings;
 
-/// Scored groups of the initial weights by prompt, with the settings that made them. They are the same for every arm,
-/// since these start from the same weights and random numbers are keyed by seed, prompt, sample and token.
+/// Scored groups of the initial weights by prompt, with the settings that made them. They are the same for every arm:
+/// arms start from the same weights, and random numbers are keyed by seed, prompt, sample and token.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InitialGroups(Arc<Mutex<BTreeMap<u64, Vec<Made>>>>);
 

@@ -9,14 +9,14 @@ use arriero_experiment::{AverageStage, DataPlan, GeneratorPlan, ScoredBy, Stage}
 use arriero_policy::objective::Algorithm;
 use serde::{Deserialize, Serialize};
 
-/// How prompts are answered, and by whom the answers are scored: under the same weights, equal settings make equal
+/// How prompts are answered, and by whom the answers are scored. Under the same weights, equal settings make equal
 /// groups.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SamplingSettings {
     pub generator: GeneratorPlan,
     /// Whether each group has a greedy completion more.
     pub greedy_baseline: bool,
-    /// The reference's weight in the mixture that as many rivals again as there are samples are drawn from, if so.
+    /// `Some` if each sample has a rival, drawn from a mixture of policy and reference: the reference's weight in it.
     pub rivals: Option<f32>,
     pub scored_by: ScoredBy,
 }
@@ -28,7 +28,7 @@ pub(crate) struct SamplingJob {
     pub address: Address,
     /// Of the weights to sample from.
     pub version: u32,
-    /// Whether the learner is at work meanwhile: newer weights are taken as they come.
+    /// Whether the learner is at work meanwhile. Newer weights are then taken as they come.
     pub is_ahead: bool,
     pub prompts: Vec<Arc<Prompt>>,
     pub settings: SamplingSettings,
@@ -42,7 +42,7 @@ pub(crate) struct SamplingJob {
     pub algorithm: Algorithm,
     /// Whether a later stage of the round learns from the groups, too.
     pub keep: bool,
-    /// Prompts whose groups have been delivered: a generator that is restarted goes on with the others.
+    /// Prompts whose groups have been delivered. A generator that is restarted goes on with the others.
     pub delivered: Mutex<BTreeSet<u64>>,
 }
 
@@ -94,9 +94,9 @@ pub(crate) struct ReadingJob {
 #[derive(Debug, Clone)]
 pub(crate) struct ReferenceJob {
     pub address: Address,
-    /// Of the reference's weights: the initial ones have 0, the policy's are pulled.
+    /// The version of the reference's weights. 0 is the initial ones. Others are the policy's, and are pulled.
     pub version: u32,
-    /// Whether the responses were recorded as samples; rows of a dataset are not.
+    /// Whether the responses were recorded as samples. Rows of a dataset are not.
     pub recorded: bool,
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct TrainingJob {
     pub portion: PortionJob,
 }
 
-/// The part of a stage's experience that the buffer holds: all of it, but where a dataset comes in portions.
+/// The part of a stage's experience that the buffer holds: a portion of a dataset, else all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortionJob {
     /// From 0. Those after the first go on with the optimiser of the one before.
@@ -150,9 +150,9 @@ pub(crate) struct EvaluationJob {
 #[derive(Debug, Clone)]
 pub(crate) struct CheckpointJob {
     pub address: Address,
-    /// Holds the arm's checkpoints; this one goes into `step-VERSION`.
+    /// The folder of the arm's checkpoints. This one goes into `step-VERSION`.
     pub root: PathBuf,
     pub optimizer: bool,
-    /// Written as `state.json`, with the learner's own position added: where every stream stands.
+    /// What becomes `state.json`. The learner adds its own position: where every stream stands.
     pub state: serde_json::Value,
 }

@@ -3,8 +3,8 @@
 //! From a plan to its summary:
 //!
 //! - [`run`](mod@run): checks everything, opens the model and the store, starts the conductor, and returns a summary;
-//! - [`schedule`]: the order of a run as a state machine without actors: what happened goes in, what is to be done comes
-//!   out; `conductor`: the actor that does it, and supervises the others, whom `crew` starts;
+//! - [`schedule`]: the order of a run as a state machine without actors: what happened goes in, what is to be done
+//!   comes out. `conductor`: the actor that does it, and supervises the others. `crew` starts these;
 //! - the caravan, in the order of the data: `generator` → `reward_worker` → `rejection_sampler` →
 //!   the shared buffer → `reference` → `learner`; `data_reader` fills the buffer from a dataset in place of the first
 //!   three; beside it `evaluator`, with `suites`, and `recorder`;

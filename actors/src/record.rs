@@ -37,14 +37,14 @@ pub enum Record {
         /// What came of it.
         selection: Selection,
     },
-    /// A tree with its reference log-probabilities, which its samples did not have when they were recorded.
+    /// A tree with its reference log-probabilities. Its samples were recorded without them.
     Reference {
         /// Where it belongs.
         address: Address,
         /// The tree.
         tree: Tree,
     },
-    /// Something that happened; without an address it concerns all arms.
+    /// Something that happened. Without an address it concerns all arms.
     Event {
         /// Where it happened.
         address: Option<Address>,

@@ -1,4 +1,4 @@
-//! The reference: a frozen policy, which scores every response once and keeps the result with it.
+//! The reference: a frozen policy. It scores every response once, and keeps the result with the response.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(crate) struct Reference;
 
 pub(crate) struct ReferenceState {
     context: Context,
-    /// Built when first needed, with the arm and the version of its weights; all arms share the initial ones.
+    /// Built when first needed, with the arm and the version of its weights. All arms share the initial ones.
     model: Option<(String, u32, Model)>,
 }
 

@@ -1,5 +1,5 @@
-//! What the actors tell the conductor. Every report says which piece of work it is of, so that it can be understood
-//! alone: written down, read back, or told apart from a report of work that is over.
+//! What the actors tell the conductor. Every report says which piece of work it is of. So it can be understood alone:
+//! written down, read back, or told apart from a report of work that is over.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -85,7 +85,7 @@ pub enum News {
         /// Time that it took.
         seconds: f64,
     },
-    /// The learner is through with the portion; the weights are published.
+    /// The learner has trained on the portion, and the weights are published.
     Trained {
         /// Their version.
         version: u32,
@@ -128,8 +128,8 @@ pub enum News {
     },
 }
 
-/// A scored group in a few numbers, for the phase's metrics. They are of the policy's samples: a greedy completion, or a
-/// rival's, is a yardstick.
+/// A scored group in a few numbers, for the phase's metrics. They are of the policy's samples. Greedy completions and
+/// rivals are yardsticks, and do not count.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GroupFigures {
     /// Rewards that are finite.

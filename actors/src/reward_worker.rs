@@ -127,7 +127,7 @@ impl RewardWorkerState {
         let scorer = match known {
             Some((_, scorer)) => scorer,
             None => {
-                // It reads as much as the reference does, and takes turns with it.
+                // It shares the reference's device: its passes are as large, and the two take turns.
                 let model = newest.in_precision(self.context.computes.reference).model();
                 let model = model.map_err(|error| RewardError::Config(error.to_string()))?.packed();
                 RewardModelScorer::new(model, self.context.tokenizer.clone(), BATCH_TOKENS)?

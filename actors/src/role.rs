@@ -51,8 +51,7 @@ impl ActorRole {
         }
     }
 
-    /// True where another actor can take its place without anything being lost: it keeps nothing that is not
-    /// elsewhere.
+    /// True where another actor can take its place and nothing is lost: all that it keeps is also elsewhere.
     pub fn can_be_replaced(self) -> bool {
         !matches!(self, ActorRole::Learner | ActorRole::Recorder)
     }

@@ -42,7 +42,7 @@ pub struct RunOptions {
 /// weights are loaded or anything is written.
 ///
 /// # Errors
-/// See [`RunError`]; of a run that was under way, the store holds what had happened.
+/// See [`RunError`]. The store holds what had happened by then.
 pub fn run(
     plan: Plan,
     options: RunOptions,
@@ -138,7 +138,7 @@ fn conduct(parts: RunParts, handle_ctrl_c: bool) -> Result<(), RunError> {
         .build()
         .map_err(|error| RunError::Runtime(error.to_string()))?;
     let result = runtime.block_on(async {
-        // Listened to from the start: what comes before the conductor is there waits for it.
+        // Listened to from the start. What comes before the conductor is there waits for it.
         let mut interrupts = if handle_ctrl_c { Some(Interrupts::listen()?) } else { None };
         let (conductor, finished) = Conductor::spawn(None, Conductor, parts)
             .await
@@ -148,7 +148,7 @@ fn conduct(parts: RunParts, handle_ctrl_c: bool) -> Result<(), RunError> {
                 interrupts.next().await;
                 let _ = conductor.cast(ConductorMessage::Interrupt);
                 interrupts.next().await;
-                // At once: the exit handlers of libraries would pull the ground from under threads that still compute.
+                // At once, without the exit handlers of libraries: they would free what threads that still compute use.
                 signal_hook::low_level::exit(130);
             });
         }

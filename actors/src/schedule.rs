@@ -1,8 +1,8 @@
 //! The order of a run: a state machine that says what is to be done next.
 //!
 //! [`Schedule::step`] takes what happened and returns what is to be done. It knows no actor, no store and no clock, and
-//! holds no tensor: the time is told with each input, and its state is plain data that can be written down and read
-//! back. `conductor` is the executor around it.
+//! holds no tensor. The time comes with each input. Its state is plain data that can be written down and read back.
+//! `conductor` is the executor around it.
 //!
 //! ```text
 //! baseline evaluation
@@ -19,8 +19,8 @@
 //!   while the learner trains; `sampling_metrics`: a sampling phase in numbers;
 //! - `ending`: deaths, interruptions, and the end of a run.
 //!
-//! An actor that dies is started again where its work can be repeated (everybody but the learner and the recorder, who
-//! own state), a limited number of times; otherwise the run ends with the cause.
+//! An actor that dies is started again, a limited number of times, if its work can be repeated. The learner and the
+//! recorder own state, so theirs cannot. Otherwise the run ends with the cause.
 
 pub mod command;
 mod ending;
@@ -92,9 +92,9 @@ pub struct Schedule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     phase: Phase,
-    /// The phase as the record has it; the evaluation of a baseline and that of an arm are two kinds.
+    /// The phase as the record has it. The evaluation of a baseline and that of an arm are two kinds there.
     shown: Option<ShownPhase>,
-    /// What is sampled while the learner trains: for the stage that comes next.
+    /// What is sampled for the stage that comes next, while the learner trains.
     ahead: Option<Box<SamplingPhase>>,
     cursor: Cursor,
     /// How far the running stage has come with its dataset, if it has one.
@@ -213,7 +213,7 @@ impl Schedule {
         std::mem::take(&mut self.commands)
     }
 
-    /// Acts on news of the work that goes on; news of work that is over changes nothing.
+    /// Acts on news of the work that goes on. News of work that is over changes nothing.
     fn report(&mut self, report: Report) {
         let Report { address, news } = report;
         if self.state.sampling_at(&address).is_some() {
@@ -288,8 +288,7 @@ impl Schedule {
                 sampling.is_sampled = true;
             }
             News::Scored(group) => return sampling.metrics.add(&group),
-            // A group that is reported twice, because an actor died between its report and the end of its lease,
-            // counts once.
+            // A group counts once. It is reported twice if an actor dies between its report and the end of its lease.
             News::Accepted { prompt_id, version } => {
                 sampling.outcomes.insert(prompt_id, phase::GroupOutcome::Accepted(version));
             }

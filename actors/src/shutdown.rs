@@ -2,7 +2,7 @@
 
 use arriero_reward::CancellationToken;
 
-/// Set once, when the run is to end early. Whoever works in steps looks at it between two, and scorers that wait for
+/// Set once, when the run is to end early. Whoever works in steps looks at it after each step. Scorers that wait for
 /// others stop waiting.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown(CancellationToken);

@@ -99,7 +99,7 @@ impl Arm {
 /// A stage that trains: one algorithm with its hyperparameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
-    /// The algorithm's kind; with a number after it where an arm has several of a kind.
+    /// The algorithm's kind, with a number after it where an arm has several of a kind.
     pub name: String,
     /// What is optimised.
     pub algorithm: Algorithm,
@@ -124,7 +124,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// True if it trains a reward model, and leaves the policy as it is.
+    /// True if it trains a reward model. The policy then stays as it is.
     pub fn trains_reward_model(&self) -> bool {
         self.algorithm.objective().needs().statistics == Statistics::Scores
     }
@@ -179,7 +179,7 @@ pub enum ExperienceOf {
 }
 
 impl Arm {
-    /// As a table that reads back as the same arm, of a file with these `[generator]` and `[selection]`.
+    /// As a table. In a file with these `[generator]` and `[selection]` it reads back as the same arm.
     pub(crate) fn to_table(
         &self,
         generator: &GeneratorPlan,

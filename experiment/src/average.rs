@@ -22,7 +22,7 @@ pub struct AverageStage {
     pub of: Vec<AverageSource>,
     /// The share of each, in the order of `of`. Default: 1 each. They are divided by their sum.
     pub weights: Vec<f64>,
-    /// True if these are reward models, and the policy stays as it is.
+    /// True if these are reward models. The policy then stays as it is.
     pub of_reward_models: bool,
 }
 
@@ -33,7 +33,7 @@ pub enum AverageSource {
     Initial,
     /// What the stage before left.
     Previous,
-    /// What a stage of this arm came to in its last rounds, as many of them as there are.
+    /// What a stage of this arm came to in its last rounds, or in as many as there are.
     Stage {
         /// Its name.
         stage: String,

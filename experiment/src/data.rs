@@ -29,13 +29,13 @@ pub struct DataPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExampleConfig {
-    /// The most tokens of a prompt with its response; the model's context, where that is less. Default 1024
-    /// (TRL's). A row whose prompt leaves no room is dropped.
+    /// The most tokens of a prompt with its response. The model's context counts where it is less. A row whose prompt
+    /// leaves no room is dropped. Default 1024 (TRL's).
     pub max_length: usize,
     /// What becomes of a response that is longer. Default truncate (TRL's).
     pub too_long: TooLong,
-    /// Rows that are in memory at a time. A dataset with no more is read once and shuffled as a whole in each
-    /// epoch; a larger one is read once an epoch, and each portion is shuffled on its own. Default 4096.
+    /// Rows that are in memory at a time. A dataset with no more is read once, and shuffled as a whole in each epoch. A
+    /// larger one is read once an epoch, and each portion is shuffled on its own. Default 4096.
     pub portion: usize,
 }
 
@@ -56,7 +56,7 @@ impl Default for ExampleConfig {
 }
 
 impl DataPlan {
-    /// Rows at a time for steps on `batch_size` of them: only the last batch of all is a smaller one.
+    /// Rows at a time for steps on `batch_size` of them. Only the last batch of all may be smaller.
     pub fn portion(&self, batch_size: usize) -> usize {
         (self.examples.portion / batch_size).max(1) * batch_size
     }
@@ -68,8 +68,8 @@ impl DataPlan {
     }
 }
 
-/// Reads the `[data]` of a file, if one is given, with `set` (`option=value`) on top of it. Other tables of the file
-/// are not looked at.
+/// Reads the `[data]` of a file, if one is given, with `set` (`option=value`) on top of it. Other tables of the file do
+/// not matter.
 ///
 /// # Errors
 /// As [`load`](crate::load()).

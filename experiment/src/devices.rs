@@ -74,7 +74,7 @@ impl fmt::Display for Computes {
     }
 }
 
-/// Says of a GPU that nobody uses why; empty where there is none, or the experiment asks for the CPU.
+/// Says why a GPU goes unused. Empty where there is no GPU, or the experiment asks for the CPU.
 pub fn unused(plan: &DevicePlan) -> String {
     let why = plan.named().into_iter().find_map(|(_, device)| unused_gpu(device));
     why.map_or_else(String::new, |why| format!("; the GPU is not used: {why}"))

@@ -18,7 +18,7 @@ pub(crate) struct Document {
     origins: Origins,
 }
 
-/// Where keys come from, by their dotted path; elements of arrays by their number.
+/// Where keys come from, by their dotted path. Elements of arrays have their number in it.
 #[derive(Debug)]
 struct Origins {
     file: String,
@@ -45,7 +45,7 @@ impl Document {
         Ok(document)
     }
 
-    /// The document at `path`; an empty one, which errors call `--set`, where there is none.
+    /// The document at `path`. Without a path it is empty, and errors call it `--set`.
     pub fn read(path: Option<&Path>, set: &[String]) -> Result<Self, ExperimentError> {
         let text = path.map_or(Ok(String::new()), |path| {
             std::fs::read_to_string(path)
@@ -64,8 +64,8 @@ impl Document {
         }
     }
 
-    /// Applies `key=value`. The value is TOML, or else a text; a segment of the key that stands for one of
-    /// several tables is its number or its `name`.
+    /// Applies `key=value`. The value is TOML, or else a text. A segment of the key may stand for one of several
+    /// tables: by its number or its `name`.
     fn assign(&mut self, assignment: &str) -> Result<(), ExperimentError> {
         let place = format!("--set {assignment}");
         let fail = |message: String| ExperimentError::Key { place: place.clone(), message };
@@ -115,7 +115,7 @@ impl Document {
 }
 
 impl Origins {
-    /// Where a key was given its value; for one that was not, where the nearest table around it stands.
+    /// Where a key was given its value. For a key that was not, where the nearest table around it stands.
     fn place(&self, path: &str) -> String {
         let mut path = path;
         loop {
@@ -133,8 +133,8 @@ impl Origins {
     }
 }
 
-/// A table that is read key by key. Whoever reads one ends with [`Section::finish`], which complains
-/// about keys that nobody read.
+/// A table that is read key by key. A reader ends with [`Section::finish`], which complains about keys that nobody
+/// read.
 #[derive(Debug)]
 pub(crate) struct Section<'a> {
     origins: &'a Origins,
@@ -172,7 +172,7 @@ impl<'a> Section<'a> {
         ExperimentError::Key { place: self.origins.place(&path), message: format!("{path} {message}") }
     }
 
-    /// Passes a configuration's own check on; its sentence begins with the key's name.
+    /// Passes on the result of a configuration's own check. Its sentence begins with the key's name.
     pub fn check(&self, checked: Result<(), String>) -> Result<(), ExperimentError> {
         checked.map_err(|sentence| {
             let (key, message) = sentence.split_once(' ').unwrap_or((&sentence, ""));
@@ -286,7 +286,7 @@ impl<'a> Section<'a> {
             self.foreign.extend(option_names(other).iter().map(|&name| (name, other)));
         }
         T::deserialize(values.clone()).map_err(|error| {
-            // serde knows no path inside of what is told apart by a tag: the culprit is the key without which
+            // serde knows no path within an enum with a tag. So each key is left out in turn: without the wrong one,
             // the complaint is another, or none.
             let complaint =
                 |values: Table| T::deserialize(values).err().map(|error| error.message().to_string());

@@ -10,7 +10,7 @@ use crate::arm::Stage;
 use crate::data::{DataPlan, TooLong};
 use crate::error::PreflightError;
 
-/// What a rule learns from this row; `None` if it has no use for rows of its type.
+/// What a rule learns from this row. `None` if it has no use for rows of its type.
 pub fn example_of(rule: SelectionRule, row: &Row) -> Option<TrainingExample<'_>> {
     let content = match row {
         Row::Completion { completion, .. } => RowContent::Completion(completion),
@@ -32,8 +32,9 @@ pub fn rate(tree: &mut Tree, row: &Row) {
     }
 }
 
-/// Reads all rows of an offline stage once, before anything heavy loads: they can be read, the stage's algorithm has a
-/// use for them, and its own check passes on those of the first portion. Returns how many there are.
+/// Reads all rows of an offline stage once, before anything heavy loads. Checks that they can be read and that the
+/// stage's algorithm has a use for them. Runs the algorithm's own check on those of the first portion. Returns how many
+/// rows there are.
 ///
 /// # Errors
 /// Names the first row that is wrong.
@@ -185,7 +186,7 @@ fn text_of(messages: &[Message]) -> &str {
     messages.first().map_or("", |message| &message.content)
 }
 
-/// One response, whose prompt is what stands before its first token with loss.
+/// One response. Its prompt is what stands before the first token with loss.
 fn alone(marked: Marked) -> (Vec<u32>, Vec<(Marked, f32)>) {
     let (prompt, response) = marked.split();
     (prompt, vec![(response, 1.0)])

@@ -7,10 +7,10 @@ use toml::Table;
 use crate::document::Section;
 use crate::error::ExperimentError;
 
-/// Sequences decoded at once: more is a slip of the finger, and would only run out of memory.
+/// The most sequences decoded at once. A greater number is a slip of the finger, and would only run out of memory.
 pub(crate) const MOST_SEQUENCES: usize = 65_536;
 
-/// MiB of a cache: what 64 bits can count in bytes, and more than there is.
+/// The most MiB of a cache: what 64 bits can count in bytes, and more than any machine has.
 const MOST_MEBIBYTES: usize = 1 << 40;
 
 /// Options of the generator.

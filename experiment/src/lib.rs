@@ -3,7 +3,7 @@
 //! The way of a file:
 //!
 //! - [`load()`]: reads a file with `--set` on top of it, section by section, into a [`Plan`];
-//! - `document`: the file with the positions of its keys; sections that are read key by key and complain about what is
+//! - `document`: the file with the positions of its keys. Its sections are read key by key, and complain about what is
 //!   left over; [`error`]: what is wrong, with line and key;
 //! - a module a section: `mode`, `model`, `devices`, `prompts`, `data`, `reward` (with `unscored`), `generator`,
 //!   `selection`, `evaluation`; `stages` and `averages` read the arms;

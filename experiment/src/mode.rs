@@ -12,7 +12,8 @@ pub enum Mode {
     Lockstep,
     /// The generator samples while the learner trains.
     Async {
-        /// Versions of the weights between those that drew a token and those that training on it begins with, at most.
+        /// The greatest age of a token, in versions of the weights, from those that drew it to those that training on
+        /// it begins with.
         max_staleness: u32,
     },
 }
@@ -32,7 +33,7 @@ pub(crate) enum ModeName {
     Async,
 }
 
-/// `max_staleness` where nothing is said: enough for the last steps of a round to overlap with the next one's samples.
+/// The default of `max_staleness`: enough for the last steps of a round to overlap with the next round's sampling.
 const DEFAULT_STALENESS: u32 = 4;
 
 pub(crate) fn mode(root: &mut Section<'_>) -> Result<Mode, ExperimentError> {

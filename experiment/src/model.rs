@@ -15,7 +15,7 @@ use crate::error::ExperimentError;
 pub struct ModelPlan {
     /// A Hugging Face directory or a GGUF file.
     pub path: PathBuf,
-    /// A LoRA adapter in PEFT's layout, merged into the weights before anything else.
+    /// A LoRA adapter in PEFT's layout. It is merged into the weights before anything else.
     pub adapter: Option<PathBuf>,
     /// How the tokenizer of a GGUF file cuts text. Default `own`.
     pub tokenizer: TokenizerRule,

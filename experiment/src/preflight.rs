@@ -23,7 +23,7 @@ use crate::examples;
 use crate::plan::Plan;
 use crate::prompts::{PromptSet, Split};
 
-/// What the checks of a plan come to, all of it needed by the run that follows.
+/// What the checks of a plan find. The run that follows needs all of it.
 #[derive(Debug)]
 pub struct Preflight {
     /// The model's architecture.
@@ -79,7 +79,7 @@ pub fn preflight(plan: &Plan, runs: &Path) -> Result<Preflight, PreflightError> 
     Ok(Preflight { model, tokenizer, computes, train, held_out, rows, notes, needed_bytes })
 }
 
-/// How many rows each offline stage has, all of which were read once.
+/// How many rows each offline stage has. All of them are read once.
 fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, PreflightError> {
     let mut rows = BTreeMap::new();
     // Stages that differ in nothing that matters here share one reading.
@@ -101,8 +101,8 @@ fn checked_rows(plan: &Plan) -> Result<BTreeMap<(usize, usize), u64>, PreflightE
     Ok(rows)
 }
 
-/// The prompts of a split, each known to fit the model's context and to have what the reward checks. Where rows of a
-/// dataset may be skipped, those that are not so are; what was skipped is told in `notes`.
+/// The prompts of a split. Each fits the model's context and has what the reward checks. Where rows of a dataset may be
+/// skipped, those that do not are skipped, and `notes` says so.
 fn checked_prompts(
     plan: &Plan,
     split: Split,
@@ -153,8 +153,8 @@ fn check_prompt(
     Ok(())
 }
 
-/// What the checkpoints will take: f32 weights of each arm, twice that again with the optimiser's
-/// moments, and a little for the records.
+/// What the checkpoints will take: the f32 weights of each arm, twice as much more with the optimiser's moments, and a
+/// little for the records.
 fn needed_bytes(plan: &Plan, model: &ModelConfig) -> u64 {
     let parameters: i64 = model.tensor_shapes().iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
     let copies = if plan.checkpoint.optimizer { 3 } else { 1 };

@@ -19,7 +19,7 @@ use crate::unscored::Unscored;
 pub struct PreparationPlan {
     /// The steps.
     pub steps: Preparation,
-    /// The scorer of each of the steps' scores, and what rows that it cannot score do.
+    /// The scorer of each `[[score]]`, and what rows do that it cannot score.
     pub scorers: Vec<(RewardConfig, Unscored)>,
     /// What embeds, where that is needed.
     pub model: Option<ModelPlan>,

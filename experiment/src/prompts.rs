@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::document::Section;
 use crate::error::ExperimentError;
 
-/// Held-out prompts of a file get ids from here on, so that no two prompts of an experiment share one.
+/// Held-out prompts of a file get ids from here on. So no two prompts of an experiment share one.
 const HELD_OUT_IDS: u64 = 1_000_000_000;
 
 /// Which prompts.
@@ -57,11 +57,11 @@ pub struct PromptFiles {
     pub held_out_path: PathBuf,
 }
 
-/// Options of `kind = "data"`. Any row with a prompt will do; one that is a text is a turn of the user.
+/// Options of `kind = "data"`. Any row with a prompt will do. A prompt that is a text becomes a turn of the user.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptData {
-    /// To sample experience from. Default none, which stages that sample cannot do with.
+    /// To sample experience from. Default none; then no stage can sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<DataConfig>,
     /// To measure on. Default none: nothing is measured.
@@ -126,7 +126,7 @@ impl PromptSource {
         }
     }
 
-    /// The share of a split's rows that may be skipped; `None` where a row that cannot be used stops the run.
+    /// The share of a split's rows that may be skipped. `None` where a row that cannot be used stops the run.
     pub fn skips(&self, split: Split) -> Option<f64> {
         let PromptSource::Data(data) = self else { return None };
         let rows = data.rows(split).filter(|rows| rows.on_error == OnError::Skip)?;
@@ -190,7 +190,7 @@ impl PromptData {
     }
 }
 
-/// Reads `[prompts]` of an experiment whose longest arm has `rounds` rounds; `samples` says whether a stage needs
+/// Reads `[prompts]` of an experiment whose longest arm has `rounds` rounds. `samples` says whether a stage needs
 /// prompts to sample from.
 pub(crate) fn prompts(
     mut section: Section<'_>,
@@ -260,7 +260,7 @@ struct Row {
 /// …}]}`, with an `id` (default: the line's number from 0) and the scorer's `checks` where there are any.
 ///
 /// # Errors
-/// Names the line, and what is wrong with it; a file without a prompt is an error too.
+/// Names the line, and what is wrong with it. A file without a prompt is an error, too.
 pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, ExperimentError> {
     let text = std::fs::read_to_string(path)
         .map_err(|cause| ExperimentError::Unreadable { path: path.to_path_buf(), cause })?;

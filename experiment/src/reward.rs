@@ -8,8 +8,8 @@ use crate::document::{Document, Section};
 use crate::error::ExperimentError;
 use crate::unscored::Unscored;
 
-/// Reads the `[reward]` of a file, if one is given, with `kind` and `set` (`option=value`) on top of it. Other
-/// tables of the file are not looked at.
+/// Reads the `[reward]` of a file, if one is given, with `kind` and `set` (`option=value`) on top of it. Other tables
+/// of the file do not matter.
 ///
 /// # Errors
 /// As [`load`].

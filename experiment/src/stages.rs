@@ -79,7 +79,7 @@ pub(crate) fn arms(
     Ok(arms)
 }
 
-/// The name of a stage of this kind after `earlier` ones: stages of one kind are told apart by a number.
+/// The name of a stage of this kind after `earlier` ones. A number tells stages of one kind apart.
 fn name(kind: &str, earlier: &[ArmStage]) -> String {
     let of_kind = |stage: &&Stage| stage.algorithm.kind() == kind;
     match earlier.iter().filter_map(ArmStage::training).filter(of_kind).count() {
@@ -126,7 +126,7 @@ fn stage(
         reference: section.take("reference")?.unwrap_or_default(),
         experience: section.take("experience")?.unwrap_or_default(),
     };
-    // A reward model begins anew with each round: it learns whether the policy moved or not.
+    // A reward model begins anew with each round, whether the policy has moved or not.
     let default = if stage.trains_reward_model() { StartFrom::Initial } else { StartFrom::Previous };
     stage.from = given_from.unwrap_or(default);
     let goes_on = stage.algorithm.is_online() && stage.from == StartFrom::Previous;
@@ -168,7 +168,7 @@ fn reward(section: &mut Section<'_>, earlier: &[ArmStage]) -> Result<ScoredBy, E
     Ok(reward)
 }
 
-/// How the stage samples and what it takes of its samples: its own tables over those of the file.
+/// How the stage samples, and what it takes of its samples. Its own tables override those of the file.
 fn sampling(
     section: &mut Section<'_>,
     around: &Surroundings<'_>,

@@ -34,11 +34,11 @@ impl Unscored {
         }
     }
 
-    /// A score for each completion, and why some have none. These get a reward that is no number: selection leaves
-    /// them out.
+    /// A score for each completion, and why some have none. These get NaN as reward, and selection leaves them out.
     ///
     /// # Errors
-    /// The first failure, where completions that cannot be scored stop the run, or the failure is not of one completion.
+    /// The first failure, if completions that cannot be scored stop the run, or if the failure is not of one
+    /// completion.
     pub fn scores(self, outcomes: Outcomes) -> Result<(Vec<Score>, Vec<String>), RewardError> {
         let mut causes = Vec::new();
         let mut score = |outcome: Result<Score, RewardError>| match outcome {

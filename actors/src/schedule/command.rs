@@ -9,8 +9,8 @@ use crate::job::PortionJob;
 use crate::record::Record;
 use crate::role::ActorRole;
 
-/// Something for the executor to do. The work itself is said by place and numbers; the executor adds what the plan says
-/// of it.
+/// Something for the executor to do. A command names the work by place and numbers. The executor adds what the plan
+/// says of it.
 #[derive(Debug, Clone)]
 pub enum Command {
     /// Write this down.

@@ -17,7 +17,7 @@ const RESTARTS: u32 = 3;
 const CTRL_C: &str = "ctrl-c";
 
 impl Schedule {
-    /// Ends the run after the unit of work in progress; what the running arm has learned is kept.
+    /// Ends the run after the unit of work in progress. What the running arm has learned is kept.
     pub(super) fn interrupt(&mut self) {
         if self.state.is_ending {
             return;
@@ -30,7 +30,7 @@ impl Schedule {
             return;
         }
         self.close_arm("interrupted");
-        // A first step that is under way will have been taken when the learner gets to the checkpoint.
+        // The learner finishes a first step that is under way before it gets to the checkpoint.
         let has_learned =
             self.state.progress.version > 0 || matches!(self.state.phase, Phase::Training { .. });
         self.keep_weights(has_learned, Status::Interrupted, CTRL_C.to_string());
@@ -44,7 +44,7 @@ impl Schedule {
             {
                 self.checkpointed(&directory, version, state);
             }
-            // The step that was in progress, which comes before the checkpoint that has it.
+            // The step that was in progress. The learner reports it before the checkpoint that has it.
             News::Stepped { tokens, seconds, .. } => {
                 if let Some(summary) = self.state.arms.iter_mut().find(|arm| *arm.arm == *address.arm) {
                     summary.tokens_trained += tokens;
@@ -55,7 +55,7 @@ impl Schedule {
         }
     }
 
-    /// Ends the run because something in it failed; what the running arm has learned before is kept.
+    /// Ends the run because something in it failed. What the running arm has learned before is kept.
     pub(super) fn fail(&mut self, cause: String) {
         if let Phase::Checkpointing { then, .. } = &self.state.phase {
             let cause = match then {
@@ -106,7 +106,7 @@ impl Schedule {
         counts.extend(self.state.phase.address().map(|address| (address.clone(), reason.to_string(), count)));
         let samplings = [self.state.sampling_now(), self.state.ahead.as_deref()];
         for sampling in samplings.into_iter().flatten() {
-            // What was dropped by then is counted at the end of the phase, which does not come.
+            // Drops are counted at the end of a phase. This phase has none, so they are counted here.
             let dropped = sampling.dropped().into_iter();
             counts.extend(dropped.map(|(reason, count)| (sampling.address.clone(), reason, count)));
         }

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 /// The stage of an address that concerns all arms alike: what the run begins with.
 const BASELINE: &str = "baseline";
 
-/// A plan in what the order of its phases depends on. It has at least one arm, and each arm at least one stage.
+/// The part of a plan that the order of its phases depends on. It has at least one arm, and each arm at least one
+/// stage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outline {
     /// The seed of all arms.
@@ -78,7 +79,7 @@ pub struct TrainingOutline {
     pub reference: Option<ReferenceWeights>,
     /// Whether it learns from the trees of all rounds so far.
     pub accumulates: bool,
-    /// Whether it trains a reward model, and leaves the policy as it is.
+    /// Whether it trains a reward model. The policy then stays as it is.
     pub trains_reward_model: bool,
 }
 
@@ -89,7 +90,7 @@ pub enum Source {
     Samples {
         /// Completions of a prompt.
         completions: u64,
-        /// Whether they are scored by the reward model that the arm trained last, and so must wait for it.
+        /// Whether the reward model that the arm trained last scores them. They must then wait for it.
         waits_for_reward_model: bool,
     },
     /// Samples of an earlier stage of the round.
@@ -260,7 +261,7 @@ impl Outline {
         Address::new(Arc::clone(&self.arm(cursor).name), self.seed, cursor.round, name)
     }
 
-    /// The address of work on an arm as a whole, such as `evaluation`, after the round where a run stands.
+    /// The address of work on an arm as a whole, such as `evaluation`, in the round where the run stands.
     pub fn address_of_arm(&self, cursor: Cursor, what: &str) -> Address {
         Address::new(Arc::clone(&self.arm(cursor).name), self.seed, cursor.round, what)
     }
@@ -293,7 +294,7 @@ impl TrainingOutline {
                 Source::Samples { completions, waits_for_reward_model: stage.reward == ScoredBy::RewardModel }
             }
         };
-        // A stage that starts from the initial weights has them for its start.
+        // For a stage that starts from the initial weights, the weights of its start are these.
         let reference = match (stage.reference, stage.from) {
             (ReferenceWeights::Start, StartFrom::Previous) => ReferenceWeights::Start,
             _ => ReferenceWeights::Initial,

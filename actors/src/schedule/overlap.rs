@@ -1,8 +1,8 @@
 //! `mode = "async"`: while the learner trains, the generator samples for the stage that comes next.
 //!
 //! It is one stage ahead at most, and begins when the learner is within `max_staleness` steps of the end of its
-//! training. So a token is drawn by weights that are at most `max_staleness` versions older than those that training on it
-//! begins with: the bound holds without a sample being wasted. What would be older all the same is dropped and counted.
+//! training. So the weights that draw a token are at most `max_staleness` versions older than those that training on it
+//! begins with. The bound holds, and no sample is wasted. What is older all the same is dropped and counted.
 
 use arriero_experiment::Mode;
 use arriero_store::EventLevel;
@@ -13,7 +13,7 @@ use super::{Command, Phase, Schedule};
 use crate::event::PhaseKind;
 use crate::record::Record;
 
-/// Why a tree is dropped whose samples are older than `max_staleness`.
+/// The reason for which a tree is dropped whose samples are older than `max_staleness`.
 const TOO_STALE: &str = "too_stale";
 
 impl Schedule {
@@ -58,7 +58,7 @@ impl Schedule {
         true
     }
 
-    /// Drops what is older than the bound, where the stage sampled it itself.
+    /// Drops trees that the stage sampled itself and that are older than the bound.
     pub(super) fn drop_stale(&mut self) {
         let Mode::Async { max_staleness } = self.outline.mode else { return };
         let oldest = self.state.progress.version.saturating_sub(max_staleness);

@@ -135,7 +135,7 @@ pub struct SamplingPhase {
     pub outcomes: BTreeMap<u64, GroupOutcome>,
     /// Whether the generator is through.
     pub is_sampled: bool,
-    /// Since when nothing else goes on, in seconds of the run, where the phase began while the learner was at work.
+    /// If the phase began while the learner was at work: since when nothing else goes on, in seconds of the run.
     pub waited_since: Option<f64>,
     /// Completions without a score.
     pub unscored: u64,
@@ -163,8 +163,8 @@ impl SamplingPhase {
         reasons
     }
 
-    /// Groups that would be left unused if the run ended now. One that was dropped has its outcome; those accepted were to
-    /// be trained on.
+    /// Groups that would be left unused if the run ended now. Groups that were accepted are among them, since they were
+    /// to be trained on. Groups that were dropped are not.
     pub fn unused(&self) -> u64 {
         self.total - self.dropped().values().sum::<u64>()
     }

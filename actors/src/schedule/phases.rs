@@ -17,7 +17,7 @@ use super::{ArmProgress, Command, Cursor, Phase, Schedule};
 use crate::event::{PhaseKind, RunEvent};
 use crate::record::Record;
 
-/// Completions without a score that a phase shows; the others are recorded only.
+/// How many completions without a score a phase shows. The others are recorded only.
 const SHOWN: u64 = 10;
 
 /// What is measured of an arm, as the stage of an address and the series of metrics.
@@ -332,7 +332,7 @@ impl Schedule {
         }
     }
 
-    /// The running arm in numbers; nothing before the baseline is known.
+    /// The running arm in numbers. `None` until the baseline is known.
     pub(super) fn summarise(&self, after: Option<&Evaluation>) -> Option<ArmSummary> {
         let baseline = self.state.baseline.as_ref()?;
         let arm = self.outline.arm(self.state.cursor);

@@ -54,13 +54,13 @@ impl SamplingMetrics {
         (self.tokens, self.seconds) = (self.tokens_before + tokens, self.seconds_before + seconds);
     }
 
-    /// A new generator counts from 0; what the old one sampled was paid for as well.
+    /// A new generator counts from 0. What the old one sampled was paid for as well.
     pub fn generator_restarted(&mut self) {
         (self.tokens_before, self.seconds_before) = (self.tokens, self.seconds);
     }
 
-    /// Tokens that an earlier arm had sampled from the same weights. They count as if this arm had sampled
-    /// them itself, so that arms compare whatever their order.
+    /// Tokens that an earlier arm had sampled from the same weights. They count as if this arm had sampled them itself.
+    /// So arms can be compared whatever their order.
     pub fn reused(&mut self, tokens: u64, seconds_per_token: f64) {
         (self.reused_tokens, self.reused_seconds) = (tokens, tokens as f64 * seconds_per_token);
     }

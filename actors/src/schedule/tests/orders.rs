@@ -60,7 +60,7 @@ proptest! {
         let mut fate = Dice(seed ^ 0x5eed);
         world.run_until(|_| fate.roll(40) == 0);
         while world.ending.is_none() {
-            // Deaths are rare enough that most runs go on after some, and frequent enough that some do not.
+            // Most runs go on after some deaths, and some runs do not.
             if deaths > 0 && fate.roll(10 / deaths) == 0 {
                 let role = ActorRole::ALL[fate.roll(ActorRole::ALL.len() as u64) as usize];
                 if role.can_be_replaced() || fate.roll(20) == 0 {
@@ -82,7 +82,7 @@ proptest! {
         }
     }
 
-    /// A schedule that is written down and read back after any input goes on as the other.
+    /// A schedule that is written down and read back after any input goes on as if it had not been.
     #[test]
     fn a_schedule_can_be_written_down_and_read_back(outline in outlines(), seed in any::<u64>(), at in 0u32..60) {
         let mut world = World::new(outline.clone(), seed);

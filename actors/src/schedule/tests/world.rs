@@ -12,7 +12,7 @@ use crate::role::ActorRole;
 use crate::schedule::outline::{ArmOutline, Source, StageOutline, TrainingOutline, Work};
 use crate::schedule::{Command, Cursor, Input, Outline, Schedule};
 
-/// More inputs than any of the tests' runs needs: one that takes more does not end.
+/// More inputs than any of the tests' runs needs. A run that takes more does not end.
 const MOST_INPUTS: usize = 20_000;
 
 /// Numbers that look random, and are the same each time.
@@ -105,7 +105,7 @@ pub struct World {
     inputs: usize,
     /// Trees of the portion that is being read.
     reading: u64,
-    /// Steps of the training that goes on: those told, and those of a batch; its trees of this round.
+    /// The training that goes on: the steps that were told, the steps of a batch, and its trees of this round.
     training: Option<(u64, u64, u64)>,
     time: f64,
 }
@@ -176,7 +176,7 @@ impl World {
         self.ending.clone().expect("it has ended")
     }
 
-    /// An actor dies: what it had not told is lost, but for what was already in a queue.
+    /// An actor dies. What it had not told is lost, except what was already in a queue.
     pub fn die(&mut self, role: ActorRole) {
         self.forget(role);
         self.tell(Input::Died { role, cause: "a fault".to_string() });
@@ -320,7 +320,8 @@ impl World {
         }
     }
 
-    /// The account of work that does not come to its end: trees that were read by then; of a training, the trees whose first step was told are trained on.
+    /// The account of work that does not come to its end. Trees that were read by then count as begun. Of a training,
+    /// the trees of the steps that were told count as trained on.
     fn close_account(&mut self) {
         self.begun += std::mem::take(&mut self.reading);
         if let Some((steps, batch, fresh)) = self.training.take() {
@@ -360,7 +361,7 @@ impl World {
                 0 => News::Dropped { prompt_id, reason: "all_rewards_equal".to_string() },
                 _ => News::Accepted { prompt_id, version: Some(version) },
             };
-            // Who dies between a report and the end of its lease tells it again.
+            // An actor that dies between its report and the end of its lease reports it again.
             let times = if self.dice.roll(8) == 0 { 2 } else { 1 };
             let news = std::iter::repeat_n([News::Scored(Box::new(figures)), outcome], times).flatten();
             self.send(ActorRole::RejectionSampler, &address, news.collect::<Vec<_>>());
