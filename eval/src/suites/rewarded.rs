@@ -212,7 +212,7 @@ pub(crate) fn outcome(id: u64, group: &Group, samples: Vec<Sample>) -> Outcome {
     Outcome { place: String::new(), id, prompt: contents.join("\n"), scores, samples }
 }
 
-/// What is told of all answers: those that the token limit cut short, and their length.
+/// Figures of all answers: the share that the token limit cut short, and their length.
 pub(crate) fn of_answers(outcomes: &[Outcome]) -> Vec<Figure> {
     let mean =
         |name: &str, form: Form| Figure::mean(name, form, outcomes.iter().map(|outcome| outcome.score(name)));
