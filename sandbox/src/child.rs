@@ -107,8 +107,8 @@ struct Shared<'a> {
     failure: Option<Failure>,
 }
 
-/// Makes the process. It has become the program when this returns. The same thread must wait for its id and handle; the
-/// end of this thread kills it.
+/// Makes the process. It has become the program when this returns. The thread that calls this must also wait for its id
+/// and handle, since the end of this thread kills the process.
 pub(crate) fn start(setup: &Setup<'_>) -> Result<(Pid, OwnedFd), Failure> {
     let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     flags |=

@@ -136,7 +136,7 @@ fn resource_limits(limits: &Limits) -> Vec<(Resource, u64)> {
         (Resource::As, limits.memory),
         (Resource::Nproc, limits.processes),
         (Resource::Fsize, limits.scratch),
-        // The watch by the clock comes first; this is for processes that outlive us for a moment.
+        // The watch by the clock comes first. This is for processes that outlive us for a moment.
         (Resource::Cpu, seconds),
         (Resource::Nofile, OPEN_FILES),
         (Resource::Core, 0),

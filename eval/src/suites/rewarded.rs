@@ -242,7 +242,7 @@ mod tests {
         [double, first].map(|problem| problem.as_object().expect("an object").clone())
     }
 
-    /// Answers that pass and that do not, whole in a block of code and as HumanEval's continuations; the verdicts and
+    /// Answers that pass and that do not, whole in a block of code and as HumanEval's continuations. The verdicts and
     /// pass@k are by hand: 2 of 4 and 1 of 4 are right.
     #[test]
     fn functions_pass_their_tests_or_do_not() {
