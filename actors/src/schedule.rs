@@ -19,8 +19,8 @@
 //!   while the learner trains; `sampling_metrics`: a sampling phase in numbers;
 //! - `ending`: deaths, interruptions, and the end of a run.
 //!
-//! An actor that dies is started again, a limited number of times, if its work can be repeated. The learner and the
-//! recorder own state, so theirs cannot. Otherwise the run ends with the cause.
+//! An actor that dies is started again, a limited number of times, if its work can be repeated. Else the run ends with
+//! the cause. The learner and the recorder own state, so their work cannot be repeated.
 
 pub mod command;
 mod ending;

@@ -105,7 +105,7 @@ pub struct World {
     inputs: usize,
     /// Trees of the portion that is being read.
     reading: u64,
-    /// The training that goes on: the steps that were told, the steps of a batch, and its trees of this round.
+    /// The training that goes on: the steps that were told, the trees of a batch, and the trees of this round.
     training: Option<(u64, u64, u64)>,
     time: f64,
 }
