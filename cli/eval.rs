@@ -94,7 +94,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let suites = suites(&arguments)?;
     let path = arguments.model.path()?;
     let compute = arguments.model.compute()?;
-    // What is wrong with the last suite is told before the first one has taken its time.
+    // Errors in the last suite are found before the first one has taken its time.
     let is_reward_model = is_of_reward_models(&suites)?;
     let evaluated = match is_reward_model {
         true => EvaluatedModel::open(&path, compute, true).map_err(Failure::input)?,
@@ -302,8 +302,8 @@ impl Drop for Created {
     }
 }
 
-/// Ctrl-c: the first ends the work after its step, the second the program, at once: the exit handlers of libraries would
-/// pull the ground from under threads that still compute.
+/// The first ctrl-c ends the work after its step. The second ends the program at once, without the exit handlers of
+/// libraries: they would free what threads that still compute use.
 struct Interrupts(Arc<AtomicBool>);
 
 impl Interrupts {

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::model::ModelArguments;
 use crate::progress::counter;
 
-/// Sequences decoded at once, and samples of a prompt: more would only run out of memory.
+/// The most sequences decoded at once, and the most samples of a prompt. More would only run out of memory.
 pub(crate) const MAX_SEQUENCES: usize = 65_536;
 
 /// Options of `generate`.

@@ -1,7 +1,7 @@
 //! The program: parse, call, render.
 //!
-//! Each command is one file here; everything it does lives in the crates below. Exit codes: 0 for
-//! success, 1 for a run that failed, 2 for wrong input, 130 after ctrl-c.
+//! Each command is one file here. Everything that it does lives in the crates below. Exit codes: 0 for success, 1 for a
+//! run that failed, 2 for wrong input, 130 after ctrl-c.
 
 mod algorithms;
 mod chat;

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::table::percent;
 
-/// Writes a line to standard error. That nobody reads it any more is no reason to end a run.
+/// Writes a line to standard error. If nobody reads it any more, the run goes on.
 macro_rules! say {
     ($($text:tt)*) => {{
         let _ = writeln!(std::io::stderr(), $($text)*);

@@ -40,7 +40,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let progress = Progress::new();
     let summary = arriero_actors::run(plan, options, move |event| progress.show(event)).map_err(failure)?;
-    // The table is in summary.json as well: a closed pipe is no failure of the run.
+    // The table is in summary.json as well. So a closed pipe is no failure of the run.
     let _ = writeln!(std::io::stdout(), "{}", table(&summary));
     match summary.status {
         Status::Interrupted => Err(Failure::Interrupted),

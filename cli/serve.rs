@@ -76,7 +76,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         error => Failure::broken(error),
     };
     let server = Server::bind(config, model, tokenizer).map_err(failure)?;
-    // Whoever started the server may have closed the pipe; that is no reason not to serve.
+    // Whoever started the server may have closed the pipe. The server serves all the same.
     let _ = writeln!(std::io::stdout(), "{name} on http://{}", server.address());
     server.run().map_err(failure)
 }

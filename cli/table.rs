@@ -23,7 +23,7 @@ fn signed(estimate: &Estimate) -> String {
     format!("{:+.3} [{:+.3}, {:+.3}]", estimate.value, estimate.low, estimate.high)
 }
 
-/// The table of a run. Where there were no held-out prompts, it has no rows of what is measured on them.
+/// The table of a run. Without held-out prompts, it has no rows of what is measured on them.
 pub fn table(summary: &RunSummary) -> String {
     let is_measured = summary.held_out > 0;
     let mut rows: Vec<Vec<String>> = Vec::new();
@@ -97,7 +97,7 @@ fn with_error(figure: &Figure) -> String {
     }
 }
 
-/// A row for each suite's figure, with its standard error; figures of a suite's parts are in the summary alone.
+/// A row for each suite's figure, with its standard error. Figures of a suite's parts are in the summary alone.
 fn suites(arms: &[ArmSummary]) -> Vec<Vec<String>> {
     let Some(first) = arms.first() else { return Vec::new() };
     let mut rows = Vec::new();

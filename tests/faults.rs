@@ -18,7 +18,7 @@ fn dpo() -> Vec<String> {
     vec!["algorithm.kind=dpo".to_string()]
 }
 
-/// Whoever holds no state is started again, and the run comes to the same weights as if nothing had been.
+/// An actor that holds no state is started again, and the run comes to the same weights as if nothing had happened.
 #[test]
 fn a_restarted_actor_changes_nothing() {
     let undisturbed = Workplace::new();
@@ -111,7 +111,7 @@ fn no_experience_is_lost() {
     assert_eq!(used + dropped, 16);
     assert_eq!(summary.arms[0].dropped.values().sum::<u64>(), dropped as u64);
     assert!(used > 4, "the experiment is too easy or too hard to show anything: {used} of 16 used");
-    // Both responses of a pair have their reference log-probabilities, no other has.
+    // Both responses of a pair have their reference log-probabilities, and no other response has.
     let is_referenced =
         |record: &SampleRecord| record.segments.iter().all(|segment| segment.reference_logps.is_some());
     let records = records.iter().map(|sample| &sample.record);

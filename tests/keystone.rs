@@ -47,7 +47,7 @@ fn another_tiny() -> PathBuf {
 
 #[test]
 fn the_actor_run_equals_the_plain_loop_bit_for_bit() {
-    // The last asks for the trainer's log-probabilities under the weights before the round.
+    // The last one asks for the trainer's log-probabilities under the weights before the round.
     let corrected = "{ kind = \"grpo\", importance_sampling_mode = \"token_mask\", beta = 0.1 }";
     let plainly = |kind: &str| format!("{{ kind = \"{kind}\" }}");
     let taught = format!("{{ kind = \"distill\", teacher = \"{}\" }}", another_tiny().display());
@@ -104,7 +104,8 @@ fn equal_arms_end_with_equal_weights() {
     assert_eq!(first.after, second.after);
 }
 
-/// Groups of ReMax have one answer more than GRPO's, so the initial ones cannot be shared: neither arm notices the other.
+/// Groups of ReMax have one answer more than GRPO's, so the initial ones cannot be shared. Neither arm notices the
+/// other.
 #[test]
 fn arms_whose_groups_differ_come_to_the_same_end_in_either_order() {
     let trained = |kinds: [&str; 2]| {

@@ -114,7 +114,7 @@ fn tokens_name_the_weights_that_drew_them() {
     }
 }
 
-/// A round has two steps: with a bound of 1 sampling begins before the last of them, with more before the first.
+/// A round has two steps. With a bound of 1 sampling begins before the last of them, with more before the first.
 #[test]
 fn no_tree_is_older_than_the_bound() {
     for bound in [1, 2, 100] {

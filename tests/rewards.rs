@@ -62,7 +62,7 @@ fn completions_without_a_score_stop_a_run_or_are_left_out_up_to_a_share() {
     assert!(error.contains("1 of 6 completions could not be scored, more than the share of 0.01"), "{error}");
 }
 
-/// Whether it is the evaluator, who asks first, or the reward worker that waits.
+/// Either may be the one that waits: the evaluator, who asks first, or the reward worker.
 #[test]
 fn ctrl_c_ends_a_run_whose_reward_hangs() {
     for hangs in ["first", "second"] {

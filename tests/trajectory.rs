@@ -14,7 +14,7 @@ use support::Workplace;
 /// How far a number may be from TRL's, as a part of it.
 const TOLERANCE: f64 = 5e-3;
 
-/// What rounding in f32 leaves of a reward that is 0, as every one is before the first step.
+/// What rounding in f32 leaves of a reward of 0. Every reward is 0 before the first step.
 const ROUNDING: f64 = 2e-5;
 
 /// What is compared: metrics under TRL's names.

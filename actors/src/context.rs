@@ -105,7 +105,7 @@ impl RewardModelCell {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 
-    /// The newest; its version is the number of optimiser steps that the arm's reward models took.
+    /// The newest one. Its version is the number of optimiser steps that the arm's reward models took.
     pub fn pull(&self) -> Option<Arc<Snapshot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -21,8 +21,8 @@ pub(crate) struct SamplingSettings {
     pub scored_by: ScoredBy,
 }
 
-/// Sample, score and select the groups of a stage in a round. It travels with each group, so that whoever has a group
-/// knows what is to become of it.
+/// Sample, score and select the groups of a stage in a round. It travels with each group. So whoever has a group knows
+/// what is to become of it.
 #[derive(Debug)]
 pub(crate) struct SamplingJob {
     pub address: Address,

@@ -74,7 +74,7 @@ struct Shared<T> {
     closed: AtomicBool,
 }
 
-/// What each worker that ever took an item has in hand. There are few workers, so that looking through them is faster than
+/// What each worker that ever took an item has in hand. There are few workers, so looking through them is faster than
 /// hashing their names.
 #[derive(Debug)]
 struct Leases<T>(Vec<(String, Option<Leased<T>>)>);

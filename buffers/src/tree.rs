@@ -147,8 +147,8 @@ impl Strength {
     }
 }
 
-/// A prompt that stands once, and the responses that branch off it: one for SFT, chosen then
-/// rejected for a preference pair (an edited one before them, where people wrote one), n for a group.
+/// A prompt that stands once, and the responses that branch off it. SFT has one, a group n. A preference pair has the
+/// chosen one, then the rejected one; before them an edited one, where people wrote one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
     /// The stage whose experience it is; empty outside a run.

@@ -40,7 +40,7 @@ pub struct Arguments {
 /// Inspects and shows.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let path = arguments.path.map(|path| format!("path={}", Value::from(path)));
-    // Every row is looked at, in the file's order, and what is wrong is listed: unless the user says otherwise.
+    // Unless the user says otherwise, every row is read, in the file's order, and what is wrong is listed.
     let set: Vec<String> = ["shuffle=false", "on_error=skip", "max_skipped=1.0"]
         .map(String::from)
         .into_iter()
@@ -55,7 +55,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         true => format!("{:#}\n", inspected.to_json(&tokenizer)),
         false => inspected.to_text(&tokenizer),
     };
-    // What rows say must not steer the terminal; the marks' own colours are put in afterwards.
+    // The text of rows must not steer the terminal. The marks' own colours are put in afterwards.
     text.retain(|character| !character.is_control() || "\n\t".contains(character));
     if !arguments.json {
         let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -297,7 +297,7 @@ impl Lengths {
     fn of(lengths: &[u32]) -> Self {
         let mut sorted = lengths.to_vec();
         sorted.sort_unstable();
-        // The nearest rank: the least length that this share of the rows does not exceed.
+        // By the nearest rank: the least length that this share of the rows does not exceed.
         let rank = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1];
         let sum: u64 = sorted.iter().map(|&length| u64::from(length)).sum();
         Lengths {

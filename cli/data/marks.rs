@@ -7,7 +7,8 @@ use arriero_policy::tokenizer::Tokenizer;
 use arriero_policy::written::{self, Marked};
 use serde_json::{Value, json};
 
-/// What stands around tokens with loss until it is known what the terminal can show: Unicode's noncharacters.
+/// What stands around tokens with loss until it is known what the terminal can show. These are noncharacters of
+/// Unicode.
 pub const OPEN: char = '\u{fdd0}';
 /// The end of the same.
 pub const CLOSE: char = '\u{fdd1}';
@@ -32,8 +33,8 @@ impl Part {
     }
 }
 
-/// The parts of a row as training reads them, where turns of `roles` carry loss. The prompt comes first, where there is
-/// one; answers follow it.
+/// The parts of a row as training reads them, where turns of `roles` carry loss. The prompt comes first, if there is
+/// one. Answers follow.
 ///
 /// # Errors
 /// If the model's chat template refuses the row.

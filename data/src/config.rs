@@ -17,7 +17,7 @@ pub struct DataConfig {
     pub path: String,
     /// What rows are. Default auto: as the first row shows.
     pub format: Format,
-    /// What a field is called in the file, where it has not its usual name, such as `prompt = "instruction"`.
+    /// What a field is called in the file, where it lacks its usual name, such as `prompt = "instruction"`.
     pub fields: BTreeMap<String, String>,
     /// Fields of prompts that go to the scorers, besides those that scorers know by name.
     pub checks: Vec<String>,
@@ -123,9 +123,9 @@ pub enum Template {
     Always,
 }
 
-/// A share of the rows: those whose [`prompt_hash`](crate::Row::prompt_hash), as a fraction of 2^64, is at
-/// least `from` and less than `to`. So a row lands on the same side whatever the seed, the order and the rows
-/// beside it, and two rows of one prompt land together.
+/// A share of the rows: those whose [`prompt_hash`](crate::Row::prompt_hash), as a fraction of 2^64, is at least `from`
+/// and less than `to`. So a row's side does not depend on the seed, the order or the rows beside it, and two rows of
+/// one prompt land together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Split {

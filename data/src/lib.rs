@@ -3,7 +3,8 @@
 //! The way of the data, in the order of the modules:
 //!
 //! - [`config`]: the `[data]` section ([`DataConfig`]): which files, what their rows are, in which order;
-//! - `source`, with `parquet`, `hub`, [`lines`] and `shuffle`: which files, and the objects of one, one after the other;
+//! - `source`, with `parquet`, `hub`, [`lines`] and `shuffle`: which files there are, and the objects of one file, one
+//!   after the other;
 //! - `parse`: from an object to a [`Row`], TRL's dataset types and a few datasets' own; [`messages`]: the
 //!   turns of a conversation and their order;
 //! - [`row`]: what a row says;

@@ -37,7 +37,7 @@ pub(crate) struct Line {
     pub number: u64,
     /// Where it begins.
     pub offset: u64,
-    /// Its bytes, or that it is too long; then no more than `max_bytes` of it were ever held.
+    /// Its bytes, or that it is too long. No more than `max_bytes` of it are ever held.
     pub bytes: Result<Vec<u8>, RowError>,
 }
 
@@ -153,7 +153,7 @@ impl Iterator for IndexedLines {
     }
 }
 
-/// The elements of a text that is one JSON list, as if each were a line; numbers are those of the elements.
+/// The elements of a text that is one JSON list, as if each were a line. Numbers are those of the elements.
 pub(crate) struct Elements<R> {
     input: R,
     max_bytes: usize,
@@ -174,7 +174,7 @@ impl<R: BufRead> Elements<R> {
 
     fn read(&mut self) -> std::io::Result<Option<Line>> {
         let (mut bytes, mut length) = (Vec::new(), 0);
-        // How many lists and objects are open beside the one that is the file, and what a text's last byte was.
+        // How many lists and objects are open beside the file's own list, and what a text's last byte was.
         let (mut depth, mut is_text, mut is_escaped) = (0u64, false, false);
         while !self.is_over {
             let Some(byte) = self.byte()? else {

@@ -50,8 +50,7 @@ pub fn prompt_messages(name: &str, value: &Value) -> Result<Vec<Message>> {
     Ok(messages)
 }
 
-/// An answer: a text, which is a turn of the assistant, a message, or a list of messages whose last is the
-/// assistant's.
+/// An answer: a text (a turn of the assistant), a message, or a list of messages whose last is the assistant's.
 ///
 /// # Errors
 /// If the field `name` is none of these, or has an empty turn of the assistant.
@@ -131,7 +130,7 @@ pub(crate) fn check_answered(name: &str, messages: &[Message]) -> Result<()> {
     Ok(())
 }
 
-/// A prompt has a user turn, its system message comes first, and nobody speaks twice in a row but a tool.
+/// A prompt has a user turn, its system message comes first, and nobody but a tool speaks twice in a row.
 ///
 /// # Errors
 /// Names the first message that is out of order. No messages are fine.

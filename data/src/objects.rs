@@ -1,5 +1,5 @@
-//! The objects of a dataset as they stand in its files: for readers that know formats of their own, such as
-//! those of benchmarks.
+//! The objects of a dataset as they stand in its files. For readers that know formats of their own, such as those of
+//! benchmarks.
 
 use std::sync::Arc;
 
@@ -36,8 +36,8 @@ pub struct Objects {
 }
 
 impl DataConfig {
-    /// Opens the dataset to read its objects in their order. Of the options, `path` and `max_row_bytes` count;
-    /// objects that are broken come with their error.
+    /// Opens the dataset to read its objects in their order. Of the options, only `path` and `max_row_bytes` count. A
+    /// broken object comes with its error.
     ///
     /// # Errors
     /// If an option is out of its range, or a file cannot be opened.

@@ -227,8 +227,8 @@ fn prompt<'a>(object: &Object<'a>, field: &'a str) -> Result<(Vec<Message>, bool
     Ok((messages, value.is_string()))
 }
 
-/// What scorers check: the members of `checks`, then the fields that scorers know and those that the
-/// configuration names. Null is none.
+/// What scorers check: the members of `checks`, then the fields that scorers know, then those that the configuration
+/// names. Null counts as none.
 fn checks(object: &Object<'_>) -> Result<Value> {
     let mut checks = match object.get("checks") {
         None => Map::new(),

@@ -62,11 +62,11 @@ pub trait Annotator {
     /// As [`Annotator::embed`].
     fn score(&mut self, rule: usize, pairs: &[PromptCompletion]) -> Result<Vec<f64>, String>;
 
-    /// Is told now and then how far a step is: its name, rows done, rows in all (0 where that is not known).
+    /// Gets now and then how far a step is: its name, rows done, rows in all (0 where that is not known).
     fn progress(&mut self, _step: &'static str, _done: usize, _all: usize) {}
 }
 
-/// A row that was not dropped when it was read; its text is in the spool, under its number.
+/// A row that was not dropped when it was read. Its text is in the spool, under its number.
 struct CandidateRow {
     source: usize,
     place: String,
@@ -334,7 +334,7 @@ impl<'a> Pipeline<'a> {
         Ok(embeddings)
     }
 
-    /// Leaves no more rows that begin with an apology than their share of all that are left.
+    /// Drops rows that begin with an apology, until they are no more than their share of all that are left.
     fn thin_apologies(&mut self) {
         let Some(share) = self.preparation.rules.as_ref().and_then(|rules| rules.max_apologies) else {
             return;
@@ -447,7 +447,7 @@ fn text_of(row: &Row, of: Compared) -> String {
     parts.join("\n")
 }
 
-/// The first answer's last turn, with what stands before it; `None` for a prompt alone. A text has no prompt.
+/// The first answer's last turn, with what stands before it. `None` for a prompt alone. A text has no prompt.
 fn pair(row: &Row) -> Option<PromptCompletion> {
     let (_, mut turns) = row.answers().into_iter().next()?;
     let last = turns.iter().rposition(|turn| turn.role == Role::Assistant)?;

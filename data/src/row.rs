@@ -6,8 +6,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// One row of a dataset: TRL's dataset types, each in one form.
 ///
-/// In every row that has a prompt, it has a user turn and its turns are in order; completions are not
-/// empty, begin and end with a turn of the assistant, and may have other turns between.
+/// A row's prompt, if there is one, has a user turn, and its turns are in order. Completions are not empty. They begin
+/// and end with a turn of the assistant, and may have other turns between.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Row {
     /// What the policy is asked, with what scorers check (TRL: prompt-only).
@@ -104,8 +104,8 @@ impl Row {
         }
     }
 
-    /// What the row teaches: its answers in the order in which the row's type names them, each with its
-    /// field's name. A conversation is one answer with all of its turns.
+    /// What the row teaches: its answers, each with its field's name, in the order in which the row's type names them.
+    /// A conversation is one answer with all of its turns.
     pub fn answers(&self) -> Vec<(&'static str, Vec<Message>)> {
         let turn = |content: &str| vec![Message::assistant(content)];
         match self {

@@ -23,8 +23,8 @@ pub struct Entry {
     pub file: Arc<str>,
     /// From 1: the line, or the row of a Parquet file.
     pub number: u64,
-    /// True if its texts stood without roles (TRL's standard format) and are to be taken as they are, without
-    /// a chat template: first the prompt's text, then the answer's. Each is the one message of its field.
+    /// True if its texts stood without roles (TRL's standard format) and are taken as they are, without a chat
+    /// template: first the prompt's text, then the answer's. Each is the one message of its field.
     pub is_plain: bool,
     /// What it says.
     pub row: Row,

@@ -2,9 +2,9 @@
 
 use arriero_buffers::random::Stream;
 
-/// Draws each next item among the `capacity` that are held. All items come exactly once; the order depends
-/// on the stream of random numbers alone, and is uniformly random where the buffer holds everything. An item
-/// may come arbitrarily late, but at most `capacity - 1` places early.
+/// Draws each next item among the `capacity` that are held. All items come exactly once. The order depends on the
+/// stream of random numbers alone. It is uniformly random where the buffer holds everything. An item may come
+/// arbitrarily late, but at most `capacity - 1` places early.
 pub(crate) struct Shuffled<I: Iterator> {
     input: I,
     stream: Stream,

@@ -73,8 +73,8 @@ fn unzipped(file: File) -> MultiGzDecoder<BufReader<File>> {
     MultiGzDecoder::new(BufReader::new(file))
 }
 
-/// Opens a file. Of a plain file of JSON lines, a shuffled order is drawn among all of its rows, by an
-/// index of their places; else among [`ReadOptions::buffer`] rows at a time.
+/// Opens a file. A plain file of JSON lines is shuffled as a whole, by an index of its rows' places. Others are
+/// shuffled among [`ReadOptions::buffer`] rows at a time.
 pub(crate) fn open(path: &Path, order: ReadOptions) -> Result<Reader, DataError> {
     let failed = |cause| DataError::Unreadable { path: path.to_path_buf(), cause };
     let file = File::open(path).map_err(failed)?;
@@ -85,7 +85,8 @@ pub(crate) fn open(path: &Path, order: ReadOptions) -> Result<Reader, DataError>
             raw_rows(path, IndexedLines::new(file, max, shuffle).map_err(failed)?)
         }
         ((FileFormat::Parquet, is_gzipped), shuffle) => {
-            // Parquet is read from its end, which a stream has not: it is unpacked on disk, without a name.
+            // Parquet is read from its end, and a stream has no end to go to. So it is unpacked on disk, without a
+            // name.
             let file = if is_gzipped { unpacked(file).map_err(failed)? } else { file };
             shuffled(parquet::rows(path, file, max)?, shuffle, order.buffer)
         }

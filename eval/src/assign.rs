@@ -7,9 +7,9 @@ use crate::error::EvalError;
 
 /// The suites of these names, with what is assigned to them.
 ///
-/// A path is `PATH` for the one suite that there is, or `NAME=PATH`. An assignment is `KEY=VALUE`, for every
-/// suite that has such an option, or `NAME.KEY=VALUE` for one; a key may go on with dots (`judge.kind=ifeval`).
-/// The value is TOML, or else a text.
+/// A path is `PATH` for the one suite that there is, or `NAME=PATH`. An assignment is `KEY=VALUE`, for every suite that
+/// has such an option, or `NAME.KEY=VALUE` for one suite. A key may go on with dots (`judge.kind=ifeval`). The value is
+/// TOML, or else a text.
 ///
 /// # Errors
 /// Names what is unknown, with the nearest that is known.

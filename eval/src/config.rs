@@ -101,7 +101,7 @@ pub struct SuiteConfig {
     /// Tokens of a text that the model sees at once. Default 2048, or the model's context if that is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
-    /// By how many tokens a window lies behind the one before it; each has at least `window - stride` tokens of
+    /// By how many tokens a window lies behind the one before it. So each has at least `window - stride` tokens of
     /// context. Default half the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stride: Option<usize>,
@@ -175,8 +175,8 @@ impl Kind {
         Err(EvalError::UnknownSuite { name: name.to_string(), nearest, all })
     }
 
-    /// The Hugging Face dataset that it was published as, in the form that [`DataConfig::path`] takes; none for
-    /// kinds that measure on anybody's rows.
+    /// The Hugging Face dataset that it was published as, in the form that [`DataConfig::path`] takes. `None` for kinds
+    /// that measure on anybody's rows.
     pub fn dataset(self) -> Option<&'static str> {
         match self {
             Kind::Ifeval => Some("hf://google/IFEval:train"),
@@ -334,7 +334,7 @@ impl SuiteConfig {
         Err(format!("{foreign} is no option of {}; it is one of {}", self.kind.as_str(), owners.join(", ")))
     }
 
-    /// How its answers are decoded; `stop` is what ends one where the options do not say.
+    /// How its answers are decoded. `stop` ends one where the options do not say.
     pub fn sampling(&self, stop: &[&str]) -> SamplingConfig {
         let stop = || stop.iter().map(|text| (*text).to_string()).collect();
         SamplingConfig {

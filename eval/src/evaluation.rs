@@ -1,4 +1,4 @@
-//! A suite at work, in small steps, so that whoever drives it can show progress and stop between two.
+//! A suite at work, in small steps. Whoever drives it can show progress, and stop after each step.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -172,8 +172,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Reads the rows as [`Evaluation::new`] does, and forgets them: what is wrong with them is found before
-    /// anything heavy loads.
+    /// Reads the rows as [`Evaluation::new`] does, and forgets them. So errors in them are found before anything heavy
+    /// loads.
     ///
     /// # Errors
     /// As [`Evaluation::new`], but of the model's weights.
@@ -341,7 +341,8 @@ impl Evaluation {
         Ok(())
     }
 
-    /// What came of it, and of each item in the order of the rows; before everything is done, of the items that are.
+    /// What came of it, and of each item in the order of the rows. Before everything is done: of the items that are
+    /// done.
     ///
     /// # Errors
     /// If more rows were left out than may be.

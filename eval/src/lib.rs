@@ -14,8 +14,8 @@
 //!   [`record`]: the same as rows of a run store;
 //! - [`error`]: what can go wrong ([`EvalError`]).
 //!
-//! Nothing is scored silently: what cannot be read, asked or judged is named, and stops the suite or is left out
-//! and counted.
+//! Nothing is scored silently. What cannot be read, asked or judged is named. It stops the suite, or is left out and
+//! counted.
 
 pub mod assign;
 pub mod config;

@@ -19,7 +19,7 @@ pub(crate) fn fixed_completion(text: String) -> Completion {
     Completion::given(0, Vec::new(), text, Finish::EndOfTurn)
 }
 
-/// The most probable one of several texts, with its tokens and their log-probabilities: as if it were decoded greedily.
+/// The most probable one of several texts, with its tokens and their log-probabilities, as if it were decoded greedily.
 ///
 /// # Errors
 /// If there is not one log-probability a token.

@@ -44,8 +44,8 @@ impl Question {
         }
     }
 
-    /// The question with its choices, as one tree: a choice's tokens are those that the text with it has more than
-    /// the question alone. What stands between them is `delimiter`, which is the choice's.
+    /// The question with its choices, as one tree. A choice's tokens are those that the text with it has more than the
+    /// question alone. `delimiter` stands between the two, and belongs to the choice.
     ///
     /// # Errors
     /// As [`Question::tokens`], or if a choice is empty.
@@ -73,14 +73,15 @@ impl Question {
     }
 }
 
-/// The token before the first one of a text: where the vocabulary has none to begin with, the one that ends one.
+/// The token before the first one of a text: the one that begins a text, or, where the vocabulary has none, the one
+/// that ends a text.
 pub(crate) fn first_token(tokenizer: &Tokenizer) -> Option<u32> {
     tokenizer.bos_id().or_else(|| tokenizer.eos_ids().first().copied())
 }
 
 /// The wholes as branches off what they share with the question. A tokenizer may merge the question's end with a
-/// choice's beginning: the question's tokens end where they are counted to, as in lm-evaluation-harness, and what
-/// of them a branch has carries no loss. The last token of a branch always does.
+/// choice's beginning. As in lm-evaluation-harness, the question then ends after as many tokens as it has alone. Those
+/// of them that stand in a branch carry no loss. The last token of a branch always does.
 fn tree(id: u64, question: &[u32], wholes: &[Vec<u32>], first: Option<u32>) -> Tree {
     let shared = |whole: &Vec<u32>| question.iter().zip(whole).take_while(|(a, b)| a == b).count();
     let shortest = wholes.iter().map(|whole| whole.len().saturating_sub(1)).min().unwrap_or(0);
@@ -156,7 +157,7 @@ mod tests {
             tree(&[1, 2], &[&[1, 2, 3], &[1, 2, 4, 5]]),
             (vec![1, 2], vec![(vec![3], vec![]), (vec![4, 5], vec![])])
         );
-        // The second choice merges with the question's end: only what is past the question's count counts.
+        // The second choice merges with the question's end. Only tokens past the question's number of tokens count.
         assert_eq!(
             tree(&[1, 2], &[&[1, 2, 3], &[1, 9, 5]]),
             (vec![1], vec![(vec![2, 3], vec![true, false]), (vec![9, 5], vec![true, false])])

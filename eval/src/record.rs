@@ -6,8 +6,8 @@ use arriero_buffers::Address;
 use arriero_results::{Outcome, Report, Sample};
 use arriero_store::{ArmStore, DropRecord, EventLevel, EventRecord, MetricRecord, SampleRecord, StoreError};
 
-/// Records a suite's figures as metrics at `step`, each with its `…/standard_error` and `…/n`, and its answers as samples
-/// of the evaluation of this step. The series of the metrics is called as the stage of the address is.
+/// Records a suite's figures as metrics at `step`, each with its `…/standard_error` and `…/n`, and its answers as
+/// samples of the evaluation of this step. The series of the metrics has the name of the address's stage.
 ///
 /// # Errors
 /// If the address is not of the store's arm, or the disk fails.

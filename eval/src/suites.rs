@@ -74,7 +74,7 @@ pub(crate) trait Suite: Send {
     /// Takes the answer of the opponent: the model that this one is compared with.
     fn opponent_answer(&mut self, _id: u64, _completion: Completion) {}
 
-    /// Is given the answers that are graded next, for suites that would rather have several at once.
+    /// Gets the answers that are graded next. For suites that would rather have several at once.
     fn prefetch(&mut self, _groups: &[Group]) {}
 
     /// What came of an item. Its place is filled in by the caller.

@@ -1,7 +1,7 @@
 //! The steps from a new process to the program.
 //!
 //! The process that [`start`] makes shares our memory until it becomes the program, as a process of `vfork` or
-//! `posix_spawn` does: copying the page tables of a process that trains a model would cost more than the program.
+//! `posix_spawn` does. To copy the page tables of a process that trains a model would cost more than the program.
 //! Meanwhile the thread that made it waits. So between `clone` and `execve` the following holds:
 //!
 //! - nothing is allocated, no lock is taken, nothing panics: other threads go on, and may hold any lock;
@@ -9,8 +9,8 @@
 //!   its kin are not among them, since they change all threads of what libc takes to be our process;
 //! - what it opens, closes, or does to signals is its own: neither files nor handlers are shared.
 //!
-//! Everything that it needs is made before, as a [`Setup`]. Where a step fails, it says which in the memory that
-//! we share and ends. Nothing of our memory is left once the program runs.
+//! Everything that it needs is made before, as a [`Setup`]. Where a step fails, it writes which one into the memory
+//! that we share, and ends. Nothing of our memory is left once the program runs.
 #![allow(
     unsafe_code,
     reason = "a process that shares our memory, and system calls that rustix does not have"
@@ -60,7 +60,7 @@ pub(crate) struct Setup<'a> {
     pub stdin: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
-    /// A pipe of which nobody else has the second end, its writer: it closes when we end.
+    /// A pipe. Nobody else has its second end, the writer, so it closes when we end.
     pub alive: (OwnedFd, OwnedFd),
 }
 
@@ -107,8 +107,8 @@ struct Shared<'a> {
     failure: Option<Failure>,
 }
 
-/// Makes the process; it has become the program when this returns. Its id and handle are to be waited for by the
-/// same thread, whose end kills it.
+/// Makes the process. It has become the program when this returns. The thread that calls this must also wait for its id
+/// and handle, since the end of this thread kills the process.
 pub(crate) fn start(setup: &Setup<'_>) -> Result<(Pid, OwnedFd), Failure> {
     let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     flags |=
@@ -183,7 +183,8 @@ extern "C" fn enter(shared: *mut c_void) -> c_int {
 fn exec_program(setup: &Setup<'_>) -> Result<(), Failure> {
     reset_signals();
     umask(Mode::from_raw_mode(0o022));
-    // Where the machine runs out of memory, this goes before us. Where it may not be said, nothing is lost.
+    // If the machine runs out of memory, the kernel ends this process before ours. If we may not ask for that, nothing
+    // is lost.
     let _ = write_file(c"/proc/self/oom_score_adj", b"1000", OFlags::empty());
     if let Identity::Namespace { uid, gid } = setup.plan.identity {
         write_id_maps(uid, gid)?;
@@ -227,7 +228,7 @@ pub(crate) const EXECUTING: &str = "executing the program";
 pub(crate) const WRITING: &str = "writing a file for the program";
 const NOW: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Our handlers are no code of the program, and what we ignore it need not; none is left blocked.
+/// The program has none of our handlers, and need not ignore what we ignore. No signal is left blocked.
 fn reset_signals() {
     // SAFETY: the default handler needs nothing. Signals that nobody may handle are refused, which does no harm.
     unsafe {

@@ -1,7 +1,7 @@
 //! The system calls that a program may make.
 //!
-//! Whatever is not on the list does not exist for it (`ENOSYS`), so that what a newer kernel adds is closed,
-//! and libraries fall back as they do on an older one. Not on the list, beside what only root may do:
+//! Whatever is not on the list does not exist for it (`ENOSYS`). So what a newer kernel adds is closed, and libraries
+//! fall back as they do on an older one. Not on the list, beside what only root may do:
 //!
 //! - `clone3`, whose flags a filter cannot read, `unshare`, `setns`, and `clone` with a new namespace: within
 //!   one of its own a program would be root, and would reach much more of the kernel;

@@ -11,7 +11,7 @@ use crate::error::SandboxError;
 pub struct Limits {
     /// Time by the clock, from start to end. Default 10 s.
     pub time: Duration,
-    /// Bytes of address space of each process, and of memory that all have together; that is looked at 20 times a
+    /// Bytes of address space of each process, and of memory that all have together. The memory is checked 20 times a
     /// second. Default 1 GiB.
     pub memory: u64,
     /// Processes and threads at one time, with the first. Default 16.

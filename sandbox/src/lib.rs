@@ -11,12 +11,12 @@
 //! - `unconfined`: the same interface without any of this, for those who ask for it.
 //!
 //! # What holds
-//! A program starts as process 1 of its own pid, mount, network, IPC and UTS namespaces (and, unless we are
-//! root, user namespace), without capabilities, and with a list of system calls that it may make. It sees the
-//! system's programs and libraries and the folders that the caller names, all read-only; `/tmp`, an empty
-//! memory file system of a limited size, which is its working folder, its home, and all that it can write to;
-//! and four devices. There is no `/proc`, no `/sys`, no `/home`. When process 1 ends, or is killed at a limit,
-//! the kernel kills all that it started, and its `/tmp` is gone.
+//! A program starts as process 1 of its own pid, mount, network, IPC and UTS namespaces (and, unless we are root, user
+//! namespace). It has no capabilities, and a list of system calls that it may make. It sees the system's programs and
+//! libraries and the folders that the caller names, all read-only, and four devices. `/tmp` is an empty memory file
+//! system of a limited size: its working folder, its home, and all that it can write to. There is no `/proc`, no
+//! `/sys`, no `/home`. When process 1 ends, or is killed at a limit, the kernel kills all that it started, and its
+//! `/tmp` is gone.
 //!
 //! # Threads
 //! [`Sandbox::run`] may be called from many threads. The program is killed if the thread that called it ends.
@@ -50,8 +50,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox whose programs can read the system's own folders (`/usr`, `/bin`, `/lib`, …) and `readable`,
-    /// each where it is on this machine. Everything that the sandbox promises is tried once.
+    /// A sandbox. Its programs can read the system's own folders (`/usr`, `/bin`, `/lib`, …) and `readable`, each where
+    /// it is on this machine. Everything that the sandbox promises is tried once.
     ///
     /// # Errors
     /// [`SandboxError::Unavailable`] if the machine cannot enforce one of them; [`SandboxError::Readable`] if a

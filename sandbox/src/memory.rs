@@ -1,7 +1,7 @@
 //! The memory that a program and all that it started take up.
 //!
-//! The kernel limits the address space of each process. How much all of them have together, only a control group
-//! could limit, which few users may make: so it is watched.
+//! The kernel limits the address space of each process. Only a control group could limit what all of them have
+//! together, and few users may make one. So it is watched.
 
 use std::fs;
 use std::path::Path;
@@ -30,11 +30,11 @@ pub(crate) fn is_over(process: Pid, most: u64) -> bool {
         processes.iter().filter_map(|process| kilobytes(&format!("/proc/{process}/{file}"), field)).sum()
     };
     let most = most >> 10;
-    // What several processes share counts once in the second, which takes the kernel longer to tell.
+    // The second counts once what several processes share. The kernel takes longer to compute it.
     total("status", "VmRSS:") > most && total("smaps_rollup", "Pss:") > most
 }
 
-/// Process ids of a process and its descendants. Who loses its parent becomes a child of process 1.
+/// Process ids of a process and its descendants. A process that loses its parent becomes a child of process 1.
 fn tree(process: i32) -> Vec<i32> {
     let mut all = vec![process];
     let mut next = 0;

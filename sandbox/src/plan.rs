@@ -1,4 +1,4 @@
-//! What a program sees of the file system: worked out before it starts, as steps that need no memory.
+//! What a program sees of the file system. It is worked out before the program starts, as steps that need no memory.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;

@@ -25,7 +25,7 @@ pub struct Python {
 }
 
 impl Python {
-    /// Asks an interpreter, such as `python3`, where it is: a wrapper in `PATH` leads to the real one.
+    /// Asks an interpreter, such as `python3`, where it is. So a wrapper in `PATH` leads to the real one.
     ///
     /// # Errors
     /// If there is none, or it is none.
@@ -49,8 +49,8 @@ impl Python {
         Ok(Python { executable: executable.into(), folders, version: version.to_string() })
     }
 
-    /// A job of this interpreter: without its user's own packages, with hashes (and so sets' orders) that are the
-    /// same in every run, and libraries that start no threads.
+    /// A job of this interpreter, without its user's own packages. Hashes, and so the orders of sets, are the same in
+    /// every run. Libraries start no threads.
     pub fn job<I: IntoIterator<Item = S>, S: Into<OsString>>(&self, arguments: I) -> Job {
         let isolated = [self.executable.clone().into_os_string(), "-s".into(), "-B".into()];
         let mut job = Job::new(isolated.into_iter().chain(arguments.into_iter().map(Into::into)));

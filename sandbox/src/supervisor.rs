@@ -136,7 +136,7 @@ fn resource_limits(limits: &Limits) -> Vec<(Resource, u64)> {
         (Resource::As, limits.memory),
         (Resource::Nproc, limits.processes),
         (Resource::Fsize, limits.scratch),
-        // The watch by the clock comes first; this is for processes that outlive us for a moment.
+        // The watch by the clock comes first. This is for processes that outlive us for a moment.
         (Resource::Cpu, seconds),
         (Resource::Nofile, OPEN_FILES),
         (Resource::Core, 0),
@@ -306,7 +306,7 @@ impl Output {
         Output { pipe: Some(pipe.into()), bytes: Vec::new(), most, full: false }
     }
 
-    /// Reads once, which waits if there is nothing to read; at the end, closes the pipe.
+    /// Reads once. Waits if there is nothing to read. Closes the pipe at its end.
     fn read(&mut self) -> Result<(), SandboxError> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         let mut part = [0; 1 << 16];

@@ -58,14 +58,14 @@ pub(crate) fn run(job: &Job, limits: &Limits) -> Result<Outcome, SandboxError> {
     };
     let time = start.elapsed();
     kill(&mut child);
-    // What left the process group may hold the pipes open for ever: its output is not waited for.
+    // A process that left the group may hold the pipes open for ever. Its output is not waited for.
     let grace = Instant::now() + Duration::from_secs(1);
     let take = |collected: Option<mpsc::Receiver<Vec<u8>>>| {
         let left = grace.saturating_duration_since(Instant::now());
         collected.and_then(|collected| collected.recv_timeout(left).ok()).unwrap_or_default()
     };
     let (stdout, stderr) = (take(stdout), take(stderr));
-    // A closed pipe may have ended the program before it was seen that it writes too much.
+    // We close the pipe of a program that writes too much, and this may have ended it before we saw why.
     let exit = if fulls.try_recv().is_ok() { ExitReason::TooMuchOutput } else { exit };
     Ok(Outcome { exit, stdout, stderr, time })
 }

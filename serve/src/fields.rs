@@ -8,8 +8,8 @@ use crate::error::ApiError;
 /// Characters of a wrong value that its error shows.
 const SHOWN: usize = 60;
 
-/// An object that is taken apart. Whoever reads one ends with [`Fields::finish`], which complains about
-/// what nobody read. `null` counts as absent.
+/// An object that is read field by field. A reader ends with [`Fields::finish`], which complains about what nobody
+/// read. `null` counts as absent.
 #[derive(Debug)]
 pub(crate) struct Fields {
     /// Put before names in errors.
@@ -67,8 +67,8 @@ impl Fields {
         self.take(name, expected)?.ok_or_else(|| self.error(name, format!("is missing; expected {expected}")))
     }
 
-    /// Accepts fields that change nothing here, as clients send them: those with a neutral value, or
-    /// with any value where it only labels the request.
+    /// Accepts fields that clients send and that change nothing here: those with a neutral value, and those that only
+    /// label the request, with any value.
     pub fn ignore(&mut self, neutral: &[(&str, Neutral)]) -> Result<(), ApiError> {
         for (name, neutral) in neutral {
             let Some(value) = self.value(name) else { continue };

@@ -9,8 +9,8 @@
 //! - `response`: the engine's tokens as OpenAI's JSON, whole or as a stream of chunks;
 //! - [`error`]: errors of a request as OpenAI's JSON, and why a server does not start.
 //!
-//! Handlers parse, tokenise and write JSON; tensors never leave the engine's thread. A client that
-//! goes away drops the receiving end of its tokens, by which the engine knows.
+//! Handlers parse, tokenise and write JSON. Tensors never leave the engine's thread. A client that goes away drops the
+//! receiving end of its tokens. So the engine knows that it is gone.
 
 pub mod error;
 mod fields;

@@ -1,8 +1,8 @@
 //! Slots for a bounded number of sequences, and the engine on a thread of its own.
 //!
-//! A request takes a slot for each of its sequences before it is tokenised, and gives them back when
-//! it ends, so that neither the queue nor the answers can outgrow their bounds. A client's channel has
-//! room for all the tokens that it may get: the engine never waits for a slow reader.
+//! A request takes a slot for each of its sequences before it is tokenised, and gives them back when it ends. So
+//! neither the queue nor the answers can outgrow their bounds. A client's channel has room for all the tokens that it
+//! may get. So the engine never waits for a slow reader.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, onesho
 
 use crate::error::ApiError;
 
-/// What the engine tells: a token of the prompt with this index, or what went wrong.
+/// What the engine says: a token of the prompt with this index, or what went wrong.
 pub(crate) type TokenEvent = Result<(usize, DrawnToken), String>;
 
 /// A request on its way to the engine.
@@ -41,8 +41,8 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Starts the engine's thread. It ends when the scheduler is gone and nobody waits for tokens; the
-    /// receiver hears of its end.
+    /// Starts the engine's thread. The thread ends when the scheduler is gone and nobody waits for tokens. The receiver
+    /// hears of its end.
     pub fn start(
         engine: Engine,
         slot_count: usize,

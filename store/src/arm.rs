@@ -23,11 +23,10 @@ use crate::writer::{Writer, now};
 /// How long a row may wait to be committed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The record of one arm and seed; what it was told is on disk after a second, or after
-/// [`ArmStore::flush`].
+/// The record of one arm and seed. What it was told is on disk after a second, or after [`ArmStore::flush`].
 ///
-/// A record that is written again takes its own place in `run.db`; [`record`](crate::record) says what each is known by.
-/// `metrics.jsonl` and TensorBoard's files only grow.
+/// A record that is written again takes its own place in `run.db`. [`record`](crate::record) says what each is known
+/// by. `metrics.jsonl` and TensorBoard's files only grow.
 #[derive(Debug)]
 pub struct ArmStore {
     path: PathBuf,

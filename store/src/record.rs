@@ -189,8 +189,8 @@ pub struct OutcomeRecord {
     pub text: String,
 }
 
-/// Items that were given up for one reason. A count is known by its address, reason and part; the sum over the parts is what
-/// was given up.
+/// Items that were given up for one reason. A count is known by its address, reason and part. The sum over the parts is
+/// what was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DropRecord {
     /// Where they were given up.

@@ -110,8 +110,8 @@ impl RunDir {
         write_json(&self.path.join("summary.json"), summary)
     }
 
-    /// Removes the run, for one that could not start; and the folders above that were made for it,
-    /// unless something else is in them by now.
+    /// Removes a run that could not start, and the folders above it that were made for it, unless something else is in
+    /// them by now.
     ///
     /// # Errors
     /// If something cannot be removed.

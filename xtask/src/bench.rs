@@ -6,7 +6,7 @@
 //! - [`goals`]: from the figures to the rows of the table
 //! - [`report`]: the table, and docs/PERFORMANCE.md
 //!
-//! Each kind of work is kept in the folder's `results/` as it was measured, so that one can be measured again alone.
+//! Each kind of work is kept in the folder's `results/` as it was measured. So one can be measured again alone.
 
 mod goals;
 mod machine;
@@ -46,7 +46,7 @@ pub struct Options {
 /// Sets up, measures, shows the table, and writes docs/PERFORMANCE.md.
 ///
 /// # Errors
-/// If the set-up fails, or some work could not be measured: the others are measured first.
+/// If the set-up fails, or if some work could not be measured. The others are measured all the same.
 pub fn peers(workspace: &Workspace, options: &Options) -> Result<()> {
     let pairs = workspace.root().join(&options.pairs);
     ensure!(

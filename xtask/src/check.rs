@@ -4,7 +4,7 @@ use crate::{process, setup, structure, workspace::Workspace};
 use anyhow::{Result, ensure};
 use std::fs;
 
-/// Sets up and runs all tests; `args` go to `cargo test`, `test_args` to the test programs.
+/// Sets up and runs all tests. `args` go to `cargo test`, `test_args` to the test programs.
 pub fn test(workspace: &Workspace, args: &[String], test_args: &[String]) -> Result<()> {
     setup::setup(workspace, false)?;
     let mut cargo = workspace.cargo();
@@ -25,7 +25,8 @@ pub fn ci(workspace: &Workspace) -> Result<()> {
         );
     }
     structure::check(workspace)?;
-    // Macros declare the modules of the algorithms and of the selection rules, so that rustfmt must be told of them.
+    // Macros declare the modules of the algorithms and of the selection rules. rustfmt does not see these, so their
+    // files are named to it.
     let mut registered = Vec::new();
     for folder in ["policy/src/objective", "buffers/src/selection"] {
         for entry in fs::read_dir(workspace.root().join(folder))? {

@@ -10,7 +10,7 @@ const PYTHON_MINOR: std::ops::RangeInclusive<u32> = 10..=14;
 /// Tried in this order unless PYTHON names one.
 const PYTHONS: [&str; 6] = ["python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10"];
 
-/// Prints the version and whether a virtual environment with pip can be made; Debian leaves ensurepip out.
+/// Prints the version, and whether a virtual environment with pip can be made. Debian leaves ensurepip out.
 const PROBE: &str = "import sys, importlib.util as u\n\
     print(*sys.version_info[:3], *(m for m in ('venv', 'ensurepip') if u.find_spec(m) is None))";
 
@@ -80,7 +80,7 @@ fn parse_probe(line: &str) -> Option<Probe> {
     Some(Probe { version, lacks: words.map(str::to_owned).collect() })
 }
 
-/// The first Python that will do; else what is missing, told of the one that came nearest.
+/// The first Python that will do. Else what is missing in the one that came nearest.
 fn choose_python(candidates: impl Iterator<Item = (String, Option<Probe>)>) -> Result<String, Box<Missing>> {
     let mut names = Vec::new();
     let mut unfit = None;
@@ -185,7 +185,7 @@ fn compiler(compiler: &Compiler) -> Result<(), Box<Missing>> {
     }))
 }
 
-/// Whether the program is there; Apple's stand-ins for absent compilers are there, but fail.
+/// Whether the program is there and works. Apple's stand-ins for absent compilers are there, but fail.
 fn runs<'a>(program: &str, args: impl Iterator<Item = &'a str>) -> bool {
     let output = Command::new(program).args(args).arg("--version").output();
     output.is_ok_and(|output| output.status.success())

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Failed {
     command: String,
-    /// The program's exit code; 128 + n where signal n ended it, as shells have it.
+    /// The program's exit code. 128 + n where signal n ended it, as in shells.
     pub code: u8,
 }
 

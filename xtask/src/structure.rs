@@ -12,9 +12,9 @@
 //!    the root only re-exports is taken from the file that defines it.
 //! 2. **The files of a folder import in one direction.** Each file counts with the folder below it.
 //!
-//! Rust's usual exchange between `foo.rs` and `foo/bar.rs` is allowed: the parent calls its child, and the child uses what
-//! its parent defines. Code under `#[cfg(test)]` is left out; so are tests, benches, examples and build scripts. Paths
-//! within texts, such as serde's `with = "…"`, are not seen.
+//! Rust's usual exchange between `foo.rs` and `foo/bar.rs` is allowed: the parent calls its child, and the child uses
+//! what its parent defines. Code under `#[cfg(test)]` is left out. So are tests, benches, examples and build scripts.
+//! Paths within texts, such as serde's `with = "…"`, are not seen.
 
 mod crates;
 mod cycles;

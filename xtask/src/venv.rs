@@ -48,7 +48,7 @@ impl Venv {
             .with_context(|| format!("cannot make a virtual environment in {folder}"))
     }
 
-    /// Installs the wheels of a requirements file; `disk` says what they take, for who has too little.
+    /// Installs the wheels of a requirements file. `disk` says what they take, for an error where there is too little.
     pub fn install(&self, requirements: &Path, options: &[&str], disk: &str) -> Result<()> {
         println!("==> installing {} into {}", requirements.display(), self.folder.display());
         let mut pip = Command::new(self.python());

@@ -35,7 +35,7 @@ impl Schedule {
         self.keep_weights(has_learned, Status::Interrupted, by);
     }
 
-    /// Whatever else was under way when the run began to end does not begin anything new.
+    /// Other news of work that was under way when the run began to end. It begins nothing new.
     pub(super) fn report_at_the_end(&mut self, Report { address, news }: Report) {
         match news {
             News::Checkpointed { directory, version, state }

@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(samples(&apply(&rewards, BestOfN, &config)), [2]);
     }
 
-    /// RAFT's selections: the k best, or all that reach a reward; ties and the order go to the lowest sample.
+    /// RAFT's selections: the k best, or all that reach a reward. Of equal rewards the lowest sample comes first.
     #[test]
     fn the_best_few_of_a_group_are_kept() {
         let keep =

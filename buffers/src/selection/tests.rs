@@ -229,8 +229,8 @@ fn bounds() -> impl Strategy<Value = SelectionConfig> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
-    /// Whatever comes, each rule drops the group for a reason with a name, or chooses completions of the group that are of
-    /// use, each once; and of equals it does not leave out the first.
+    /// Whatever comes, each rule does one of two things. It drops the group for a reason with a name. Or it chooses
+    /// usable completions of the group, each once, and of equals it does not leave out the first.
     #[test]
     fn every_rule_chooses_what_is_usable_once_and_the_first_of_equals(scored in groups(), config in bounds()) {
         for rule in rules() {

@@ -93,7 +93,7 @@ fn transcript(name: &str, text: &str) -> Result<Vec<Message>> {
     Ok(messages)
 }
 
-/// Parts whole conversations: what they share is the prompt, which ends before a turn of the assistant.
+/// Parts whole conversations. What they share is the prompt, which ends before a turn of the assistant.
 fn split(
     object: &Object<'_>,
     chosen: Vec<Message>,
@@ -139,7 +139,7 @@ fn split(
     pair(object, shared, rest(chosen), rest(rejected), edited.map(rest))
 }
 
-/// Two texts that begin with the prompt. As in TRL, a space before the place where they part is the answers'.
+/// Two texts that begin with the prompt. As in TRL, a space before the place where they part belongs to the answers.
 fn plain(object: &Object<'_>, chosen: &str, rejected: &str) -> Result<Parsed> {
     let shared = chosen.chars().zip(rejected.chars()).take_while(|(one, other)| one == other);
     let mut end: usize = shared.map(|(character, _)| character.len_utf8()).sum();

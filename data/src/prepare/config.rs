@@ -54,7 +54,7 @@ pub enum Compared {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NearDuplicatesConfig {
-    /// From which share of common shingles (Jaccard's index) on, as MinHash estimates it. Default 0.8.
+    /// The least share of common shingles (Jaccard's index) of duplicates, as MinHash estimates it. Default 0.8.
     pub threshold: f64,
     /// Words of a shingle. Default 5.
     pub ngram: usize,
@@ -89,8 +89,8 @@ impl Default for SemanticDuplicatesConfig {
     }
 }
 
-/// A topic: a row is of the first topic of which it has a keyword, else of the one whose description is nearest by
-/// embedding, else of none.
+/// A topic. A row belongs to the first topic of which it has a keyword. Else it belongs to the one whose description is
+/// nearest by embedding, if topics have descriptions.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Topic {

@@ -9,7 +9,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The prime 2^61 − 1, modulo which the permutations are computed.
 const PRIME: u128 = (1 << 61) - 1;
 
-/// Makes signatures: of each of `permutations` random orders of all shingles, which of a text's comes first.
+/// Makes signatures. For each of `permutations` random orders of all shingles, a signature says which of the text's
+/// comes first.
 #[derive(Debug)]
 pub struct MinHash {
     /// x ↦ a·x + b modulo [`PRIME`].
@@ -26,7 +27,7 @@ impl MinHash {
         MinHash { permutations, ngram: ngram.max(1) }
     }
 
-    /// A text's signature. Letter case, punctuation and white space do not matter; `None` for a text without words.
+    /// A text's signature. Letter case, punctuation and white space do not matter. `None` for a text without words.
     pub fn signature(&self, text: &str) -> Option<Vec<u32>> {
         let hashes: BTreeSet<u64> = shingles(text, self.ngram);
         if hashes.is_empty() {
@@ -52,8 +53,8 @@ fn shingles(text: &str, ngram: usize) -> BTreeSet<u64> {
     words.windows(ngram.min(words.len())).map(|run| xxh3_64(run.join(" ").as_bytes())).collect()
 }
 
-/// What share of their shingles two texts have in common (Jaccard's index), as their signatures tell: the share of places
-/// in which these agree. Its deviation is √(j(1 − j)/permutations).
+/// An estimate of the share j of their shingles that two texts have in common (Jaccard's index): the share of places in
+/// which their signatures agree. Its deviation is √(j(1 − j)/permutations).
 pub fn similarity(one: &[u32], other: &[u32]) -> f64 {
     let equal = one.iter().zip(other).filter(|(one, other)| one == other).count();
     equal as f64 / one.len().max(1) as f64
@@ -72,8 +73,8 @@ pub struct Neighbours {
 impl Neighbours {
     /// For texts that are duplicates from `threshold` on.
     pub fn new(threshold: f64, permutations: usize) -> Self {
-        // With n/r bands of r places, texts of similarity s meet with probability 1 − (1 − s^r)^(n/r). The longest bands
-        // that still let 99% of pairs at the threshold meet.
+        // With n/r bands of r places, texts of similarity s meet with probability 1 − (1 − s^r)^(n/r). These are the
+        // longest bands that still let 99% of pairs at the threshold meet.
         let meets = |band: usize| {
             let bands = (permutations / band) as i32;
             1.0 - (1.0 - threshold.powi(band as i32)).powi(bands)
@@ -82,8 +83,8 @@ impl Neighbours {
         Neighbours { threshold, band, buckets: HashMap::new(), signatures: Vec::new() }
     }
 
-    /// The number of an earlier signature that is at least as similar as the threshold, the most similar of all that were
-    /// met; else the signature is kept under the next number.
+    /// The number of an earlier signature that is at least as similar as the threshold: the most similar of all that it
+    /// meets. If there is none, the signature is kept under the next number.
     pub fn insert(&mut self, signature: Vec<u32>) -> Option<usize> {
         let keys: Vec<u64> = signature.chunks_exact(self.band).zip(0u64..).map(key).collect();
         let met: BTreeSet<u32> =
@@ -150,7 +151,8 @@ mod tests {
         let hashing = MinHash::new(128, 1);
         let signature = |text: &str| hashing.signature(text).expect("words");
         let mut neighbours = Neighbours::new(0.7, 128);
-        // Of pairs at 0.7 meet 1 − (1 − 0.7^5)^25 = 0.98995 with five places a band, 1 − (1 − 0.7^4)^32 = 0.9998 with four.
+        // With five places a band, 1 − (1 − 0.7^5)^25 = 0.98995 of pairs at 0.7 meet; with four, 1 − (1 − 0.7^4)^32 =
+        // 0.9998.
         assert_eq!(neighbours.band, 4);
         for number in 0..50 {
             assert_eq!(neighbours.insert(signature(&words(number * 100, number * 100 + 100))), None);

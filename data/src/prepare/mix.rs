@@ -28,7 +28,7 @@ pub(super) fn quotas(
     Ok(apportion(weights, rows.unwrap_or_else(without_repeats)))
 }
 
-/// Parts `rows` by shares, by largest remainders (Hare and Niemeyer); ties go to the first.
+/// Parts `rows` by shares, by largest remainders (Hare and Niemeyer). Ties go to the first.
 fn apportion(shares: &[f64], rows: usize) -> Vec<usize> {
     let sum: f64 = shares.iter().sum();
     if sum == 0.0 {
@@ -45,8 +45,8 @@ fn apportion(shares: &[f64], rows: usize) -> Vec<usize> {
     parts
 }
 
-/// How often each of a source's rows is written, so that `quota` are in all: whole passes, and in the last pass the rows
-/// that come first in `order`.
+/// How often each of a source's rows is written, so that there are `quota` in all. There are whole passes, then a part
+/// of one, with the rows that come first in `order`.
 pub(super) fn copies(order: &[usize], quota: usize) -> Vec<usize> {
     let count = order.len().max(1);
     let mut copies = vec![quota / count; order.len()];

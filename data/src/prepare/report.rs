@@ -15,7 +15,8 @@ pub struct Report {
     pub scores: BTreeMap<String, ScoreFigures>,
 }
 
-/// What became of one source's rows. Rows read are those outside of the split, skipped, dropped and left.
+/// What became of one source's rows. The rows read are the sum of those outside of the split, skipped, dropped and
+/// left.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct SourceReport {
     /// Its name.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::row::Row;
 
-/// What an answer may be. Of a pair, the chosen (or edited) answer is looked at: what is wrong with the rejected one is
+/// What an answer may be. Of a pair, only the chosen (or edited) answer counts: what is wrong with the rejected one is
 /// worth learning. Rows without an answer pass.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -17,8 +17,8 @@ pub struct RulesConfig {
     /// At most this many exclamation marks in an answer. Default any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exclamations: Option<usize>,
-    /// At most this share of the rows may begin their answer with an apology, from 0 to 1; which of them stay is decided by
-    /// the hash of their prompts. Default any.
+    /// At most this share of the rows may begin their answer with an apology, from 0 to 1. The hash of their prompts
+    /// decides which of them stay. Default any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_apologies: Option<f64>,
     /// What an apology begins with, whatever the letters' case.

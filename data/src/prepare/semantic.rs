@@ -5,8 +5,8 @@ fn cosine(one: &[f32], other: &[f32]) -> f32 {
     one.iter().zip(other).map(|(one, other)| one * other).sum()
 }
 
-/// For each vector of unit length the earlier one, in `order`, that is kept and at least as similar as `threshold`; only
-/// vectors of one group are compared. Time grows with the square of a group.
+/// For each vector of unit length: the earlier one, in `order`, that is kept and at least as similar as `threshold`.
+/// Only vectors of one group are compared. Time grows with the square of a group.
 pub(super) fn duplicates(
     embeddings: &[Vec<f32>],
     groups: &[usize],

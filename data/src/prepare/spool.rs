@@ -1,4 +1,5 @@
-//! Rows on their way through a preparation: on disk, in a file without a name, so that memory holds only where each is.
+//! Rows on their way through a preparation. They are on disk, in a file without a name. Memory holds only where each
+//! is.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};

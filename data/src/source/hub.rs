@@ -1,7 +1,7 @@
 //! Datasets of the Hugging Face Hub: which of their files are meant, and where they are once fetched.
 //!
 //! The cache is that of Hugging Face's own tools (`HF_HUB_CACHE`, `HF_HOME`, else `~/.cache/huggingface/hub`). What is
-//! there is not fetched again, and is all that is used where the hub cannot be reached or `HF_HUB_OFFLINE` is set.
+//! there is not fetched again. Where the hub cannot be reached or `HF_HUB_OFFLINE` is set, nothing else is used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ const ALIASES: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// A dataset and which part of it: `owner/name` or `hf://owner/name/folder@revision:split`, of which folder, revision
-/// and split may be left out.
+/// A dataset, and which part of it: `owner/name` or `hf://owner/name/folder@revision:split`. Folder, revision and split
+/// may be left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Dataset {
     id: String,
@@ -155,7 +155,7 @@ fn split_of(name: &str) -> Option<&str> {
     shard(name).or_else(known)
 }
 
-/// Fails if a shard is missing, as where a download was cut short and the hub cannot be reached now.
+/// Fails if a shard is missing. This happens where a download was cut short and the hub cannot be reached now.
 fn complete(files: &[String]) -> Result<(), String> {
     let expected = files.iter().filter_map(|name| shard_count(name)).max();
     match expected {
@@ -212,7 +212,7 @@ impl Hub {
         Ok(chosen.into_iter().map(|name| snapshot.join(name)).collect())
     }
 
-    /// Through the hub. The outer error says that it cannot be reached, the inner one that it has not what is asked.
+    /// Through the hub. The outer error says that it cannot be reached, the inner one that it lacks what is asked for.
     fn fetched(&self, dataset: &Dataset, repo: &Repo) -> Result<Result<Vec<PathBuf>, String>, String> {
         let mut builder =
             ApiBuilder::from_cache(self.cache.clone()).with_progress(false).with_token(self.token.clone());
@@ -256,7 +256,7 @@ fn names_below(folder: &Path) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The files of the dataset that `path` names; `None` if it names none. Within one process a dataset stays what it was
+/// The files of the dataset that `path` names. `None` if it names none. Within one process a dataset stays what it was
 /// when it was first asked for.
 pub(super) fn files(path: &str) -> Option<Result<Vec<PathBuf>, DataError>> {
     static KNOWN: Mutex<BTreeMap<String, Vec<PathBuf>>> = Mutex::new(BTreeMap::new());

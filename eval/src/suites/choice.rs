@@ -1,8 +1,8 @@
 //! Multiple choice: the choice that the model finds most probable.
 //!
-//! As lm-evaluation-harness defines them: `acc` takes the choice of the greatest log-probability, `acc_norm` the one
-//! whose log-probability divided by its length in characters is the greatest. A question with its choices is one
-//! tree, so that the question, with the examples before it, is computed once.
+//! As lm-evaluation-harness defines them: `acc` takes the choice of the greatest log-probability. `acc_norm` divides
+//! log-probabilities by the choices' lengths in characters first. A question with its choices is one tree. So the
+//! question, with the examples before it, is computed once.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,8 +1,8 @@
 //! Perplexity of texts, and of the assistant's turns of conversations.
 //!
 //! A long text goes through the model in windows. The first has `window` tokens; each later one predicts the next
-//! `stride` tokens, with the `window - stride` tokens before them as context. So every token is predicted once, and
-//! the text's first one from the token that begins a text (or, in a vocabulary without one, ends it).
+//! `stride` tokens, with the `window - stride` tokens before them as context. So every token is predicted once. The
+//! text's first token is predicted from the one that begins a text or, in a vocabulary without such a token, ends one.
 
 use arriero_buffers::{Branch, Role, Tree};
 use arriero_data::{DataConfig, Row};
@@ -43,7 +43,7 @@ impl Perplexity {
     }
 }
 
-/// Windows over tokens, of which those with `true` are predicted; `first` stands before them where there is one.
+/// Windows over tokens. Those with `true` are predicted. `first` stands before them, where there is one.
 fn windows(id: u64, first: Option<u32>, tokens: &[(u32, bool)], window: usize, stride: usize) -> Vec<Tree> {
     let all: Vec<(u32, bool)> =
         first.map(|token| (token, false)).into_iter().chain(tokens.iter().copied()).collect();
@@ -111,7 +111,7 @@ impl Suite for Perplexity {
             ("words", text.split_whitespace().count() as f64),
             ("bytes", text.len() as f64),
         ]);
-        // The tokens are the text's, and a text may be long: they are not written down again.
+        // The tokens are the text's own and may be many, so they are not recorded.
         let completion = fixed_completion(text);
         let samples = vec![Sample { completion, scores: scores.clone(), details: Map::new() }];
         Ok(Outcome { place: String::new(), id, prompt: String::new(), scores, samples })

@@ -212,7 +212,7 @@ pub(crate) fn outcome(id: u64, group: &Group, samples: Vec<Sample>) -> Outcome {
     Outcome { place: String::new(), id, prompt: contents.join("\n"), scores, samples }
 }
 
-/// What is told of all answers: those that the token limit cut short, and their length.
+/// Figures of all answers: the share that the token limit cut short, and their length.
 pub(crate) fn of_answers(outcomes: &[Outcome]) -> Vec<Figure> {
     let mean =
         |name: &str, form: Form| Figure::mean(name, form, outcomes.iter().map(|outcome| outcome.score(name)));
@@ -242,7 +242,7 @@ mod tests {
         [double, first].map(|problem| problem.as_object().expect("an object").clone())
     }
 
-    /// Answers that pass and that do not, whole in a block of code and as HumanEval's continuations; the verdicts and
+    /// Answers that pass and that do not, whole in a block of code and as HumanEval's continuations. The verdicts and
     /// pass@k are by hand: 2 of 4 and 1 of 4 are right.
     #[test]
     fn functions_pass_their_tests_or_do_not() {

@@ -1,8 +1,8 @@
 //! Which of two answers to the same prompt is better: the model's, or that of another model or of a file.
 //!
 //! The judge is a reward. One that looks at each answer alone gives both a score. One that compares answers, such as an
-//! LLM, sees the pair twice, the second time with the answers' places swapped; where the two verdicts differ the pair
-//! counts as a tie, and how often the first place wins is reported.
+//! LLM, sees the pair twice, the second time with the answers' places swapped. Where the two verdicts differ, the pair
+//! counts as a tie. How often the first place wins is reported.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,7 +29,8 @@ enum Comparator {
     Judge(Box<Judge>),
 }
 
-/// The verdict on a pair, the model's answer in the first place and in the second: above 0 if the model's is better.
+/// The verdict on a pair, with the model's answer in the first place and in the second. Above 0 if the model's is
+/// better.
 type Verdicts = [f64; 2];
 
 pub(crate) struct Winrate {
@@ -120,7 +121,7 @@ fn key(messages: &[Message]) -> String {
 /// The answers of a file, by their prompts. A file that has several answers to a prompt gives the first.
 ///
 /// # Errors
-/// If a row cannot be read, whatever `on_error` says: an answer that is not there is no row of the suite.
+/// If a row cannot be read, whatever `on_error` says. That option is for the suite's own rows.
 pub(crate) fn answers(against: &str) -> Result<HashMap<String, String>, String> {
     let config = DataConfig { path: against.to_string(), shuffle: false, ..DataConfig::default() };
     let mut answers = HashMap::new();

@@ -1,5 +1,5 @@
-//! The table, and docs/PERFORMANCE.md: what is measured stands between two markers; the rest of the file is written by
-//! hand and stays.
+//! The table, and docs/PERFORMANCE.md. What is measured stands between two markers. The rest of the file is written by
+//! hand, and stays.
 
 use super::goals::{Row, Unit};
 use super::machine;

@@ -1,7 +1,7 @@
 //! The toolkits that we compare with: TRL and transformers from pinned wheels, llama.cpp from its sources.
 //!
-//! Everything lies in one folder, made part by part. A part has a stamp with the pins that it was made from; it is
-//! made again when they change, or when it was not finished.
+//! Everything lies in one folder, made part by part. A part has a stamp with the pins that it was made from. It is made
+//! again when they change, or when it was not finished.
 
 use crate::prerequisites;
 use crate::process;

@@ -18,7 +18,7 @@ use std::process::Command;
 /// Batch sizes among which transformers.generate's best is looked for.
 const GENERATE_BATCHES: [u32; 4] = [16, 32, 64, 128];
 
-/// llama-batched-bench: tokens of a prompt, and of each sequence's continuation; our side has the same.
+/// For llama-batched-bench: tokens of a prompt, and of each sequence's continuation. Our side has the same.
 const DECODE_PROMPT: u32 = 40;
 const DECODE_STEPS: u32 = 64;
 
@@ -275,8 +275,8 @@ impl Programs<'_> {
         measure(command, &logs.join(format!("{name}.log")))
     }
 
-    /// The command line with paths relative to the checkout, the toolkits' folder as PEERS, and preference pairs from
-    /// elsewhere by their name alone.
+    /// The command line for the report. Paths are relative to the checkout, the toolkits' folder is PEERS, and
+    /// preference pairs from elsewhere have their name alone.
     fn describe(&self, command: &Command) -> String {
         // Cargo names itself by its place on this machine.
         let program = Path::new(command.get_program());

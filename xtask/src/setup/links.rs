@@ -38,8 +38,8 @@ pub fn libtorch_is_intact(workspace: &Workspace) -> bool {
 
 /// Makes the folder that LIBTORCH names, from an installed torch.
 ///
-/// It leaves out libtorch_cuda, which torch-sys would link if it saw it: one binary is to serve machines with
-/// and without a GPU.
+/// It leaves out libtorch_cuda, which torch-sys would link if it saw it. One binary is to serve machines with and
+/// without a GPU.
 pub fn link_libtorch(workspace: &Workspace, torch: &Path) -> Result<()> {
     check_loads(workspace, torch)?;
     let view = workspace.libtorch_view();
@@ -57,7 +57,7 @@ pub fn link_libtorch(workspace: &Workspace, torch: &Path) -> Result<()> {
             link(&entry.path(), &lib.join(entry.file_name()))?;
         }
     }
-    // On Linux, libtorch.so has nothing of its own but a need of libtorch_cuda, and GNU ld would keep it.
+    // On Linux, libtorch.so has nothing of its own but a dependency on libtorch_cuda, and GNU ld would keep it.
     let (empty, cpu) = (lib.join("libtorch.so"), torch.join("lib/libtorch_cpu.so"));
     if cpu.is_file() {
         remove(&empty)?;
@@ -68,7 +68,7 @@ pub fn link_libtorch(workspace: &Workspace, torch: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lets the system's loader open libtorch, so that a library it lacks is named here and not by every program.
+/// Lets the system's loader open libtorch. So a library that it lacks is named here, and not by every program.
 fn check_loads(workspace: &Workspace, torch: &Path) -> Result<()> {
     let library = ["libtorch_cpu.so", "libtorch_cpu.dylib"]
         .iter()

@@ -1,12 +1,12 @@
 //! Which crate may depend on which, and who may name the large libraries.
 //!
-//! Normal and build dependencies count. Development dependencies do not: a test or an example may name a crate that stands
-//! above the one it tests, and nothing of it reaches whoever uses the crate.
+//! Normal and build dependencies count. Development dependencies do not. A test or an example may name a crate that
+//! stands above the one it tests, since users of the crate do not get it.
 
 use super::Package;
 use std::collections::BTreeSet;
 
-/// Each crate of ours with the crates of ours that it may depend on. ARCHITECTURE.md's code map says the same.
+/// Each crate of ours with the crates of ours that it may depend on. ARCHITECTURE.md's table of crates says the same.
 const CRATES: &[(&str, &[&str])] = &[
     ("arriero-buffers", &[]),
     ("arriero-sandbox", &[]),

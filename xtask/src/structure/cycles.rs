@@ -35,8 +35,8 @@ impl Graph {
         }
     }
 
-    /// For every edge that is on a loop, a shortest loop that has it. Each loop once, short ones first; it begins with
-    /// its first node in alphabetical order, and the way from its last node to its first is left out.
+    /// For every edge that is on a loop, a shortest loop that has it. Each loop comes once, short ones first. It begins
+    /// with its first node in alphabetical order. The way from its last node to its first is left out.
     pub fn cycles(&self) -> Vec<Vec<&str>> {
         let mut cycles = BTreeSet::new();
         for (from, targets) in &self.edges {

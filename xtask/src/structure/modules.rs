@@ -120,7 +120,7 @@ impl Modules {
         names.into_iter().map(import).collect()
     }
 
-    /// Where what a path names in a module is defined; none for what is not of this crate.
+    /// Where a path's target is defined, as seen from a module. `None` for what is not of this crate.
     fn resolve(&self, module: &ModulePath, path: &[String], depth: usize) -> Option<Definition> {
         let (first, mut rest) = path.split_first()?;
         let mut base = match first.as_str() {

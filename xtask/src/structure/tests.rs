@@ -1,4 +1,4 @@
-//! Made-up crates with and without loops; among them the loops that this project had.
+//! Made-up crates with and without loops. Among them are the loops that this project had.
 
 use super::cycles;
 use super::modules::Modules;

@@ -48,8 +48,8 @@ fn outlines() -> impl Strategy<Value = Outline> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever the order of reports, whoever dies when, and whenever somebody interrupts: the run ends, and no prompt is
-    /// lost.
+    /// Reports may come in any order, any actor may die at any time, and somebody may interrupt. The run ends, and no
+    /// prompt is lost.
     #[test]
     fn a_run_always_ends_and_loses_no_prompt(
         outline in outlines(),
