@@ -1,6 +1,7 @@
 //! Actors that do nothing but report, and an account of what became of every prompt.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use arriero_buffers::Address;
 use arriero_experiment::{Mode, ReferenceWeights};
@@ -83,6 +84,19 @@ pub struct Ending {
     pub arms: Vec<ArmSummary>,
 }
 
+/// A training that goes on.
+#[derive(Debug, Clone)]
+struct Training {
+    /// Steps that were told.
+    steps: u64,
+    /// Trees of a step.
+    batch: u64,
+    /// Trees that are learned from.
+    trees: u64,
+    /// Those among them that are of this round.
+    fresh: u64,
+}
+
 /// The schedule, and actors whose reports are on their way.
 #[derive(Clone)]
 pub struct World {
@@ -105,8 +119,10 @@ pub struct World {
     inputs: usize,
     /// Trees of the portion that is being read.
     reading: u64,
-    /// The training that goes on: the steps that were told, the steps of a batch, and its trees of this round.
-    training: Option<(u64, u64, u64)>,
+    /// The training that goes on, if one does.
+    training: Option<Training>,
+    /// Trees that a stage of an arm learns from.
+    kept: BTreeMap<(Arc<str>, Arc<str>), u64>,
     time: f64,
 }
 
@@ -128,6 +144,7 @@ impl World {
             inputs: 0,
             reading: 0,
             training: None,
+            kept: BTreeMap::new(),
             time: 0.0,
         }
     }
@@ -212,13 +229,13 @@ impl World {
                 self.reading = 0;
             }
             News::Stepped { .. } => {
-                if let Some((steps, ..)) = &mut self.training {
-                    *steps += 1;
+                if let Some(training) = &mut self.training {
+                    training.steps += 1;
                 }
             }
             News::Trained { .. } => {
-                let Some((_, _, fresh)) = self.training.take() else { return };
-                self.trained += fresh;
+                let Some(training) = self.training.take() else { return };
+                self.trained += training.fresh;
             }
             // What is told again of a stage whose trees the learner has taken puts nothing into the buffer.
             News::Accepted { prompt_id, .. } if self.schedule.samples_for(&report.address) => {
@@ -234,9 +251,10 @@ impl World {
         self.on_the_way.entry(role).or_default().extend(reports);
     }
 
-    fn training_at(&self, cursor: Cursor) -> (u64, Source) {
+    /// Trees of a step, and whether the stage learns from those of all rounds.
+    fn training_at(&self, cursor: Cursor) -> (u64, bool) {
         match &self.schedule.outline().stage(cursor).work {
-            Work::Train(training) => (training.batch_size, training.source.clone()),
+            Work::Train(training) => (training.batch_size, training.accumulates),
             Work::Average { .. } => panic!("a stage that averages trains nothing"),
         }
     }
@@ -274,11 +292,15 @@ impl World {
                 self.send(ActorRole::Reference, &outline.address(cursor), news.collect::<Vec<_>>());
             }
             Command::Train { cursor, portion } => {
-                let (batch, _) = self.training_at(cursor);
-                let trees = std::mem::take(&mut self.buffer).len() as u64;
-                assert!(trees > 0, "there is nothing to train on");
+                let (batch, accumulates) = self.training_at(cursor);
+                let fresh = std::mem::take(&mut self.buffer).len() as u64;
+                assert!(fresh > 0, "there is nothing to train on");
+                let place = outline.address(cursor);
+                let kept = self.kept.entry((place.arm, place.stage)).or_default();
+                *kept = if accumulates { *kept + fresh } else { fresh };
+                let trees = *kept;
                 let steps = trees.div_ceil(batch) * portion.epochs as u64;
-                self.training = Some((0, batch, trees));
+                self.training = Some(Training { steps: 0, batch, trees, fresh });
                 let address = outline.address(cursor);
                 self.send(ActorRole::Learner, &address, [News::Taken]);
                 for _ in 0..steps {
@@ -324,8 +346,9 @@ impl World {
     /// the trees of the steps that were told count as trained on.
     fn close_account(&mut self) {
         self.begun += std::mem::take(&mut self.reading);
-        if let Some((steps, batch, fresh)) = self.training.take() {
-            self.trained += fresh.min(steps * batch);
+        if let Some(Training { steps, batch, trees, fresh }) = self.training.take() {
+            // Which of all rounds' trees come first is not known: as many of this round's as can be are still to come.
+            self.trained += fresh - trees.saturating_sub(steps * batch).min(fresh);
         }
     }
 
