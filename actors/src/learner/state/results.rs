@@ -4,19 +4,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use arriero_policy::average::Part;
-use arriero_policy::checkpoint::{Checkpoint, Weights};
+use arriero_policy::checkpoint::{Checkpoint, Weights, handles};
 use arriero_policy::snapshot::Snapshot;
 
-use super::handles;
 use arriero_experiment::{Arm, AverageSource, AverageStage, Plan};
 
 /// Copies in f32: what they were made of goes on learning.
 #[derive(Debug, Default)]
-pub(super) struct Results {
+pub(crate) struct Results {
     /// Of the running arm's stages, the newest last.
-    stages: BTreeMap<String, VecDeque<Weights>>,
+    pub stages: BTreeMap<String, VecDeque<Weights>>,
     /// Of arms that are through.
-    arms: BTreeMap<String, Weights>,
+    pub arms: BTreeMap<String, Weights>,
 }
 
 impl Results {
