@@ -53,6 +53,9 @@ use outline::{TrainingOutline, Work};
 pub use phase::Phase;
 use phase::SamplingPhase;
 
+/// How often the progress of a phase is recorded: so often that people see it move.
+const RECORDED_PARTS: u64 = 20;
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Input {
@@ -330,10 +333,20 @@ impl Schedule {
 
     /// Tells how far the phase is.
     fn progress(&mut self, done: u64, total: u64, reward: Option<f64>, rate: Option<f64>) {
-        if let Some(shown) = &mut self.state.shown {
-            shown.done = done;
-        }
+        self.have_done(done);
         self.show(RunEvent::Progress { done, total, reward, rate });
+    }
+
+    /// Notes how far the phase is, and records it whenever another twentieth is done.
+    fn have_done(&mut self, done: u64) {
+        let Some(shown) = &mut self.state.shown else { return };
+        let part_of = |done: u64| done * RECORDED_PARTS / shown.total.max(1);
+        let is_recorded = part_of(done) > part_of(shown.done) && done < shown.total;
+        shown.done = done;
+        if is_recorded {
+            let ShownPhase { address, kind, part, done, total } = shown.clone();
+            self.record(Record::Phase { address, kind, part, done, total, is_over: false });
+        }
     }
 
     /// Tells the spectator and the record that a phase begins, and that the one before is over.

@@ -68,9 +68,7 @@ impl Schedule {
     pub(super) fn have_read(&mut self, portion: &Portion) {
         let Phase::Reading { from, .. } = &self.state.phase else { return };
         let read = portion.position - from;
-        if let Some(shown) = &mut self.state.shown {
-            shown.done = portion.accepted;
-        }
+        self.have_done(portion.accepted);
         self.state.progress.seconds += portion.seconds;
         (self.state.position.rows, self.state.position.is_over) = (portion.position, portion.is_last);
         if self.state.position.passes == 0 {

@@ -261,9 +261,7 @@ impl Schedule {
         progress.version = version;
         progress.tokens_trained += tokens;
         progress.seconds += seconds;
-        if let Some(shown) = &mut self.state.shown {
-            shown.done = done;
-        }
+        self.have_done(done);
         let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
         self.show(RunEvent::Step { done, metrics, rate });
         self.look_ahead();
@@ -378,9 +376,7 @@ impl Schedule {
     pub(super) fn checkpointed(&mut self, directory: &Path, version: u32, state: serde_json::Value) {
         let Phase::Checkpointing { address, then } = self.state.phase.clone() else { return };
         self.state.phase = Phase::Idle;
-        if let Some(shown) = &mut self.state.shown {
-            shown.done = 1;
-        }
+        self.have_done(1);
         self.state.progress.is_checkpointed = true;
         self.record(Record::Checkpoint {
             address: address.clone(),

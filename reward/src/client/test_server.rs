@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
+pub(crate) struct ReceivedRequest {
     /// Request line and headers, in small letters.
     pub head: String,
     pub body: Value,
@@ -30,7 +30,7 @@ pub(crate) enum Reply {
 /// Serves until the process ends.
 pub(crate) struct TestServer {
     address: SocketAddr,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
     most_at_once: Arc<AtomicUsize>,
 }
 
@@ -71,7 +71,7 @@ impl TestServer {
         format!("http://{}/{path}", self.address)
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().expect("no panic").clone()
     }
 
@@ -82,7 +82,7 @@ impl TestServer {
 
 fn serve(
     stream: TcpStream,
-    asked: &Mutex<Vec<Asked>>,
+    asked: &Mutex<Vec<ReceivedRequest>>,
     reply: &impl Fn(usize, &Value) -> Reply,
     done: impl FnOnce(),
 ) {
@@ -109,7 +109,7 @@ fn serve(
     let body: Value = serde_json::from_slice(&body).expect("JSON");
     let before = {
         let mut asked = asked.lock().expect("no panic");
-        asked.push(Asked { head, body: body.clone(), at });
+        asked.push(ReceivedRequest { head, body: body.clone(), at });
         asked.len() - 1
     };
     let answer = match reply(before, &body) {

@@ -41,7 +41,7 @@ fn completions_go_in_batches_and_rewards_come_back_in_their_order() {
     assert_eq!(rewards(&found[0]), [Some(1.0), Some(2.0), Some(3.0)]);
     assert_eq!(rewards(&found[1]), [Some(0.0), Some(5.0)]);
     let mut sizes: Vec<usize> =
-        server.asked().iter().map(|asked| asked.body["items"].as_array().expect("items").len()).collect();
+        server.requests().iter().map(|asked| asked.body["items"].as_array().expect("items").len()).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [1, 2, 2]);
     assert!(server.most_at_once() <= 3);
@@ -61,11 +61,11 @@ fn an_answer_is_bound_to_its_question() {
         let found = asked.score_groups(&[&texts(&["a", "bb", "ccc"])]);
         assert_eq!(rewards(&found[0]), [Some(1.0), Some(2.0), Some(3.0)]);
     }
-    let ids = |asked: &crate::client::test_server::Asked| -> Vec<u64> {
+    let ids = |asked: &crate::client::test_server::ReceivedRequest| -> Vec<u64> {
         let items = asked.body["items"].as_array().expect("items");
         items.iter().map(|item| item["id"].as_u64().expect("a number")).collect()
     };
-    let mut ids: Vec<u64> = server.asked().iter().flat_map(ids).collect();
+    let mut ids: Vec<u64> = server.requests().iter().flat_map(ids).collect();
     ids.sort_unstable();
     assert_eq!(ids, [0, 1, 2, 3, 4, 5]);
     // The answers of the first request, for ever.
@@ -95,7 +95,7 @@ fn redirects_are_reported_and_not_followed() {
             elsewhere.url("taken")
         );
         assert!(error.contains(&expected) && error.contains("name it in the configuration"), "{error}");
-        assert_eq!(server.asked().len(), 1, "a redirect is not tried again");
+        assert_eq!(server.requests().len(), 1, "a redirect is not tried again");
     }
     let own = TestServer::start(|_, _| Reply::Status(302, "Location: /other\r\n", ""));
     let found = scorer(&own, json!({})).score_groups(&[&texts(&["a"])]);
@@ -103,7 +103,7 @@ fn redirects_are_reported_and_not_followed() {
     let nowhere = TestServer::start(|_, _| Reply::Status(304, "", ""));
     let found = scorer(&nowhere, json!({})).score_groups(&[&texts(&["a"])]);
     assert!(error(&found[0]).contains("status 304: it redirects to nowhere"), "{found:?}");
-    assert_eq!((elsewhere.asked().len(), own.asked().len()), (0, 1));
+    assert_eq!((elsewhere.requests().len(), own.requests().len()), (0, 1));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn secrets_come_from_the_environment_and_stay_there() {
     .expect("a reward");
     assert!(!serde_json::to_string(&config).expect("plain data").to_lowercase().contains(&path));
     scorer(&server, options).score(&texts(&["a"])).expect("a score");
-    let head = &server.asked()[0].head;
+    let head = &server.requests()[0].head;
     assert!(head.contains(&format!("authorization: bearer {path}\n")), "{head}");
     assert!(head.contains(&format!("x-own: {path}\n")) && head.contains("x-plain: plain\n"), "{head}");
     let unset: RewardConfig = serde_json::from_value(
@@ -147,7 +147,7 @@ fn what_may_pass_is_tried_again() {
     });
     let found = scorer(&server, json!({})).score(&texts(&["abc"])).expect("the fourth try");
     assert_eq!(found[0].reward, 3.0);
-    let asked = server.asked();
+    let asked = server.requests();
     assert_eq!(asked.len(), 4);
     assert!(asked[3].at - asked[2].at >= Duration::from_secs(1), "it did not wait as long as asked");
     assert!(asked[2].at - asked[1].at > asked[1].at - asked[0].at, "pauses do not grow");
@@ -173,7 +173,7 @@ fn failures_are_named() {
         assert_eq!(rewards(&found[0]), [None, None], "{cause}");
         let error = error(&found[0]);
         assert!(error.starts_with("prompt 7, sample 0: ") && error.contains(cause), "{error}, not {cause}");
-        assert!(server.asked().len() >= tries, "{cause}: {} tries", server.asked().len());
+        assert!(server.requests().len() >= tries, "{cause}: {} tries", server.requests().len());
     }
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
     let config = json!({"kind": "http", "url": format!("http://{free}/"), "retries": 0});
@@ -210,7 +210,7 @@ fn whoever_waits_can_stop_it() {
     let cancellation = CancellationToken::default();
     scorer.set_cancellation(&cancellation);
     let waiting = std::thread::spawn(move || scorer.score_groups(&[&texts(&["a", "b"])]).remove(0));
-    while server.asked().is_empty() {
+    while server.requests().is_empty() {
         std::thread::sleep(Duration::from_millis(10));
     }
     cancellation.cancel();

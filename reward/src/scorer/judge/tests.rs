@@ -44,7 +44,7 @@ fn ratings_are_shares_of_the_scale() {
     let scores = scorer(&server, options).score(&texts(&["abc", "a", "abcde"])).expect("scores");
     assert_eq!(scores.iter().map(|score| score.reward).collect::<Vec<_>>(), [0.5, 0.0, 1.0]);
     assert_eq!(scores[2].components["rating"], 5.0);
-    let asked = server.asked();
+    let asked = server.requests();
     assert!(asked.iter().all(|asked| asked.head.starts_with("post /v1/chat/completions http")), "{asked:?}");
     let body = &asked[0].body;
     assert_eq!(body["messages"][0], json!({"role": "system", "content": "Be strict."}));
@@ -80,7 +80,7 @@ fn win_rates_are_of_all_pairs_in_both_orders() {
     assert!((scores[0].components["ties"] - 1.0 / 3.0).abs() < 1e-6, "{scores:?}");
     assert!(scores.iter().all(|score| score.components["swayed_by_order"] == 0.0));
     // Six pairs in two orders, of which b|c, c|b, b|a and a|b are asked twice, and b|b is one request of two.
-    assert_eq!(server.asked().len(), 12 - 4 - 1);
+    assert_eq!(server.requests().len(), 12 - 4 - 1);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn no_question_is_asked_twice() {
     let ask = |texts_asked: &[&str]| {
         let options = json!({"template": "{completion}", "cache": file});
         let _ = scorer(&server, options).score_groups(&[&texts(texts_asked), &texts(texts_asked)]);
-        server.asked().len()
+        server.requests().len()
     };
     // Nonsense is not kept, the rest is, from one scorer to the next.
     assert_eq!(ask(&["a", "b", "bad"]), 3);
@@ -177,7 +177,7 @@ fn no_question_is_asked_twice() {
     // Another model's answers are others.
     let other = json!({"template": "{completion}", "cache": file, "model": "other"});
     scorer(&server, other).score(&texts(&["a"])).expect("a score");
-    assert_eq!(server.asked().len(), 6);
+    assert_eq!(server.requests().len(), 6);
     std::fs::write(&file, "no cache\n").expect("written");
     let options = json!({"template": "{completion}", "cache": file});
     let error = Judge::new(&config(&server, options)).expect_err("another file").to_string();
