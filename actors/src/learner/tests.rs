@@ -276,6 +276,24 @@ fn a_reward_model_under_an_adapter_beside_the_policy() {
     goes_on(arm, 16, &["reward_model.safetensors"]);
 }
 
+/// A frozen reference that only the trainer has: the policy that the first round began with.
+#[test]
+fn a_reference_that_is_where_a_stage_began() {
+    let arm = "[[arm.stage]]\nkind = \"sft\"\nlearning_rate = 1e-3\nbatch_size = 4\n\
+               [[arm.stage]]\nkind = \"kto\"\nreference = \"start\"\nlearning_rate = 1e-3\nbatch_size = 2\n";
+    goes_on(arm, 4 + 8, &["trainer_reference.safetensors"]);
+    let alone = "[[arm.stage]]\nkind = \"kto\"\nreference = \"start\"\noptimizer = \"continue\"\nlearning_rate = 1e-3\n\
+                 batch_size = 2\n";
+    goes_on(alone, 8, &["trainer_reference.safetensors"]);
+}
+
+#[test]
+fn a_reference_that_follows_the_policy() {
+    let arm = "[[arm.stage]]\nkind = \"kto\"\nsync_ref_model = true\nref_model_sync_steps = 3\nlearning_rate = 1e-3\n\
+               batch_size = 2\n";
+    goes_on(arm, 8, &["reference_0.safetensors", "trainer/reference.safetensors"]);
+}
+
 #[test]
 fn a_state_of_another_plan_is_refused() {
     let stage =
