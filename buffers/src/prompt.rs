@@ -253,7 +253,7 @@ mod tests {
             arguments: serde_json::json!({"city": "Lima"}),
         };
         let message: Message = serde_json::from_str(call).expect("a message");
-        assert_eq!(message.tool_calls, [expected.clone()]);
+        assert_eq!(message.tool_calls, std::slice::from_ref(&expected));
 
         // OpenAI's API has null for the content, and a text for the arguments.
         let openai = r#"{"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function","function":{"name":"weather","arguments":"{\"city\": \"Lima\"}"}}]}"#;

@@ -77,10 +77,10 @@ impl Objective for Grpo {
             losses += &kl.paid * beta;
         }
         let policy_loss = self.aggregate(&losses, self.aggregation(), batch);
-        let mut value = policy_loss.shallow_clone();
-        if entropy_coef != 0.0 {
-            value = value - self.aggregate(&statistics.entropies, Aggregation::Token, batch) * entropy_coef;
-        }
+        let value = match entropy_coef {
+            0.0 => policy_loss.shallow_clone(),
+            weight => &policy_loss - self.aggregate(&statistics.entropies, Aggregation::Token, batch) * weight,
+        };
 
         let terms = Terms { clipped, correction, kl, policy_loss };
         let mut metrics = self.metrics(&terms, &value, statistics, batch);

@@ -139,7 +139,10 @@ mod tests {
     const LIBRARIES: &[(&str, &[&str])] = &[("tch", &["low"])];
 
     /// Packages as `cargo metadata` writes them, from (name, [(dependency, kind)]).
-    fn problems(packages: &[(&str, &[(&str, Option<&str>)])]) -> Vec<String> {
+    /// A crate with its dependencies and their kinds.
+    type Named<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)]);
+
+    fn problems(packages: &[Named<'_>]) -> Vec<String> {
         let packages: Vec<_> = packages
             .iter()
             .map(|(name, dependencies)| {
