@@ -87,7 +87,9 @@ impl ChatSession {
     /// Prints the answer as it comes.
     fn answer(&mut self, messages: &[Message], turn: u64) -> Result<String, Failure> {
         let input = |error| match error {
-            PolicyError::PromptTooLong { .. } | PolicyError::Template { .. } => Failure::input(error),
+            PolicyError::PromptTooLong { .. }
+            | PolicyError::Template { .. }
+            | PolicyError::TemplateUnreadable { .. } => Failure::input(error),
             error => Failure::broken(error),
         };
         let request = Request {

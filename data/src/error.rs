@@ -143,7 +143,8 @@ pub enum DataError {
     },
     /// Every row was skipped or is on another side of the split.
     #[error(
-        "no row of {path} is left: of {read}, {skipped} were skipped and {elsewhere} are outside of split"
+        "no row of {path} is left: of {read}, {} and {elsewhere} are outside of split",
+        if causes.is_empty() { format!("{skipped} were skipped") } else { format!("{skipped} were skipped: {causes};") }
     )]
     NothingLeft {
         /// What was read.
@@ -154,5 +155,7 @@ pub enum DataError {
         skipped: u64,
         /// Rows on another side.
         elsewhere: u64,
+        /// The reasons with their counts, and where the first is and what is wrong with it; empty where none was skipped.
+        causes: String,
     },
 }

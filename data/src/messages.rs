@@ -105,10 +105,22 @@ fn message(name: &str, index: usize, value: &Value) -> Result<Message> {
             return Err(at(format!("it has `{calls}`, which are not read; write them into its content")));
         }
     }
+    // OpenAI's mark of a turn that is not learned from; 1 is what every turn is.
+    if let Some(weight) =
+        value.get("weight").filter(|weight| !weight.is_null() && weight.as_f64() != Some(1.0))
+    {
+        return Err(at(format!(
+            "it has the weight {weight}, which is not read: a turn is learned from by its role (loss), or not"
+        )));
+    }
     let content = value.get("content").unwrap_or(&Value::Null);
     let content = content_text(content)
         .ok_or_else(|| at(format!("the content must be a text, but is {}", described(content))))?;
-    Message::new(role, content).with_fields_of(value).map_err(at)
+    let message = Message::new(role, content).with_fields_of(value).map_err(at)?;
+    // Other names for it, which transformers reads in this order, too.
+    let other =
+        || ["thinking", "reasoning"].iter().find_map(|name| value.get(*name)?.as_str()).map(str::to_string);
+    Ok(Message { reasoning_content: message.reasoning_content.clone().or_else(other), ..message })
 }
 
 /// A text, or the texts of a list of parts.

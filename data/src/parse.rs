@@ -118,7 +118,35 @@ impl Parser {
     /// Reads a row.
     pub fn parse(&self, row: &Map<String, Value>) -> Result<Parsed> {
         let object = Object { row, fields: &self.fields, checks: &self.checks };
-        self.read(&object).map_err(|error| error.at(&format!("read as {}", self.format.as_str())))
+        self.unread(&object)
+            .and_then(|()| self.read(&object))
+            .map_err(|error| error.at(&format!("read as {}", self.format.as_str())))
+    }
+
+    /// What transformers would hand to the chat template, and this program does not, must not be there: the text would be
+    /// another one. Texts alone pass no template.
+    fn unread(&self, object: &Object<'_>) -> Result<()> {
+        if self.format == Format::Auto
+            || self.format == Format::LanguageModeling && object.get("messages").is_none()
+        {
+            return Ok(());
+        }
+        for field in ["tools", "documents", "chat_template_kwargs"] {
+            let given = object.get(field).filter(|value| match value {
+                Value::Array(list) => !list.is_empty(),
+                Value::Object(members) => !members.is_empty(),
+                Value::String(text) => !matches!(text.trim(), "" | "[]" | "{}" | "null"),
+                _ => true,
+            });
+            if given.is_some() && !self.checks.iter().any(|name| name == field) {
+                let message = format!(
+                    "it has `{field}`, which is not handed to the chat template; write it into the system message, or leave \
+                     the column out"
+                );
+                return Err(RowError::new(Reason::Unusable, message));
+            }
+        }
+        Ok(())
     }
 
     fn read(&self, object: &Object<'_>) -> Result<Parsed> {

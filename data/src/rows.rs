@@ -236,6 +236,7 @@ impl Rows {
                 read: self.counts.read,
                 skipped: self.counts.all_skipped(),
                 elsewhere: self.counts.elsewhere,
+                causes: self.counts.skipped_line().unwrap_or_default(),
             });
         }
         Ok(None)

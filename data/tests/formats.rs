@@ -58,6 +58,37 @@ fn a_message_keeps_its_name_its_reasoning_and_the_call_that_it_answers() {
 }
 
 #[test]
+fn other_names_of_reasoning_and_empty_extras_are_read() {
+    let user = json!({"role": "user", "content": "2+2?", "weight": null});
+    for (name, weight) in [("thinking", 1), ("reasoning", 1), ("reasoning_content", 1)] {
+        let answer = json!({"role": "assistant", "content": "4", name: "easy", "weight": weight});
+        let row =
+            json!({"messages": [user, answer], "tools": [], "chat_template_kwargs": {}, "documents": null});
+        let (Row::Conversation { messages }, _) = read(&row) else { panic!("messages") };
+        assert_eq!(messages[1].reasoning_content.as_deref(), Some("easy"), "{name}");
+    }
+}
+
+#[test]
+fn where_no_row_is_left_the_reasons_are_counted() {
+    let rows = "{\"prompt\":\"a\",\"completion\":\"b\",\"label\":\"true\"}\n{\"prompt\":\"\",\"completion\":\"b\",\"label\":true}\n";
+    let (_folder, path) = file(rows);
+    let config = DataConfig {
+        path,
+        shuffle: false,
+        on_error: OnError::Skip,
+        max_skipped: 1.0,
+        ..DataConfig::default()
+    };
+    let error = open_all(&config).expect_err("no row is left").to_string();
+    assert!(
+        error.contains("of 2, 2 were skipped: 2 of 2 rows (1 empty, 1 wrong_type), the first: "),
+        "{error}"
+    );
+    assert!(error.contains(":1: read as unpaired_preference: `label` must be true or false"), "{error}");
+}
+
+#[test]
 fn trl_types_are_found_out() {
     let ask = json!([{"role": "user", "content": "Sky?"}]);
     let says = |text: &str| json!([{"role": "assistant", "content": text}]);
@@ -223,6 +254,22 @@ fn what_is_wrong_is_named() {
             json!({"prompt": [u, u], "completion": "b"}).to_string(),
             "roles_out_of_order",
             "message 2 is of role user, behind user",
+        ),
+        (
+            json!({"messages": [u, a], "tools": [{"type": "function"}]}).to_string(),
+            "unusable",
+            "it has `tools`, which is not handed to the chat template",
+        ),
+        (
+            json!({"prompt": [u], "completion": [a], "chat_template_kwargs": {"enable_thinking": false}})
+                .to_string(),
+            "unusable",
+            "it has `chat_template_kwargs`",
+        ),
+        (
+            json!({"messages": [u, {"role": "assistant", "content": "b", "weight": 0}]}).to_string(),
+            "wrong_type",
+            "message 2: it has the weight 0, which is not read",
         ),
         (json!({"prompt": [u, s]}).to_string(), "roles_out_of_order", "message 2 is of role system"),
         (json!({"prompt": [u, a]}).to_string(), "roles_out_of_order", "ends with a turn of the assistant"),

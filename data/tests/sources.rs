@@ -35,6 +35,20 @@ fn nested_parquet_is_read_as_it_was_written() {
 }
 
 #[test]
+fn bytes_in_parquet_are_text_or_refused() {
+    let mut rows = fixture("bytes.parquet").open(1).expect("opened");
+    for text in ["abc", "ñ"] {
+        let entry = rows.next().expect("a row").expect("it can be read");
+        assert_eq!(
+            entry.row,
+            Row::Prompt { messages: vec![Message::user(text)], checks: serde_json::Value::Null }
+        );
+    }
+    let error = rows.next().expect("a row").expect_err("no text").to_string();
+    assert!(error.contains("bytes.parquet:3: `prompt` is bytes that are no text"), "{error}");
+}
+
+#[test]
 fn parquet_is_shuffled_by_the_seed_and_long_rows_are_refused() {
     let order = |seed: u64| -> Vec<u64> {
         let config = DataConfig { shuffle: true, ..fixture("conversations.parquet") };

@@ -434,6 +434,7 @@ fn generator(
                 error @ (PolicyError::PromptTooLong { .. }
                 | PolicyError::EmptyPrompt { .. }
                 | PolicyError::Template { .. }
+                | PolicyError::TemplateUnreadable { .. }
                 | PolicyError::Tokenizer { .. }),
             ) => skipped_rows.skip(&item.place, error.to_string())?,
             Err(error) => return Err(policy(error)),

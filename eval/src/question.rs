@@ -76,7 +76,7 @@ impl Question {
 /// The token before the first one of a text: the one that begins a text, or, where the vocabulary has none, the one
 /// that ends a text.
 pub(crate) fn first_token(tokenizer: &Tokenizer) -> Option<u32> {
-    tokenizer.bos_id().or_else(|| tokenizer.eos_ids().first().copied())
+    tokenizer.bos_id().or_else(|| tokenizer.eos_id())
 }
 
 /// The wholes as branches off what they share with the question. A tokenizer may merge the question's end with a

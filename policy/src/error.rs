@@ -100,6 +100,18 @@ pub enum PolicyError {
         /// In its own words.
         cause: String,
     },
+    /// The chat template cannot be read, whatever the conversation.
+    #[error("the model's chat template cannot be read: {cause}")]
+    TemplateUnreadable {
+        /// The file, the line, and why.
+        cause: String,
+    },
+    /// A forward pass gave numbers that are none.
+    #[error(
+        "the model's logits are not finite (NaN or infinite), so that no token can be drawn: its weights are broken, or \
+         its numbers overflow; check the weights, or compute in f32"
+    )]
+    LogitsNotFinite,
     /// The machine lacks the device.
     #[error("device {asked} was asked for, but {found}; use device = \"cpu\" or \"auto\" to do without it")]
     NoSuchDevice {

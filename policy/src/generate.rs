@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use arriero_buffers::random::{Purpose, Stream};
 use arriero_buffers::{Completion, Finish};
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::cache::{KvCache, Sequence};
 use crate::device::upload;
@@ -442,6 +442,13 @@ impl Engine {
             })
             .collect();
         let draws = draw_all(logits, &mut wanted);
+        // A logit that is no number makes the sum of all none. On a device that is the sum in the log-probability, which
+        // is on the host already.
+        let is_broken =
+            logits.device() == Device::Cpu && !logits.sum(Kind::Float).double_value(&[]).is_finite();
+        if is_broken || draws.iter().any(|draw| !draw.logp.is_finite()) {
+            return Err(PolicyError::LogitsNotFinite);
+        }
         let looks = rows.iter().any(|row| row.request.alternatives > 0);
         let host = if looks { host_copy(logits) } else { Vec::new() };
         for ((row, drawn), source) in rows.iter_mut().zip(draws).zip(sources) {

@@ -1,6 +1,7 @@
 //! Text to tokens and back, with the chat template that belongs to the vocabulary.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 
-use crate::chat::{self, TemplateTokens};
+use crate::chat::{self, Ending, Extras, Rendered, Template};
 use crate::error::{PolicyError, Result};
 
 /// A tokenizer must cover at least this share of the embedding's rows: models pad their embedding by a
@@ -38,8 +39,10 @@ struct Inner {
     special: HashSet<u32>,
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
-    template: Option<String>,
-    template_tokens: TemplateTokens,
+    template: Option<Template>,
+    /// The token that begins a text, and the one that ends one; empty where there is none.
+    bos: String,
+    eos: String,
     /// `tokenizer_config.json`, for checkpoints.
     config: Map<String, Value>,
 }
@@ -49,7 +52,10 @@ struct Inner {
 pub(crate) struct TokenizerFacts {
     pub eos_ids: Vec<u32>,
     pub bos_id: Option<u32>,
-    pub template: Option<String>,
+    /// The chat template's source and the file that it stands in.
+    pub template: Option<(String, String)>,
+    /// The special tokens by their names, where the files say them. A list of tokens that end a turn is no such name.
+    pub special_tokens: Option<BTreeMap<String, String>>,
     pub config: Map<String, Value>,
 }
 
@@ -70,14 +76,23 @@ impl Tokenizer {
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
-        let template_tokens =
-            TemplateTokens { bos: text(facts.bos_id), eos: text(facts.eos_ids.first().copied()) };
+        let ids = || {
+            let tokens = [("bos_token", facts.bos_id), ("eos_token", facts.eos_ids.first().copied())];
+            let named = tokens.map(|(name, id)| (name.to_string(), text(id)));
+            named.into_iter().filter(|(_, token)| !token.is_empty()).collect()
+        };
+        let tokens: BTreeMap<String, String> = facts.special_tokens.clone().unwrap_or_else(ids);
+        let named = |name: &str, id: Option<u32>| tokens.get(name).cloned().unwrap_or_else(|| text(id));
+        let bos = named("bos_token", facts.bos_id);
+        let eos = named("eos_token", facts.eos_ids.first().copied());
+        let template = facts.template.map(|(source, file)| Template { source, file, tokens });
         Ok(Tokenizer(Arc::new(Inner {
             special,
             eos_ids: facts.eos_ids,
             bos_id: facts.bos_id,
-            template: facts.template,
-            template_tokens,
+            template,
+            bos,
+            eos,
             config: facts.config,
             tokenizer,
         })))
@@ -148,15 +163,20 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Tokens of a text as it stands, and where in it each ends, in bytes.
+    /// Tokens of a text, with those that the tokenizer puts before one if `add_special`, and where in it each stands, in
+    /// bytes.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub(crate) fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
-        let encoding = self.0.tokenizer.encode(text, false);
+    pub(crate) fn encode_with_places(
+        &self,
+        text: &str,
+        add_special: bool,
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.0.tokenizer.encode(text, add_special);
         let encoding = encoding.map_err(|error| PolicyError::Tokenizer { cause: error.to_string() })?;
-        let ends = encoding.get_offsets().iter().map(|&(_, end)| end).collect();
-        Ok((encoding.get_ids().to_vec(), ends))
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), places))
     }
 
     /// The text of tokens.
@@ -206,9 +226,15 @@ impl Tokenizer {
         &self.0.eos_ids
     }
 
-    /// The text of the token that ends one; empty where there is none.
+    /// The text of the token that ends one: the tokenizer's own `eos_token`, which need not be the first of
+    /// [`Tokenizer::eos_ids`]. Empty where there is none.
     pub fn eos_text(&self) -> &str {
-        &self.0.template_tokens.eos
+        &self.0.eos
+    }
+
+    /// The token of [`Tokenizer::eos_text`].
+    pub fn eos_id(&self) -> Option<u32> {
+        self.id(&self.0.eos).or_else(|| self.0.eos_ids.first().copied())
     }
 
     /// The token that begins a text, where there is one.
@@ -218,7 +244,7 @@ impl Tokenizer {
 
     /// The Jinja source of the chat template.
     pub fn chat_template(&self) -> Option<&str> {
-        self.0.template.as_deref()
+        self.0.template.as_ref().map(|template| &*template.source)
     }
 
     /// The text of a conversation up to the assistant's next turn. A model without a chat template
@@ -228,7 +254,9 @@ impl Tokenizer {
     /// If the template refuses the conversation, or there is none and the conversation has several turns.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match (&self.0.template, messages) {
-            (Some(template), messages) => chat::render(template, messages, true, &self.0.template_tokens),
+            (Some(template), messages) => {
+                Ok(template.render(messages, Ending::Open, &Extras::default())?.text)
+            }
             (None, [message]) if message.is_plain() => Ok(message.content.clone()),
             (None, [_]) => Err(PolicyError::Template { cause: chat::ONLY_TEXT.to_string() }),
             (None, messages) => Err(PolicyError::Template {
@@ -245,10 +273,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::render`].
-    pub(crate) fn render_closed(&self, messages: &[Message]) -> Result<String> {
+    pub(crate) fn render_closed(&self, messages: &[Message]) -> Result<Rendered> {
         match &self.0.template {
-            Some(template) => chat::render(template, messages, false, &self.0.template_tokens),
-            None => self.render(messages),
+            Some(template) => template.render(messages, Ending::Closed, &Extras::default()),
+            None => Ok(Rendered { text: self.render(messages)?, generated: None }),
         }
     }
 
@@ -260,10 +288,10 @@ impl Tokenizer {
     pub fn closing_tokens(&self) -> Result<Vec<u32>> {
         const ANSWER: &str = "ANSWER";
         if self.0.template.is_none() {
-            return Ok(self.0.eos_ids.first().copied().into_iter().collect());
+            return Ok(self.eos_id().into_iter().collect());
         }
         let answer = Message::assistant(ANSWER);
-        let text = self.render_closed(&[Message::user("QUESTION"), answer])?;
+        let text = self.render_closed(&[Message::user("QUESTION"), answer])?.text;
         self.encode(text.rsplit_once(ANSWER).map_or("", |(_, closing)| closing))
     }
 
@@ -292,12 +320,12 @@ impl Tokenizer {
         };
         let token = |text: &str| if text.is_empty() { Value::Null } else { json!(text) };
         default("tokenizer_class", json!("PreTrainedTokenizerFast"));
-        default("bos_token", token(&self.0.template_tokens.bos));
-        default("eos_token", token(&self.0.template_tokens.eos));
-        default("pad_token", token(&self.0.template_tokens.eos));
+        default("bos_token", token(&self.0.bos));
+        default("eos_token", token(&self.0.eos));
+        default("pad_token", token(&self.0.eos));
         default("clean_up_tokenization_spaces", json!(false));
         if let Some(template) = &self.0.template {
-            config.insert("chat_template".to_string(), json!(template));
+            config.insert("chat_template".to_string(), json!(template.source));
         }
         Value::Object(config)
     }

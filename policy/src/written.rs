@@ -1,17 +1,20 @@
 //! Written conversations as tokens, each of which carries loss or does not: what rows of a dataset become.
 //!
-//! A completion is what a conversation has more than its prompt: the prompt ends where the tokens of the prompt alone,
-//! with the header of the next answer, and those of the whole conversation part, as in TRL's trainers. What the chat
-//! template writes behind an answer, be it an end-of-turn token or a line break, belongs to the answer.
+//! A completion is what a conversation has more than its prompt, as in TRL's trainers. What the chat template writes
+//! behind an answer, be it an end-of-turn token or a line break, belongs to the answer.
 //!
-//! Where turns of others stand between, a turn is found in the text by what the template writes with and without it,
-//! and a token belongs to the turn in which its text ends.
+//! Where turns of others stand between, a turn is found in the text by what the template writes with and without it.
+//! Where the template marks the model's own words with `{% generation %}`, these marks say what the assistant's turns are.
+//!
+//! Which tokens carry loss is found by rendering, and it is checked: the turns before one must be written as they are
+//! without it, no word of another turn may be among its own, and there must be a token that ends it. A template of which
+//! this is not true is refused by name. A token belongs to the turn in which its text ends.
 
 use std::ops::Range;
 
 use arriero_buffers::{Branch, Message, Role};
 
-use crate::chat::ONLY_TEXT;
+use crate::chat::{ONLY_TEXT, Rendered};
 use crate::error::{PolicyError, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -81,7 +84,8 @@ impl Marked {
 /// prompt, one as the completion, and writes its end-of-text token behind it.
 ///
 /// # Errors
-/// If the chat template refuses the conversation, or shows a turn in another way where others follow.
+/// If the chat template refuses the conversation, shows a turn in another way where others follow, or the prompt where it
+/// is answered, or does not end a turn.
 pub fn completions(
     tokenizer: &Tokenizer,
     prompt: &[Message],
@@ -109,8 +113,14 @@ pub fn plain_completions(
     prompt: &str,
     completions: &[&str],
 ) -> Result<(Vec<u32>, Vec<Marked>)> {
-    let wholes = completions.iter().map(|completion| text(tokenizer, &format!("{prompt}{completion}")));
-    Ok(parted(tokenizer.text_tokens(prompt)?, wholes.collect::<Result<_>>()?))
+    let whole = |completion: &&str| {
+        let text = ended(tokenizer, &format!("{prompt}{completion}"));
+        let (tokens, places) = tokenizer.encode_with_places(&text, true)?;
+        // Where a token holds the end of the prompt and the beginning of the answer, it is the answer's.
+        let carries_loss = places.iter().map(|place| place.end > prompt.len()).collect();
+        Ok(Marked { tokens, carries_loss })
+    };
+    Ok(parted(tokenizer.text_tokens(prompt)?, completions.iter().map(whole).collect::<Result<_>>()?))
 }
 
 /// Parts the prompt from what follows it: it ends where the first of the wholes goes on in another way.
@@ -137,51 +147,171 @@ pub fn conversation(tokenizer: &Tokenizer, messages: &[Message], roles: &[Role])
 /// # Errors
 /// If the tokenizer refuses the text.
 pub fn text(tokenizer: &Tokenizer, text: &str) -> Result<Marked> {
+    tokenizer.text_tokens(&ended(tokenizer, text)).map(Marked::whole)
+}
+
+/// A text with the end-of-text token behind it.
+fn ended(tokenizer: &Tokenizer, text: &str) -> String {
     let end = tokenizer.eos_text();
-    let tokens = match text.ends_with(end) {
-        true => tokenizer.text_tokens(text),
-        false => tokenizer.text_tokens(&format!("{text}{end}")),
-    };
-    tokens.map(Marked::whole)
+    if text.ends_with(end) { text.to_string() } else { format!("{text}{end}") }
 }
 
 /// The tokens of a conversation. The turns from `first` on carry loss where they are of one of `roles`; what stands
 /// before them never does, but where there is nothing before them.
 fn marked(tokenizer: &Tokenizer, messages: &[Message], first: usize, roles: &[Role]) -> Result<Marked> {
-    let learned = |message: &Message| roles.contains(&message.role);
-    let text = tokenizer.render_closed(messages)?;
-    if messages[first..].iter().all(learned) {
-        return Ok(Marked::whole(tokenizer.encode(&text)?));
+    let rendered = tokenizer.render_closed(messages)?;
+    let (tokens, places) = tokenizer.encode_with_places(&rendered.text, false)?;
+    if first == 0 && messages.iter().all(|message| roles.contains(&message.role)) {
+        return Ok(Marked::whole(tokens));
     }
-    let (tokens, ends) = tokenizer.encode_with_ends(&text)?;
-    let turns = (first..messages.len()).filter(|&turn| learned(&messages[turn]));
-    let spans: Vec<Range<usize>> =
-        turns.map(|turn| span(tokenizer, messages, turn, &text)).collect::<Result<_>>()?;
-    let is_within = |&end: &usize| spans.iter().any(|span| span.start < end && end <= span.end);
-    Ok(Marked { tokens, carries_loss: ends.iter().map(is_within).collect() })
+    let spans = spans(tokenizer, messages, first, roles, &rendered)?;
+    check_others(tokenizer, messages, first, roles)?;
+    let is_within =
+        |place: &Range<usize>| spans.iter().any(|span| span.start < place.end && place.end <= span.end);
+    let marked = Marked { carries_loss: places.iter().map(is_within).collect(), tokens };
+    check_ends(tokenizer, messages, roles, &marked)?;
+    Ok(marked)
+}
+
+/// Where the turns that carry loss stand in the text of the conversation.
+fn spans(
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    first: usize,
+    roles: &[Role],
+    rendered: &Rendered,
+) -> Result<Vec<Range<usize>>> {
+    let text = &*rendered.text;
+    let learned = |turn: &usize| roles.contains(&messages[*turn].role);
+    let prompt_end = match first {
+        0 => 0,
+        first => kept(tokenizer, &messages[..first], text)?,
+    };
+    let by_marks = rendered.generated.as_ref().filter(|_| roles.contains(&Role::Assistant));
+    let mut spans = Vec::new();
+    if let Some(generated) = by_marks {
+        spans.extend(generated.iter().filter(|mark| mark.start >= prompt_end && !mark.is_empty()).cloned());
+        if spans.is_empty() {
+            return Err(refused(
+                "its {% generation %} marks stand around nothing of this conversation".to_string(),
+            ));
+        }
+    } else if (first..messages.len()).all(|turn| learned(&turn)) {
+        return Ok(vec![prompt_end..text.len()]);
+    }
+    let by_rendering =
+        |turn: &usize| learned(turn) && !(by_marks.is_some() && messages[*turn].role == Role::Assistant);
+    for turn in (first..messages.len()).filter(by_rendering) {
+        spans.push(span(tokenizer, messages, turn, text)?);
+    }
+    Ok(spans)
 }
 
 /// Where a turn stands in the text of the conversation, without the header if it is the assistant's.
 fn span(tokenizer: &Tokenizer, messages: &[Message], turn: usize, text: &str) -> Result<Range<usize>> {
-    let before = match messages[turn].role {
+    let start = match messages[turn].role {
+        _ if turn == 0 && messages[turn].role != Role::Assistant => 0,
         // A template may refuse a conversation without any turn.
-        Role::Assistant => tokenizer.render(&messages[..turn]).or_else(|error| match turn {
-            0 => Ok(String::new()),
-            _ => Err(error),
-        })?,
-        _ if turn == 0 => String::new(),
-        _ => tokenizer.render_closed(&messages[..turn])?,
+        Role::Assistant if turn == 0 => {
+            tokenizer.render(&[]).map_or(0, |before| common_prefix(before.as_bytes(), text.as_bytes()))
+        }
+        Role::Assistant => kept(tokenizer, &messages[..turn], text)?,
+        _ => {
+            let before = tokenizer.render_closed(&messages[..turn])?.text;
+            if !text.starts_with(&before) {
+                return Err(rewritten(turn));
+            }
+            before.len()
+        }
     };
-    let through = tokenizer.render_closed(&messages[..=turn])?;
-    // Templates that show an open answer in another way than a closed one agree up to the header.
-    let start = common_prefix(before.as_bytes(), text.as_bytes());
+    let through = tokenizer.render_closed(&messages[..=turn])?.text;
     let is_kept = text.starts_with(&through) && start <= through.len();
-    is_kept.then_some(start..through.len()).ok_or_else(|| PolicyError::Template {
-        cause: format!(
+    is_kept.then_some(start..through.len()).ok_or_else(|| {
+        refused(format!(
             "it shows turn {} in another way where other turns follow, so that its tokens cannot be told from theirs",
             turn + 1
-        ),
+        ))
     })
+}
+
+/// Where the turns `before` an answer end in the text of the whole: they must be written there as they are without it.
+///
+/// The header of the answer may differ, as where it opens a block of thoughts that a written answer does not have.
+fn kept(tokenizer: &Tokenizer, before: &[Message], text: &str) -> Result<usize> {
+    let open = tokenizer.render(before)?;
+    if text.starts_with(&open) {
+        return Ok(open.len());
+    }
+    let closed = tokenizer.render_closed(before)?.text;
+    if closed.is_empty() || !text.starts_with(&closed) || !open.starts_with(&closed) {
+        return Err(rewritten(before.len()));
+    }
+    let mut end = common_prefix(open.as_bytes(), text.as_bytes());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Ok(end)
+}
+
+/// No words of another turn are where the model's own are: the same conversation with other words in the turns that carry
+/// no loss has none of these words there.
+fn check_others(tokenizer: &Tokenizer, messages: &[Message], first: usize, roles: &[Role]) -> Result<()> {
+    let is_other = |turn: usize, message: &Message| {
+        matches!(message.role, Role::User | Role::System) && (turn < first || !roles.contains(&message.role))
+    };
+    let word = |turn: usize| format!("OTHER{turn}WORDS");
+    let asked: Vec<Message> = messages
+        .iter()
+        .enumerate()
+        .map(|(turn, message)| match is_other(turn, message) {
+            true => Message { content: word(turn), ..message.clone() },
+            false => message.clone(),
+        })
+        .collect();
+    // A template that reads what these turns say may refuse the words; then there is nothing to look at.
+    let Ok(rendered) = tokenizer.render_closed(&asked) else { return Ok(()) };
+    let Ok(spans) = spans(tokenizer, &asked, first, roles, &rendered) else { return Ok(()) };
+    let shown = |turn: usize| spans.iter().any(|span| rendered.text[span.clone()].contains(&word(turn)));
+    match (0..messages.len()).find(|&turn| is_other(turn, &messages[turn]) && shown(turn)) {
+        Some(turn) => Err(refused(format!(
+            "it shows turn {}, which is of role {}, among the words of a turn that is learned from",
+            turn + 1,
+            messages[turn].role.as_str()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Something carries loss, and where the last turn is the assistant's, a token that ends it does.
+fn check_ends(tokenizer: &Tokenizer, messages: &[Message], roles: &[Role], marked: &Marked) -> Result<()> {
+    let Some(last) = messages.last().filter(|last| roles.contains(&last.role)) else { return Ok(()) };
+    let is_end = |token: u32| tokenizer.is_special(token) || tokenizer.eos_ids().contains(&token);
+    let mut tokens = marked.tokens.iter().zip(&marked.carries_loss).rev();
+    // The last run of tokens with loss.
+    let mut run = tokens.by_ref().skip_while(|(_, loss)| !**loss).take_while(|(_, loss)| **loss).peekable();
+    if run.peek().is_none() {
+        return Err(refused("none of its tokens would carry loss".to_string()));
+    }
+    let has_end = tokenizer.eos_ids().is_empty() || run.any(|(token, _)| is_end(*token));
+    if last.role == Role::Assistant && !has_end {
+        return Err(refused(
+            "no token that ends a turn is among those of the last answer, so that the model would not learn to stop; \
+             let the template write eos_token behind an answer, within its {% generation %} marks if it has such"
+                .to_string(),
+        ));
+    }
+    Ok(())
+}
+
+fn rewritten(turns: usize) -> PolicyError {
+    refused(format!(
+        "it shows the prompt ({turns} turns) in another way where it is answered, so that tokens of the prompt would be \
+         learned"
+    ))
+}
+
+fn refused(cause: String) -> PolicyError {
+    PolicyError::Template { cause }
 }
 
 /// The text of the one message that a model without a chat template can take.

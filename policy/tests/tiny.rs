@@ -11,11 +11,13 @@ use arriero_policy::checkpoint::{Checkpoint, Weights, write_hf};
 use arriero_policy::device::Compute;
 use arriero_policy::embedding::embed;
 use arriero_policy::forest::Forest;
+use arriero_policy::generate::{Engine, Request};
 use arriero_policy::kernels;
 use arriero_policy::model::Model;
 use arriero_policy::objective::dpo::DpoPreset;
 use arriero_policy::objective::{Algorithm, DpoConfig, SftConfig};
 use arriero_policy::optim::{Schedule, TrainingConfig};
+use arriero_policy::sampling::SamplingConfig;
 use arriero_policy::scoring::score_reference;
 use arriero_policy::trainer::Trainer;
 use serde_json::Value;
@@ -340,4 +342,31 @@ fn damaged_gguf_files_are_refused() {
     assert!(refusal(&path).contains("it is no GGUF file, or ends early"));
     fs::write(&path, "hello").expect("no model at all");
     assert!(refusal(&path).contains("it is no GGUF file, or ends early"));
+}
+
+#[test]
+fn logits_that_are_not_finite_are_an_error_however_tokens_are_drawn() {
+    let Checkpoint { config, tokenizer, mut weights, .. } =
+        Checkpoint::open(&fixture("tiny")).expect("the fixture");
+    let norm = weights.get_mut("model.norm.weight").expect("it has a last norm");
+    *norm = norm.full_like(f64::NAN);
+    for (temperature, top_k) in [(1.0, 0), (0.0, 0), (0.7, 5)] {
+        let model = Model::new(&config, &weights, Compute::CPU_F32).expect("it fits");
+        let mut engine = Engine::new(model, 0, tokenizer.clone(), 4);
+        let request = Request {
+            tokens: vec![1, 40, 41],
+            samples: 2,
+            sampling: SamplingConfig { temperature, top_k, ..SamplingConfig::default() },
+            end_tokens: vec![2],
+            seed: 0,
+            prompt_id: 0,
+            greedy_last: false,
+            mixed: 0,
+            report: false,
+            alternatives: 0,
+        };
+        engine.submit(request).expect("it is taken");
+        let error = engine.step().expect_err("no token can be drawn").to_string();
+        assert!(error.starts_with("the model's logits are not finite"), "{error}");
+    }
 }

@@ -73,7 +73,7 @@ impl ResponseBuilder {
     pub async fn whole(self, mut events: mpsc::Receiver<TokenEvent>) -> Result<Value, ApiError> {
         let mut choices = vec![Choice::default(); self.prompts * self.samples];
         let (mut open, mut completion_tokens) = (choices.len(), 0);
-        let mut offsets = vec![0; choices.len()];
+        let mut offsets = vec![TextOffset::default(); choices.len()];
         while open > 0 {
             let (prompt, drawn) =
                 events.recv().await.ok_or_else(engine_stopped)?.map_err(ApiError::internal)?;
@@ -104,7 +104,7 @@ impl ResponseBuilder {
             ready: VecDeque::new(),
             open: choices,
             completion_tokens: 0,
-            offsets: vec![0; choices],
+            offsets: vec![TextOffset::default(); choices],
             builder: self,
         };
         if chunks.builder.endpoint == Endpoint::Chat {
@@ -161,13 +161,15 @@ impl ResponseBuilder {
         }
     }
 
-    fn token(&self, drawn: &DrawnToken, offset: &mut usize) -> TokenLogprobs {
+    fn token(&self, drawn: &DrawnToken, offset: &mut TextOffset) -> TokenLogprobs {
         let bytes = |token: u32| self.tokenizer.token_bytes(token);
         let top = drawn.alternatives.iter().map(|other| (bytes(other.token), other.logp)).collect();
         let own = bytes(drawn.draw.token);
-        let before = *offset;
-        // The first byte of each character.
-        *offset += own.iter().filter(|&&byte| byte & 0xC0 != 0x80).count();
+        let before = offset.characters;
+        // The text that is returned leaves markers out.
+        if !self.tokenizer.is_special(drawn.draw.token) {
+            offset.advance(&own);
+        }
         TokenLogprobs { bytes: own, logprob: drawn.draw.logp, top, offset: before }
     }
 
@@ -208,6 +210,38 @@ impl ResponseBuilder {
     }
 }
 
+/// How long the text of a choice is so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct TextOffset {
+    /// Its whole characters; bytes that make none are one U+FFFD each run, as the text has them.
+    characters: usize,
+    /// The beginning of a character that the next token may complete.
+    begun: Vec<u8>,
+}
+
+impl TextOffset {
+    fn advance(&mut self, bytes: &[u8]) {
+        self.begun.extend(bytes);
+        let mut rest = &self.begun[..];
+        let begun = loop {
+            match std::str::from_utf8(rest) {
+                Ok(text) => {
+                    self.characters += text.chars().count();
+                    break Vec::new();
+                }
+                Err(error) => {
+                    let (text, other) = rest.split_at(error.valid_up_to());
+                    self.characters += String::from_utf8_lossy(text).chars().count();
+                    let Some(broken) = error.error_len() else { break other.to_vec() };
+                    self.characters += 1;
+                    rest = &other[broken..];
+                }
+            }
+        };
+        self.begun = begun;
+    }
+}
+
 /// A response as the chunks that are sent so far.
 struct ChunkStream {
     builder: ResponseBuilder,
@@ -216,8 +250,8 @@ struct ChunkStream {
     /// Choices that have not ended.
     open: usize,
     completion_tokens: usize,
-    /// Of each choice: characters so far.
-    offsets: Vec<usize>,
+    /// Of each choice: the text so far.
+    offsets: Vec<TextOffset>,
 }
 
 impl ChunkStream {
@@ -305,4 +339,24 @@ fn finish_reason(finish: Finish) -> &'static str {
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_count_characters_and_not_their_pieces() {
+        let mut offset = TextOffset::default();
+        let mut after = |bytes: &[u8]| {
+            offset.advance(bytes);
+            offset.characters
+        };
+        assert_eq!(after("né".as_bytes()), 2);
+        // U+1F600 in three tokens counts once it is whole.
+        assert_eq!([after(b"\xf0\x9f"), after(b"\x98"), after(b"\x80")], [2, 2, 3]);
+        // A byte that begins a character that never comes is U+FFFD.
+        assert_eq!([after(b"\xc3"), after(b"a")], [3, 5]);
+        assert_eq!(after(b"\x80b"), 7);
+    }
 }

@@ -55,7 +55,7 @@ pub fn answer_tokens(tokenizer: &Tokenizer, answer: &[Message]) -> Result<Vec<u3
     let mut tokens = Vec::new();
     for message in answer {
         tokens.extend(tokenizer.encode(&message.content)?);
-        tokens.extend(tokenizer.eos_ids().first());
+        tokens.extend(tokenizer.eos_id());
     }
     Ok(tokens)
 }

@@ -271,7 +271,10 @@ fn tokenizer(fields: &Fields<'_>, tokens: &[&str]) -> Result<Tokenizer> {
     let facts = TokenizerFacts {
         eos_ids,
         bos_id: fields.id("tokenizer.ggml.bos_token_id"),
-        template: fields.text("tokenizer.chat_template").map(str::to_string),
+        template: fields
+            .text("tokenizer.chat_template")
+            .map(|source| (source.to_string(), "tokenizer.chat_template".to_string())),
+        special_tokens: None,
         config: Map::new(),
     };
     Tokenizer::from_json(&json.to_string(), facts, fields.path)

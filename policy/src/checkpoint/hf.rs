@@ -1,6 +1,6 @@
 //! Hugging Face directories.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -73,9 +73,15 @@ fn tokenizer(directory: &Path, model_config: &Value) -> Result<Tokenizer> {
     let generation = read_optional_json(&directory.join("generation_config.json"))?.unwrap_or_default();
     let template_path = directory.join("chat_template.jinja");
     let template = match template_path.is_file() {
-        true => Some(read_text(&template_path)?),
-        false => config.get("chat_template").and_then(template_of),
+        true => Some((read_text(&template_path)?, "chat_template.jinja".to_string())),
+        false => config
+            .get("chat_template")
+            .and_then(template_of)
+            .map(|source| (source, "chat_template of tokenizer_config.json".to_string())),
     };
+    // Older models name their tokens in a file of its own; what the configuration says goes before it.
+    let mapped = read_optional_json(&directory.join("special_tokens_map.json"))?.unwrap_or_default();
+    let special_tokens = special_tokens(&mapped, &config);
     // A first reading knows the ids of the tokens that the configuration names by their text.
     let plain = Tokenizer::from_json(&text, TokenizerFacts::default(), &path)?;
     let named = |key: &str| {
@@ -87,7 +93,25 @@ fn tokenizer(directory: &Path, model_config: &Value) -> Result<Tokenizer> {
     let eos_ids = listed.into_iter().find(|ids| !ids.is_empty());
     let eos_ids = eos_ids.unwrap_or_else(|| named("eos_token").into_iter().collect());
     let bos_id = named("bos_token").or_else(|| ids(&model_config["bos_token_id"]).first().copied());
-    Tokenizer::from_json(&text, TokenizerFacts { eos_ids, bos_id, template, config }, &path)
+    let facts = TokenizerFacts { eos_ids, bos_id, template, special_tokens, config };
+    Tokenizer::from_json(&text, facts, &path)
+}
+
+/// The special tokens by their names, as transformers gives them to templates; `None` where no file names any.
+fn special_tokens(mapped: &Value, config: &Map<String, Value>) -> Option<BTreeMap<String, String>> {
+    const NAMES: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let text = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(str::to_string);
+    let mut tokens = BTreeMap::new();
+    for name in NAMES {
+        let token = config.get(name).and_then(text).or_else(|| text(&mapped[name]));
+        tokens.extend(token.map(|token| (name.to_string(), token)));
+    }
+    // A model's own, such as the token that stands for an image.
+    if let Some(Value::Object(own)) = config.get("extra_special_tokens") {
+        tokens.extend(own.iter().filter_map(|(name, token)| Some((name.clone(), text(token)?))));
+    }
+    (!tokens.is_empty()).then_some(tokens)
 }
 
 /// One template, or the one called "default" of a list of named ones.

@@ -22,7 +22,7 @@ pub struct Needs {
     /// How the reference follows the policy; the trainer then keeps it and scores each batch in its step, so that
     /// `reference` is false. `None` where it stays as it is.
     pub sync: Option<ReferenceSync>,
-    /// True if every branch must carry [`Branch::mismatched_ratio`], which the trainer finds in the step with a
+    /// True if every branch must carry [`Branch::mismatched_ratio`](arriero_buffers::Branch::mismatched_ratio), which the trainer finds in the step with a
     /// reference of its own.
     pub mismatched: bool,
 }
@@ -56,7 +56,7 @@ pub enum Statistics {
     /// critic gave when training began.
     ProbabilitiesAndValues(Critic),
     /// What the vocabulary's distribution says of it, and how far that is from the distribution of the teacher that
-    /// [`AlgorithmConfig::teacher`] names.
+    /// [`AlgorithmConfig::teacher`](crate::objective::AlgorithmConfig::teacher) names.
     ProbabilitiesAndDivergence(Divergence),
     /// The score of the text that it ends, by a reward model, and nothing of the vocabulary.
     Scores,
