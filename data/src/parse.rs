@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use arriero_buffers::{Message, Role, Strength};
 use serde_json::{Map, Value};
 
-use crate::config::{DataConfig, Format};
+use crate::config::{DataConfig, Format, Template};
 use crate::error::{Reason, RowError};
 use crate::messages::{
     check_answered, check_roles, completion_messages, described, messages, names, prompt_messages,
@@ -39,6 +39,7 @@ pub(crate) struct Parser {
     format: Format,
     fields: BTreeMap<String, String>,
     checks: Vec<String>,
+    template: Template,
 }
 
 /// A row, and whether its texts stood without roles.
@@ -102,12 +103,12 @@ impl<'a> Object<'a> {
 impl Parser {
     /// For a file whose first row is `first`, unless the configuration says what rows are.
     pub fn new(config: &DataConfig, first: &Map<String, Value>) -> Result<Self> {
-        let DataConfig { format, fields, checks, .. } = config;
+        let DataConfig { format, fields, checks, template, .. } = config;
         let format = match format {
             Format::Auto => detect(&Object { row: first, fields, checks })?,
             format => *format,
         };
-        Ok(Parser { format, fields: fields.clone(), checks: checks.clone() })
+        Ok(Parser { format, fields: fields.clone(), checks: checks.clone(), template: *template })
     }
 
     /// What rows are read as.
@@ -118,20 +119,19 @@ impl Parser {
     /// Reads a row.
     pub fn parse(&self, row: &Map<String, Value>) -> Result<Parsed> {
         let object = Object { row, fields: &self.fields, checks: &self.checks };
-        self.unread(&object)
-            .and_then(|()| self.read(&object))
-            .map_err(|error| error.at(&format!("read as {}", self.format.as_str())))
+        let read = self.read(&object).and_then(|(row, is_plain)| {
+            // Texts that are taken as they are pass no template.
+            if !is_plain || self.template == Template::Always {
+                self.check_extras(&object)?;
+            }
+            Ok((row, is_plain))
+        });
+        read.map_err(|error| error.at(&format!("read as {}", self.format.as_str())))
     }
 
-    /// What transformers would hand to the chat template, and this program does not, must not be there: the text would be
-    /// another one. Texts alone pass no template.
-    fn unread(&self, object: &Object<'_>) -> Result<()> {
-        if self.format == Format::Auto
-            || self.format == Format::LanguageModeling && object.get("messages").is_none()
-        {
-            return Ok(());
-        }
-        for field in ["tools", "documents", "chat_template_kwargs"] {
+    /// What TRL would hand to the chat template, and this program does not, must not be there: the text would be another.
+    fn check_extras(&self, object: &Object<'_>) -> Result<()> {
+        for field in ["tools", "chat_template_kwargs"] {
             let given = object.get(field).filter(|value| match value {
                 Value::Array(list) => !list.is_empty(),
                 Value::Object(members) => !members.is_empty(),

@@ -63,10 +63,13 @@ fn other_names_of_reasoning_and_empty_extras_are_read() {
     for (name, weight) in [("thinking", 1), ("reasoning", 1), ("reasoning_content", 1)] {
         let answer = json!({"role": "assistant", "content": "4", name: "easy", "weight": weight});
         let row =
-            json!({"messages": [user, answer], "tools": [], "chat_template_kwargs": {}, "documents": null});
+            json!({"messages": [user, answer], "tools": [], "chat_template_kwargs": {}, "documents": ["d"]});
         let (Row::Conversation { messages }, _) = read(&row) else { panic!("messages") };
         assert_eq!(messages[1].reasoning_content.as_deref(), Some("easy"), "{name}");
     }
+    // Texts without roles pass no template.
+    let (_, is_plain) = read(&json!({"prompt": "a", "completion": "b", "tools": [1]}));
+    assert!(is_plain);
 }
 
 #[test]

@@ -85,12 +85,14 @@ impl Template {
                 messages.last_mut().ok_or_else(|| refused("there is no message to continue".to_string()))?;
             last.content += CONTINUED;
         }
-        if messages.iter().any(|message| message.content.contains([environment::OPEN, environment::CLOSE])) {
-            return Err(refused("a message holds U+FDD2 or U+FDD3, which are no characters".to_string()));
-        }
         let source = source::rewrite(&self.source).map_err(|(line, cause)| {
             PolicyError::TemplateUnreadable { cause: format!("{}: {cause}", self.place(Some(line))) }
         })?;
+        let holds_marks =
+            |message: &Message| message.content.contains([environment::OPEN, environment::CLOSE]);
+        if source.has_marks && messages.iter().any(holds_marks) {
+            return Err(refused("a message holds U+FDD2 or U+FDD3, which are no characters".to_string()));
+        }
         let bytes = messages.iter().map(|message| message.content.len()).sum::<usize>() + self.source.len();
         let context = self.context(&messages, ending, extras);
         let text = environment::environment(bytes).and_then(|environment| {

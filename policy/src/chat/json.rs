@@ -225,10 +225,47 @@ fn repr(text: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
             }
             text.push('}');
         }
+        ValueKind::String => quoted(text, value.as_str().unwrap_or_default()),
+        ValueKind::Undefined => text.push_str("Undefined"),
         _ => {
             // Writing to a text cannot fail.
             let _ = write!(text, "{value:?}");
         }
     }
     Ok(())
+}
+
+/// `repr` of a text.
+fn quoted(text: &mut String, content: &str) {
+    let quote = if content.contains('\'') && !content.contains('"') { '"' } else { '\'' };
+    text.push(quote);
+    for character in content.chars() {
+        let code = u32::from(character);
+        // Writing to a text cannot fail.
+        let _ = match character {
+            '\n' => write!(text, "\\n"),
+            '\r' => write!(text, "\\r"),
+            '\t' => write!(text, "\\t"),
+            '\\' => write!(text, "\\\\"),
+            _ if character == quote => write!(text, "\\{quote}"),
+            _ if !is_hidden(character) => write!(text, "{character}"),
+            _ if code <= 0xff => write!(text, "\\x{code:02x}"),
+            _ if code <= 0xffff => write!(text, "\\u{code:04x}"),
+            _ => write!(text, "\\U{code:08x}"),
+        };
+    }
+    text.push(quote);
+}
+
+/// What Python does not print: controls, spaces but the plain one, formats, private and no characters.
+fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || character.is_whitespace() && character != ' '
+        || matches!(
+            character,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+                | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{e000}'..='\u{f8ff}' | '\u{fdd0}'..='\u{fdef}'
+                | '\u{feff}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' | '\u{e0000}'..='\u{e0fff}'
+                | '\u{f0000}'..='\u{10ffff}'
+        )
 }

@@ -72,6 +72,10 @@ cycler('a','b').next()
 joiner()() ~ 'x'
 (1,)
 ["it's", 'a\nb']
+['\u200b', '\x00', '\xa0', '😀', '\\']
+[undefined_x]
+'a\n\nb\n'|indent(2, blank=true)
+'a\nb'|indent('> ', true)
 messages[::-1][0].role
 messages|map(attribute='role')|list
 messages|groupby('role')|list|length
