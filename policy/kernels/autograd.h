@@ -262,12 +262,13 @@ struct Rotation {
     x.copy_(at::addcmul(wide * cos.index_select(0, positions).unsqueeze(1), half,
                         sin.index_select(0, positions).unsqueeze(1), direction));
   }
-  /// Of a product's sums, as `kind`.
-  Tensor of_sums(const Tensor& sums, at::ScalarType kind) const {
-    if (!on_cpu(sums)) {
-      turn(sums, 1.0f);
-      return sums.to(kind);
+  /// Of a product's sums, as `kind`. libtorch's own product of bf16 numbers has rounded its sums on the CPU already.
+  Tensor of_sums(const Tensor& product, at::ScalarType kind) const {
+    if (!on_cpu(product)) {
+      turn(product, 1.0f);
+      return product.to(kind);
     }
+    const Tensor sums = product.to(at::kFloat);
     Tensor y = at::empty_like(sums, sums.options().dtype(kind));
     typed(y, [&]<typename T>(T*) {
       rotate_sums<T>(in<float>(sums), sums.size(0), sums.size(1), heads, cos.size(1), positions.const_data_ptr<int64_t>(),

@@ -197,7 +197,8 @@ fn spans(
             ));
         }
     } else if (first..messages.len()).all(|turn| learned(&turn)) {
-        return Ok(vec![prompt_end..text.len()]);
+        let completion = prompt_end..text.len();
+        return Ok(Vec::from([completion]));
     }
     let by_rendering =
         |turn: &usize| learned(turn) && !(by_marks.is_some() && messages[*turn].role == Role::Assistant);
