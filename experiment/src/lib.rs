@@ -8,7 +8,7 @@
 //! - a module a section: `mode`, `model`, `devices`, `prompts`, `data`, `reward` (with `unscored`), `generator`,
 //!   `selection`, `evaluation`; `stages` and `averages` read the arms;
 //! - [`plan`], with [`arm`] and [`average`]: the result, in which nothing is left open; `resolve` writes it out as TOML;
-//! - [`preflight`]: what else can be wrong, found before weights are read: the model's headers, devices, prompts that do
+//! - [`preflight()`]: what else can be wrong, found before weights are read: the model's headers, devices, prompts that do
 //!   not fit, rows that an algorithm has no use for; [`examples`]: rows as what an algorithm learns from;
 //! - [`preparation`]: the file of `arriero data prepare`.
 //!

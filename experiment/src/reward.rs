@@ -12,7 +12,7 @@ use crate::unscored::Unscored;
 /// of the file do not matter.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load`](crate::load()).
 pub fn read_reward(
     path: Option<&Path>,
     kind: Option<&str>,

@@ -1,8 +1,8 @@
 //! Chat templates: a conversation as the text that the model was trained on.
 //!
-//! The templates are Jinja as Hugging Face's `apply_chat_template` runs it. [`source`] puts what transformers adds to
-//! Jinja into the engine's terms, [`environment`] has its globals, filters and tests and bounds what a template may cost,
-//! [`python`] has the methods of Python's texts, and [`json`] writes values as Python does.
+//! The templates are Jinja as Hugging Face's `apply_chat_template` runs it. `source` puts what transformers adds to
+//! Jinja into the engine's terms, `environment` has its globals, filters and tests and bounds what a template may cost,
+//! `python` has the methods of Python's texts, and `json` writes values as Python does.
 
 mod environment;
 mod json;

@@ -15,8 +15,8 @@
 
 mod options;
 
-use arriero_buffers::selection::WholeGroup;
 use arriero_buffers::Tree;
+use arriero_buffers::selection::WholeGroup;
 use tch::Tensor;
 
 use super::terms::advantages::{centred, deviation, scaled};
@@ -79,7 +79,9 @@ impl Objective for Grpo {
         let policy_loss = self.aggregate(&losses, self.aggregation(), batch);
         let value = match entropy_coef {
             0.0 => policy_loss.shallow_clone(),
-            weight => &policy_loss - self.aggregate(&statistics.entropies, Aggregation::Token, batch) * weight,
+            weight => {
+                &policy_loss - self.aggregate(&statistics.entropies, Aggregation::Token, batch) * weight
+            }
         };
 
         let terms = Terms { clipped, correction, kl, policy_loss };

@@ -8,8 +8,8 @@
 //! The NLL is a mean over all chosen tokens of the batch. TRL's also counts the prompt's tokens, so that its
 //! `nll_loss` is another number; here it is called `nll_loss/response`.
 
-use arriero_buffers::selection::BestAgainstWorst;
 use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 use tch::{Kind, Tensor};
 
 use super::terms::pairs::{self, Pair};

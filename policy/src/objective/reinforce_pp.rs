@@ -79,10 +79,7 @@ pub struct ReinforcePp {
 impl Objective for ReinforcePp {
     fn needs(&self) -> Needs {
         let least = if self.options.baseline { 2 } else { 1 };
-        Needs {
-            reference: self.options.beta != 0.0,
-            ..Needs::of(WholeGroup { least, drop_equal: false })
-        }
+        Needs { reference: self.options.beta != 0.0, ..Needs::of(WholeGroup { least, drop_equal: false }) }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -8,8 +8,8 @@
 //! fresh, and beyond that ρ corrects for what changed.) One sample a prompt is enough, but every prompt is answered once
 //! more, greedily; that answer is scored, and not trained on.
 
-use arriero_buffers::selection::GreedyBaseline;
 use arriero_buffers::Tree;
+use arriero_buffers::selection::GreedyBaseline;
 
 use super::reinforce_pp::penalised_returns;
 use super::terms::aggregate::{Aggregation, LossMask, aggregate};

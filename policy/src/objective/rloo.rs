@@ -74,10 +74,7 @@ pub struct Rloo {
 
 impl Objective for Rloo {
     fn needs(&self) -> Needs {
-        Needs {
-            reference: self.options.beta != 0.0,
-            ..Needs::of(WholeGroup { least: 2, drop_equal: false })
-        }
+        Needs { reference: self.options.beta != 0.0, ..Needs::of(WholeGroup { least: 2, drop_equal: false }) }
     }
 
     fn loss(&self, statistics: &TokenStatistics, batch: &MicroBatch<'_>) -> Loss {

@@ -8,8 +8,8 @@
 //! reference: what holds the policy is a small learning rate. β is ten to a hundred times DPO's, since r is a
 //! mean over tokens.
 
-use arriero_buffers::selection::BestAgainstWorst;
 use arriero_buffers::Tree;
+use arriero_buffers::selection::BestAgainstWorst;
 
 use super::dpo::smoothed_sigmoid;
 use super::terms::pairs::{self, Pair};
